@@ -1,0 +1,40 @@
+# Everything a person or a machine runs here. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BOOTSTRAP := $(PYTHON) deploy/setup/bootstrap.py $(if $(GPU),--gpu)
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check proto clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+	@echo
+	@echo "  GPU=1 with setup, demo or test installs SGLang's own packages for an NVIDIA GPU."
+	@echo "  PYTHON=/path/to/python3.11 names the Python that .venv is made with."
+
+setup:  ## make .venv, install everything, convert the default model; repeating it does nothing
+	@$(BOOTSTRAP)
+	@$(BIN)/python -m streamfill.models
+
+demo: setup  ## stream a document into a small cluster and compare with sending it at once
+	@$(BIN)/streamfill demo
+
+test: setup  ## run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## lint, format, types and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not integration and not e2e and not gpu" $(PYTEST_ARGS)
+
+proto: setup  ## generate the gRPC stubs from the .proto file again
+	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src --grpc_python_out=src \
+		src/streamfill/api/streamfill.proto
+
+clean:  ## remove .venv and caches; converted models stay
+	rm -rf $(VENV) build dist .setup.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

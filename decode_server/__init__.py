@@ -1,0 +1,2 @@
+"""The decode server: takes KV in, and goes on with answers whose first token was sampled
+elsewhere."""

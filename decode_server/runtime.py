@@ -1,0 +1,63 @@
+"""A decode server inside SGLang's scheduler process: the core and the receiving endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from decode_server.core import DecodeCore
+from streamfill.config import ServerConfig
+from streamfill.engine.scheduler_engine import SchedulerEngine
+from streamfill.kv_transfer.receiver import KvReceiver
+from streamfill.scheduling.fcfs import FcfsPolicy
+from streamfill.serving.rank_mailbox import RankMailbox
+from streamfill.serving.runtime import STAGING_LIMIT_BYTES, SchedulerRuntime
+
+
+class DecodeRuntime(SchedulerRuntime):
+    """One rank of a decode server."""
+
+    def __init__(
+        self, config: ServerConfig, model_id: str, rank: int, mailbox: RankMailbox, step_tokens: int
+    ) -> None:
+        """``step_tokens``: recomputed tokens of one step; the rest as ``SchedulerRuntime``."""
+        super().__init__(config, model_id, rank, mailbox)
+        self._step_tokens = step_tokens
+        self._receiver: KvReceiver | None = None
+        self._decode_core: DecodeCore | None = None
+
+    def build_core(self, engine: SchedulerEngine) -> DecodeCore:
+        self._receiver = KvReceiver(
+            self.config.server_id,
+            engine.kv_pool.layout,
+            self.config.host,
+            memory_limit_bytes=STAGING_LIMIT_BYTES,
+            rank=self.rank,
+            incarnation=self.incarnation,
+            device=engine.kv_pool.device,
+        )
+        self._decode_core = DecodeCore(
+            engine,
+            self.send,
+            FcfsPolicy(),
+            self._receiver,
+            step_tokens=self._step_tokens,
+            clock=self.clock,
+        )
+        return self._decode_core
+
+    def wake_sources(self) -> list[Any]:
+        return [] if self._receiver is None else [self._receiver]
+
+    def control_port(self) -> int:
+        return 0 if self._receiver is None else self._receiver.port
+
+    def poll_transport(self) -> list[int]:
+        return [] if self._decode_core is None else self._decode_core.receive()
+
+    def take_transfers(self, transfer_ids: tuple[int, ...]) -> None:
+        if self._decode_core is not None:
+            self._decode_core.take_in(transfer_ids)
+
+    def close_transport(self) -> None:
+        if self._receiver is not None:
+            self._receiver.close()

@@ -1,0 +1,2 @@
+"""The prefill server: computes context as it arrives, samples the first token, hands the KV
+over."""

@@ -1,0 +1,99 @@
+"""A prefill server inside SGLang's scheduler process: the core, the sending endpoint, the line to
+the controller."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefill_server.core import PrefillCore
+from streamfill.config import ServerConfig
+from streamfill.engine.scheduler_engine import SchedulerEngine
+from streamfill.kv_transfer.sender import KvSender
+from streamfill.messages.control import Plan, Telemetry
+from streamfill.preemption.client import ControllerClient
+from streamfill.scheduling.fcfs import FcfsPolicy
+from streamfill.serving.rank_mailbox import RankMailbox
+from streamfill.serving.runtime import SchedulerRuntime
+
+TELEMETRY_INTERVAL_S = 0.5
+"""A plan stands until the next; half a second is short beside the seconds between segments."""
+
+
+class PrefillRuntime(SchedulerRuntime):
+    """One rank of a prefill server."""
+
+    def __init__(
+        self, config: ServerConfig, model_id: str, rank: int, mailbox: RankMailbox, step_tokens: int
+    ) -> None:
+        """``step_tokens``: prefill tokens of one step; the rest as ``SchedulerRuntime``."""
+        super().__init__(config, model_id, rank, mailbox)
+        self._step_tokens = step_tokens
+        self._sender: KvSender | None = None
+        self._prefill_core: PrefillCore | None = None
+        self._controller: ControllerClient | None = None
+        self._reported_s = 0.0
+        if rank == 0 and config.controller_endpoint is not None:
+            self._controller = ControllerClient(
+                config.controller_endpoint, config.server_id, self.incarnation
+            )
+
+    def build_core(self, engine: SchedulerEngine) -> PrefillCore:
+        self._sender = KvSender(
+            self.config.server_id,
+            engine.kv_pool.layout,
+            rank=self.rank,
+            incarnation=self.incarnation,
+            device=engine.kv_pool.device,
+        )
+        self._prefill_core = PrefillCore(
+            engine,
+            self.send,
+            FcfsPolicy(),
+            self._sender,
+            rank=self.rank,
+            step_tokens=self._step_tokens,
+            clock=self.clock,
+        )
+        return self._prefill_core
+
+    def wake_sources(self) -> list[Any]:
+        sources: list[Any] = [] if self._sender is None else [self._sender]
+        if self._controller is not None:
+            sources.append(self._controller.socket)
+        return sources
+
+    def control_port(self) -> int:
+        return 0
+
+    def poll_transport(self) -> list[int]:
+        if self._prefill_core is not None:
+            self._prefill_core.poll_transfers()
+        return []
+
+    def poll_controller(self) -> tuple[Plan | None, bool]:
+        controller = self._controller
+        if controller is None:
+            return None, False
+        now_s = time.monotonic()
+        if now_s - self._reported_s >= TELEMETRY_INTERVAL_S:
+            self._reported_s = now_s
+            memory = self.core.engine.memory()
+            controller.report(
+                Telemetry(
+                    server_id=self.config.server_id,
+                    incarnation=self.incarnation,
+                    report=0,
+                    num_free_tokens=memory.free_tokens,
+                    num_cached_tokens=memory.evictable_tokens,
+                    num_total_tokens=memory.total_tokens,
+                    streams=self.core.telemetry(),
+                )
+            )
+        return controller.poll(), controller.alive
+
+    def close_transport(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        if self._controller is not None:
+            self._controller.close()

@@ -1,0 +1,238 @@
+"""The border between the gRPC service and the router's core: plain data and one Protocol.
+
+The service (``router/service.py``) speaks gRPC and knows nothing of servers; the core (``router/manager.py``) knows
+nothing of gRPC. Both run in the router's asyncio loop. All methods raise ``errors.StreamError`` subclasses and leave
+the stream unharmed when they do, unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from streamfill.messages.common import Role, Sampling, ServerCounters, StreamMode, TokenLogprob
+from streamfill.observability.lifetime import Lifetime
+from streamfill.stream.ids import ServerId
+from streamfill.stream.state import StreamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A piece of context: exactly one of ``text``, ``token_ids`` or ``messages`` is given.
+
+    In append mode it goes behind what is there; in update mode it is the whole new context. ``messages`` are whole chat
+    messages (role, content); with them the stream is a chat and further text grows the content of the last message.
+    """
+
+    text: str | None = None
+    token_ids: Sequence[int] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions:
+    """What a client says when it opens a stream."""
+
+    mode: StreamMode = StreamMode.APPEND
+    priority: int = 0
+    request_id: str = ""
+    """The client's own name for it, in logs and replies."""
+    deadline_s: float | None = None
+    """Whole life of the stream, from now."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """First chat messages, the last one open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitOptions:
+    """How the answer is generated."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: Sequence[str] = ()
+    skip_special_tokens: bool = True
+    final_segment: Segment | None = None
+    """Applied before the commit, in one step with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acknowledged:
+    """How far the prompt has come. Sent after each operation and whenever a server reports progress."""
+
+    client_seq: int
+    """Newest client operation that was applied."""
+    num_received_tokens: int
+    num_computed_tokens: int
+    num_invalidated_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """Part of the answer. ``text`` may be empty while a character is incomplete."""
+
+    index: int
+    token_id: int
+    text: str
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    """Prompt tokens that were already computed when the commit came."""
+    num_invalidated_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneEvent:
+    """The end of an answer; the last event of a stream that went well."""
+
+    finish_reason: str
+    """``stop``, ``length`` or ``abort``."""
+    text_tail: str
+    """Text that was held back and belongs to no later token."""
+    matched_stop: str | int | None
+    usage: Usage
+    prefill_server: str
+    decode_server: str
+    """Empty when the prefill server generated everything."""
+    decoded_by_prefill: bool
+    """No decode server was alive, or the last one died and the prefill server took over."""
+    handoff: str
+    """``done``, ``failed: <reason>`` or ``none``."""
+    num_attempts: int
+    lifetime: Lifetime
+
+
+StreamEvent = Acknowledged | TokenEvent | DoneEvent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """One server as the router sees it."""
+
+    server_id: str
+    role: Role
+    state: str
+    """``alive``, ``suspect``, ``draining`` or ``dead``."""
+    pid: int
+    num_assigned_streams: int
+    heartbeat_age_s: float
+    loop_age_s: float
+    controller_alive: bool
+    counters: ServerCounters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterInfo:
+    """The cluster as the router sees it."""
+
+    model: str
+    vocab_size: int
+    context_tokens: int
+    pool_tokens: int
+    """Of the smallest prefill server; 0 while there is none."""
+    ready: bool
+    decode_available: bool
+    num_open_streams: int
+    num_streams_by_outcome: Mapping[str, int]
+    num_malformed_frames: int
+    servers: Sequence[ServerInfo]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStatus:
+    """One stream at this moment, for a client that comes back to it by its id."""
+
+    stream_id: int
+    request_id: str
+    mode: StreamMode
+    priority: int
+    state: StreamState
+    acknowledged: Acknowledged
+    """What the next acknowledgement would say."""
+    num_output_tokens: int
+
+
+class StreamHandle(Protocol):
+    """One stream, held by the service call that opened it or attached to it."""
+
+    @property
+    def stream_id(self) -> int: ...
+
+    @property
+    def mode(self) -> StreamMode: ...
+
+    def status(self) -> StreamStatus: ...
+
+    async def append(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
+        """Put ``segment`` behind the context. ``client_seq`` repeated: ignored and acknowledged.
+
+        Raises:
+            FailedPreconditionError: the stream is in update mode, or committed.
+            InvalidArgumentError: bad ids or text, or the prompt would outgrow the context or the KV pool.
+            ResourceExhaustedError: too much is waiting to be computed.
+        """
+        ...
+
+    async def update(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
+        """Replace the context by ``segment``. Raises as ``append``, with the modes exchanged."""
+        ...
+
+    async def commit(self, options: CommitOptions, client_seq: int | None = None) -> None:
+        """The prompt is complete. The answer comes through ``events``.
+
+        Raises:
+            FailedPreconditionError: already committed.
+            InvalidArgumentError: the prompt is empty, or a sampling value is wrong.
+            UnavailableError: no prefill server is alive.
+        """
+        ...
+
+    def events(self) -> AsyncIterator[StreamEvent]:
+        """Everything that happens, until ``DoneEvent``. One consumer at a time; acknowledgements that nobody fetched
+        are merged, tokens never are. Raises the stream's ``StreamError`` when it ends badly."""
+        ...
+
+    async def cancel(self, reason: str) -> None:
+        """Stop everything, on every server. Idempotent."""
+        ...
+
+    def note_refused(self, client_seq: int) -> None:
+        """The service itself refused the operation of this number, so that it never came here: the
+        next number is no gap."""
+        ...
+
+
+class StreamManager(Protocol):
+    """The router's core."""
+
+    async def open(self, options: OpenOptions) -> StreamHandle:
+        """Mint a stream and place it on a prefill server.
+
+        Raises:
+            UnavailableError: no prefill server came alive within a second.
+            ResourceExhaustedError: ``max_streams`` are open.
+        """
+        ...
+
+    def get(self, stream_id: int) -> StreamHandle:
+        """Raises StreamNotFoundError."""
+        ...
+
+    def info(self) -> ClusterInfo: ...
+
+    async def wait_readiness_change(self) -> bool:
+        """Returns the new readiness when it changes: ready means that a prefill server is alive."""
+        ...
+
+    async def flush_caches(self, timeout_s: float) -> Mapping[ServerId, bool]:
+        """Empty the KV caches of all servers; per server whether it did. A server that has streams
+        refuses, one that did not answer in time counts as False."""
+        ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, wait for what is open, then cancel the rest."""
+        ...

@@ -1,0 +1,164 @@
+"""The router's end of the ZeroMQ links: one ROUTER socket, to which all servers connect.
+
+The socket is read from the asyncio loop's readiness callback, without a task or a future per frame:
+an answer's token costs one callback. ZeroMQ's file descriptor only tells of *changes*, therefore
+whoever leaves frames in the socket, or sends, looks again (`_look_again`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+
+import zmq
+
+from streamfill.errors import ConfigError, ProtocolError
+from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
+from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
+from streamfill.observability.logging import RateLimited, log_event
+
+logger = logging.getLogger(__name__)
+
+MAX_QUEUED_MESSAGES = 50_000
+"""Towards one server that does not read. It is dead within seconds, and what is lost is resent."""
+
+MAX_FRAMES_PER_TURN = 256
+"""After so many the loop gets to its other work, such as the clients."""
+
+LINGER_MS = 200
+"""What is queued at the end, such as cancellations, gets so long to leave."""
+
+Identity = bytes
+"""ZeroMQ's name of one connection. A reconnected server has a new one."""
+
+
+class RouterLink:
+    """Sends to and receives from servers. Owned by the asyncio loop that calls `bind`."""
+
+    def __init__(self, on_message: Callable[[Identity, s.ServerToRouter], None]) -> None:
+        self._on_message = on_message
+        self._decoder: FrameDecoder[s.ServerToRouter] = FrameDecoder(s.ServerToRouter)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._descriptor = -1
+        self._look_again_planned = False
+        self._log_malformed = RateLimited()
+        self._log_full = RateLimited()
+        self.num_malformed_frames = 0
+
+    def bind(self, host: str, port: int) -> int:
+        """Listen; returns the port.
+
+        Args:
+            port: 0 for any free one.
+
+        Raises:
+            ConfigError: the address cannot be had.
+        """
+        self._context = zmq.Context()
+        socket = self._context.socket(zmq.ROUTER)
+        socket.linger = LINGER_MS
+        socket.sndhwm = socket.rcvhwm = MAX_QUEUED_MESSAGES
+        # A frame up to this size is read and answered; beyond, ZeroMQ closes the connection.
+        socket.maxmsgsize = 2 * MAX_FRAME_BYTES
+        socket.router_mandatory = True
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        try:
+            socket.bind(f"tcp://{host}:{port or '*'}")
+        except zmq.ZMQError as error:
+            socket.close()
+            self._context.term()
+            if error.errno == errno.EADDRINUSE:
+                remedy = f"the port is in use on {host}; choose another, or 0 for any free one"
+                raise ConfigError("router.zmq_port", port, remedy) from error
+            remedy = f"cannot listen on {host} ({error}); give an address of this machine"
+            raise ConfigError("router.host", host, remedy) from error
+        endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._socket = socket
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = socket.fileno()
+        self._loop.add_reader(self._descriptor, self._on_readable)
+        self._look_again()
+        return int(endpoint.rpartition(":")[2])
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        if self._socket is None or self._loop is None or self._context is None:
+            return
+        self._loop.remove_reader(self._descriptor)
+        self._socket.close()
+        self._socket = None
+        self._context.term()
+
+    def send(self, identity: Identity, message: r.RouterToServer) -> bool:
+        """Queue a message for one connection; False when there is no such connection any more."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart((identity, encode(message)), zmq.NOBLOCK)
+        except zmq.Again:
+            if self._log_full.allow():
+                log_event(
+                    logger,
+                    "server_queue_full",
+                    level=logging.WARNING,
+                    dropped=type(message).__name__,
+                    num_suppressed=self._log_full.num_suppressed,
+                )
+            return True
+        except zmq.ZMQError as error:
+            if error.errno == errno.EHOSTUNREACH:
+                return False
+            raise
+        self._look_again()
+        return True
+
+    def _look_again(self) -> None:
+        if not self._look_again_planned and self._loop is not None:
+            self._look_again_planned = True
+            self._loop.call_soon(self._on_readable)
+
+    def _on_readable(self) -> None:
+        self._look_again_planned = False
+        for _ in range(MAX_FRAMES_PER_TURN):
+            if self._socket is None:
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._receive(frames)
+        self._look_again()
+
+    def _receive(self, frames: list[bytes]) -> None:
+        identity = frames[0]
+        try:
+            if len(frames) != 2:
+                raise ProtocolError(f"message of {len(frames) - 1} frames, expected 1")
+            message = self._decoder.decode(frames[1])
+        except ProtocolError as error:
+            self.num_malformed_frames += 1
+            if self._log_malformed.allow():
+                log_event(
+                    logger,
+                    "malformed_frame",
+                    level=logging.WARNING,
+                    error=str(error)[:300],
+                    num_suppressed=self._log_malformed.num_suppressed,
+                )
+            self.send(identity, r.Malformed(reason=str(error)[:500]))
+            return
+        try:
+            self._on_message(identity, message)
+        except Exception as error:  # noqa: BLE001  one message must not take the others down
+            log_event(
+                logger,
+                "message_handler_failed",
+                level=logging.ERROR,
+                exception=error,
+                message=type(message).__name__,
+            )

@@ -1,0 +1,86 @@
+"""Which server gets a stream. Pure functions over plain data: no sockets, no clock, no state.
+
+Work is counted the moment it is assigned, not when a server reports it, so a burst of arrivals
+spreads evenly although heartbeats come four times a second only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from streamfill.messages.common import Role
+from streamfill.stream.ids import ServerId
+
+STREAM_WEIGHT_TOKENS = 512
+"""What an open stream counts before its tokens are known: a typical segment."""
+
+
+class ServerState(str, Enum):
+    """How a server is."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerLoad:
+    """What placement looks at, of one server."""
+
+    server_id: ServerId
+    role: Role
+    state: ServerState
+    num_streams: int
+    """Assigned by this router and not ended."""
+    pending_tokens: int
+    """Assigned and not computed yet, as far as the router knows."""
+    held_tokens: int
+    """Of all assigned streams, computed or not."""
+    reported_pending_tokens: int
+    """From its last heartbeat."""
+    pool_tokens: int
+
+
+def choose_server(
+    loads: Iterable[ServerLoad],
+    role: Role,
+    *,
+    need_tokens: int = 0,
+    avoid: Collection[ServerId] = (),
+) -> ServerId | None:
+    """The least loaded living server of a role.
+
+    Args:
+        need_tokens: what its KV pool must be able to hold.
+        avoid: servers that failed this stream; taken only when there is no other.
+
+    Returns:
+        None when no server of this role is alive and large enough. A suspect is not alive: it
+        either recovers with its next heartbeat or is about to be declared dead.
+    """
+    candidates = [
+        load
+        for load in loads
+        if load.role is role and load.state is ServerState.ALIVE and load.pool_tokens >= need_tokens
+    ]
+    if not candidates:
+        return None
+    return min(candidates, key=lambda load: _rank(load, avoid)).server_id
+
+
+def _rank(load: ServerLoad, avoid: Collection[ServerId]) -> tuple[bool, float, int, ServerId]:
+    """Less is better; the id makes the choice the same in every run."""
+    waiting_tokens = max(load.pending_tokens, load.reported_pending_tokens)
+    if load.role is Role.PREFILL:
+        # Computing is scarce: what is ahead of a new stream.
+        score = float(waiting_tokens + STREAM_WEIGHT_TOKENS * load.num_streams)
+    else:
+        # Memory is scarce: how full the pool will be.
+        score = (load.held_tokens + STREAM_WEIGHT_TOKENS * load.num_streams) / load.pool_tokens
+    return load.server_id in avoid, score, load.num_streams, load.server_id

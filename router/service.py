@@ -1,0 +1,145 @@
+"""The operations of the gRPC API, on top of the router's core. Knows messages, but not gRPC.
+
+A refused request raises ``StreamError``. A call whose client goes away is cancelled by whoever runs
+it; its stream then ends on every server. The bidirectional call is in ``service_stream.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from router import service_replies as replies
+from router import service_requests as requests
+from router.interface import Acknowledged, StreamHandle, StreamManager
+from router.service_decode import Undecodable
+from router.service_stream import StreamCall, refusals_noted
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.errors import FailedPreconditionError, StreamError
+from streamfill.observability.logging import log_event
+from streamfill.stream.state import StreamState
+
+logger = logging.getLogger(__name__)
+
+CLIENT_GONE = "the client went away"
+
+
+class EventWriter(Protocol):
+    """The reply side of a call. Waits while the client is slow, so nothing piles up here."""
+
+    async def write(self, event: pb.StreamEvent) -> None: ...
+
+
+class StreamfillService:
+    """One method for each call of ``streamfill.proto``, with its name in snake case."""
+
+    def __init__(self, manager: StreamManager) -> None:
+        self._manager = manager
+        self._vocab_size = manager.info().vocab_size  # of the model, so it never changes
+        self._cancellations: set[asyncio.Task[None]] = set()
+
+    async def stream(
+        self,
+        operations: AsyncIterator[pb.StreamRequest | Undecodable[pb.StreamRequest]],
+        writer: EventWriter,
+    ) -> None:
+        """``Stream``"""
+        call = StreamCall(self._manager, self._vocab_size, operations, writer.write)
+        try:
+            await call.run()
+        finally:
+            if call.handle is not None and not call.is_over:
+                self._cancel_later(call.handle)
+
+    async def open_stream(self, request: pb.OpenStreamRequest) -> pb.OpenStreamResponse:
+        """``OpenStream``"""
+        handle = await self._manager.open(requests.open_options(request.open))
+        return pb.OpenStreamResponse(stream_id=handle.stream_id)
+
+    async def append_segment(self, request: pb.AppendSegmentRequest) -> pb.Acknowledged:
+        """``AppendSegment``"""
+        handle = self._manager.get(request.stream_id)
+        seq = request.seq if request.HasField("seq") else None
+        with refusals_noted(handle, seq):
+            segment = requests.segment(request.segment, self._vocab_size)
+            return replies.acknowledged(await handle.append(segment, seq))
+
+    async def update_context(self, request: pb.UpdateContextRequest) -> pb.Acknowledged:
+        """``UpdateContext``"""
+        handle = self._manager.get(request.stream_id)
+        seq = request.seq if request.HasField("seq") else None
+        with refusals_noted(handle, seq):
+            segment = requests.segment(request.segment, self._vocab_size)
+            return replies.acknowledged(await handle.update(segment, seq))
+
+    async def commit_stream(self, request: pb.CommitStreamRequest, writer: EventWriter) -> None:
+        """``CommitStream``"""
+        handle = self._manager.get(request.stream_id)
+        seq = request.seq if request.HasField("seq") else None
+        with refusals_noted(handle, seq):
+            options = requests.commit_options(request.commit, self._vocab_size)
+            await handle.commit(options, seq)
+        if handle.status().state is StreamState.OPEN:
+            message = f"the commit's number {seq} leaves a gap or belongs to another operation"
+            raise FailedPreconditionError(message)
+        await self._answer(handle, writer)
+
+    async def cancel_stream(self, request: pb.CancelStreamRequest) -> pb.CancelStreamResponse:
+        """``CancelStream``"""
+        await self._manager.get(request.stream_id).cancel(request.reason or "asked by the client")
+        return pb.CancelStreamResponse()
+
+    async def get_stream(self, request: pb.GetStreamRequest) -> pb.GetStreamResponse:
+        """``GetStream``"""
+        return replies.stream_status(self._manager.get(request.stream_id).status())
+
+    async def generate(self, request: pb.GenerateRequest, writer: EventWriter) -> None:
+        """``Generate``"""
+        opening, commit = requests.generate_options(request, self._vocab_size)
+        handle = await self._manager.open(opening)
+        try:
+            await handle.commit(commit)
+        except BaseException:  # nobody else knows of this stream
+            self._cancel_later(handle)
+            raise
+        await self._answer(handle, writer)
+
+    async def server_info(self, request: pb.ServerInfoRequest) -> pb.ServerInfoResponse:
+        """``ServerInfo``"""
+        return replies.cluster_info(self._manager.info())
+
+    async def flush_caches(self, request: pb.FlushCachesRequest) -> pb.FlushCachesResponse:
+        """``FlushCaches``"""
+        flushed = await self._manager.flush_caches(requests.flush_timeout_s(request))
+        return pb.FlushCachesResponse(flushed={str(name): done for name, done in flushed.items()})
+
+    async def close(self) -> None:
+        """Wait for the cancellations that are under way."""
+        await asyncio.gather(*self._cancellations)
+
+    async def _answer(self, handle: StreamHandle, writer: EventWriter) -> None:
+        try:
+            async for event in handle.events():
+                if not isinstance(event, Acknowledged):
+                    await writer.write(replies.stream_event(event, handle.stream_id))
+        except StreamError:  # the stream is over, or another call took it over
+            raise
+        except BaseException:
+            self._cancel_later(handle)
+            raise
+
+    def _cancel_later(self, handle: StreamHandle) -> None:
+        """In a task of its own: the caller is being cancelled and may be so again."""
+        task = asyncio.create_task(_cancel(handle))
+        self._cancellations.add(task)
+        task.add_done_callback(self._cancellations.discard)
+
+
+async def _cancel(handle: StreamHandle) -> None:
+    try:
+        await handle.cancel(CLIENT_GONE)
+    except StreamError as error:
+        stream_id = handle.stream_id
+        log_event(logger, "cancel_failed", stream_id=stream_id, level=logging.WARNING, error=error)

@@ -1,0 +1,138 @@
+"""Events and facts of the core, as protobuf messages."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from router.interface import (
+    Acknowledged,
+    ClusterInfo,
+    DoneEvent,
+    ServerInfo,
+    StreamEvent,
+    StreamStatus,
+    TokenEvent,
+)
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.messages.common import StreamMode, TokenLogprob
+from streamfill.observability.lifetime import Lifetime
+
+_MODES = {
+    StreamMode.APPEND: pb.STREAM_MODE_APPEND,
+    StreamMode.UPDATE: pb.STREAM_MODE_UPDATE,
+}
+
+
+def stream_event(event: StreamEvent, stream_id: int) -> pb.StreamEvent:
+    """What a client is told about ``event``."""
+    match event:
+        case Acknowledged():
+            return pb.StreamEvent(acknowledged=acknowledged(event))
+        case TokenEvent():
+            return pb.StreamEvent(
+                token=pb.Token(
+                    index=event.index,
+                    token_id=event.token_id,
+                    text=event.text,
+                    logprob=None if event.logprob is None else _logprob(event.logprob),
+                )
+            )
+        case DoneEvent():
+            return pb.StreamEvent(done=_done(event, stream_id))
+        case _:
+            assert_never(event)
+
+
+def acknowledged(event: Acknowledged) -> pb.Acknowledged:
+    """How far the prompt has come."""
+    return pb.Acknowledged(
+        seq=event.client_seq,
+        num_received_tokens=event.num_received_tokens,
+        num_computed_tokens=event.num_computed_tokens,
+        num_invalidated_tokens=event.num_invalidated_tokens,
+    )
+
+
+def stream_status(status: StreamStatus) -> pb.GetStreamResponse:
+    """How far a stream is."""
+    return pb.GetStreamResponse(
+        stream_id=status.stream_id,
+        request_id=status.request_id,
+        mode=_MODES[status.mode],
+        priority=status.priority,
+        state=str(status.state),
+        acknowledged=acknowledged(status.acknowledged),
+        num_output_tokens=status.num_output_tokens,
+    )
+
+
+def cluster_info(info: ClusterInfo) -> pb.ServerInfoResponse:
+    """The cluster."""
+    return pb.ServerInfoResponse(
+        model=info.model,
+        vocab_size=info.vocab_size,
+        context_tokens=info.context_tokens,
+        pool_tokens=info.pool_tokens,
+        ready=info.ready,
+        decode_available=info.decode_available,
+        num_open_streams=info.num_open_streams,
+        num_streams_by_outcome=info.num_streams_by_outcome,
+        num_malformed_frames=info.num_malformed_frames,
+        servers=[_server(server) for server in info.servers],
+    )
+
+
+def _server(server: ServerInfo) -> pb.Server:
+    return pb.Server(
+        server_id=server.server_id,
+        role=server.role.value,
+        state=server.state,
+        pid=server.pid,
+        num_assigned_streams=server.num_assigned_streams,
+        heartbeat_age_s=server.heartbeat_age_s,
+        loop_age_s=server.loop_age_s,
+        controller_alive=server.controller_alive,
+        counters=msgspec.structs.asdict(server.counters),
+    )
+
+
+def _logprob(logprob: TokenLogprob) -> pb.TokenLogprob:
+    top = [pb.TopLogprob(token_id=token_id, logprob=value) for token_id, value in logprob.top]
+    return pb.TokenLogprob(logprob=logprob.logprob, top=top)
+
+
+def _done(event: DoneEvent, stream_id: int) -> pb.Done:
+    matched = event.matched_stop
+    return pb.Done(
+        finish_reason=event.finish_reason,
+        matched_stop_string=matched if isinstance(matched, str) else None,
+        matched_stop_token_id=matched if isinstance(matched, int) else None,
+        text_tail=event.text_tail,
+        usage=pb.Usage(
+            num_prompt_tokens=event.usage.num_prompt_tokens,
+            num_output_tokens=event.usage.num_output_tokens,
+            num_cached_tokens=event.usage.num_cached_tokens,
+            num_invalidated_tokens=event.usage.num_invalidated_tokens,
+        ),
+        metadata=pb.AnswerMetadata(
+            stream_id=stream_id,
+            prefill_server=event.prefill_server,
+            decode_server=event.decode_server,
+            decoded_by_prefill=event.decoded_by_prefill,
+            handoff=event.handoff,
+            num_attempts=event.num_attempts,
+            lifetime=_lifetime(event.lifetime),
+        ),
+    )
+
+
+def _lifetime(lifetime: Lifetime) -> list[pb.LifetimeEvent]:
+    """Times from the first event on: those of the monotonic clock mean nothing elsewhere."""
+    entries = lifetime.entries
+    start_s = entries[0].at_s if entries else 0.0
+    return [
+        pb.LifetimeEvent(name=str(entry.event), time_s=entry.at_s - start_s, segment=entry.segment)
+        for entry in entries
+    ]

@@ -1,0 +1,194 @@
+"""The gRPC server of the router: transport, health, reflection. The border to gRPC's errors.
+
+Health, by ``grpc.health.v1``: the empty name says that this process lives; the name of the service
+says that a prefill server is alive and the router is not draining.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from router.interface import StreamManager
+from router.service import StreamfillService
+from router.service_decode import Undecodable, decoder
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.status_details import short_message, status_code, trailing_metadata
+from streamfill.errors import ConfigError, InternalError, StreamError
+from streamfill.observability.logging import log_event
+
+logger = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Streamfill"]
+LIVENESS = ""
+READINESS = SERVICE.full_name
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""A long document in one piece, far below what could fill a memory."""
+
+PING_INTERVAL_MS = 10_000
+"""Clients may ping this often without data, and are pinged this often: a stream may be silent for
+minutes, and a client whose machine went away must be noticed all the same."""
+PING_TIMEOUT_MS = 10_000
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # or a second router would share the port without a word
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS),
+)
+
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class GrpcServer:
+    """Serves one core. ``start``, perhaps ``begin_drain``, ``stop``, in this order."""
+
+    def __init__(self, manager: StreamManager, host: str, port: int) -> None:
+        self._manager = manager
+        self._host = host
+        self._port = port
+        self._service = StreamfillService(manager)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._readiness_task: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(options=_OPTIONS)
+
+    async def start(self) -> int:
+        """Bind and serve. Returns the port, which differs from the wanted one only if that was 0.
+
+        Raises:
+            ConfigError: the address cannot be bound.
+        """
+        handlers = {method.name: _handler(method, self._service) for method in SERVICE.methods}
+        generic = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        port = self._bind()
+        await self._set_readiness(self._manager.info().ready)
+        await self._server.start()
+        self._readiness_task = asyncio.create_task(self._follow_readiness())
+        return port
+
+    async def begin_drain(self) -> None:
+        """Readiness is NOT_SERVING from now on; calls go on."""
+        await self._stop_following()
+        await self._set_readiness(False)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, give those that are open ``grace_s``, then cancel them."""
+        await self._stop_following()
+        await self._server.stop(grace_s)
+        await self._service.close()
+
+    def _bind(self) -> int:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            return self._server.add_insecure_port(f"{host}:{self._port}")
+        except RuntimeError as error:
+            remedy = (
+                f"cannot be bound on {self._host}; choose a free port, or 0 for any, "
+                "and a router.host that is an address of this machine"
+            )
+            raise ConfigError("router.grpc_port", self._port, remedy) from error
+
+    async def _follow_readiness(self) -> None:
+        told: bool | None = None
+        while True:
+            ready = self._manager.info().ready
+            if ready == told:  # nothing awaits in between, so no change is missed
+                ready = await self._manager.wait_readiness_change()
+            told = ready
+            await self._set_readiness(ready)
+
+    async def _set_readiness(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(READINESS, status.SERVING if ready else status.NOT_SERVING)
+
+    async def _stop_following(self) -> None:
+        if self._readiness_task is not None:
+            self._readiness_task.cancel()
+            await asyncio.wait({self._readiness_task})
+
+
+class _Writer:
+    """An ``EventWriter`` over a call."""
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+
+    async def write(self, event: pb.StreamEvent) -> None:
+        await self._context.write(event)
+
+
+def _handler(
+    method: MethodDescriptor, service: StreamfillService
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """How gRPC calls the service's method for ``method``."""
+    behaviour = getattr(service, re.sub("(?<!^)(?=[A-Z])", "_", method.name).lower())
+    request = GetMessageClass(method.input_type)
+    response = GetMessageClass(method.output_type)
+    codecs = (decoder(request), response.SerializeToString)
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(_streaming(behaviour, method.name), *codecs)
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_streaming(behaviour, method.name), *codecs)
+    return grpc.unary_unary_rpc_method_handler(_unary(behaviour, method.name), *codecs)
+
+
+def _unary(
+    behaviour: Callable[[Message], Awaitable[Message]], name: str
+) -> Callable[[Message | Undecodable[Message], _Context], Awaitable[Message]]:
+    async def run(request: Message | Undecodable[Message], context: _Context) -> Message:
+        try:
+            if isinstance(request, Undecodable):
+                raise request.error
+            return await behaviour(request)
+        except Exception as error:  # noqa: BLE001 - the edge of a call, which answers it
+            await _fail(context, name, error)
+
+    return run
+
+
+_Request: TypeAlias = Message | Undecodable[Message] | AsyncIterator[Message | Undecodable[Message]]
+
+
+def _streaming(
+    behaviour: Callable[[Any, _Writer], Awaitable[None]], name: str
+) -> Callable[[_Request, _Context], Awaitable[None]]:
+    async def run(request: _Request, context: _Context) -> None:
+        try:
+            if isinstance(request, Undecodable):
+                raise request.error
+            await behaviour(request, _Writer(context))
+        except Exception as error:  # noqa: BLE001 - the edge of a call, which answers it
+            await _fail(context, name, error)
+
+    return run
+
+
+async def _fail(context: _Context, name: str, error: Exception) -> NoReturn:
+    """End the call with the status of ``error``."""
+    if not isinstance(error, StreamError):
+        if context.done():
+            log_event(logger, "client_gone", level=logging.DEBUG, call=name, reason=str(error))
+            raise error
+        log_event(logger, "call_failed", level=logging.ERROR, error=error, call=name)
+        error = InternalError(f"{name} failed: {error!r}")
+    await context.abort(status_code(error.code), short_message(error), trailing_metadata(error))

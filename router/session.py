@@ -1,0 +1,685 @@
+"""One stream in the router: where it is, how far it has come, and how it ends.
+
+1. `try_place`: a prefill server is chosen; `OpenStream`, then splices as the prompt grows.
+2. `commit`: a decode server is chosen; `Commit` tells the prefill server where the KV goes.
+3. The prefill server's first `Output` goes to the client at once; then `Generate` goes to the
+   decode server, which goes on with the second token when the KV is there, or recomputes.
+4. The last token, a stop string, an error, the client or the deadline end it: `Forget` goes to
+   servers that are through with it, `Cancel` to those that may not be.
+
+Whatever breaks in between, `_recover` starts a new attempt: before the first token by giving the
+prompt to a prefill server, afterwards by giving prompt and answer so far to any server. Outputs are
+numbered, so the client sees each token once.
+
+All methods are called from the router's loop and never wait. What clients ask for comes through
+`handle.ClientHandle`, which keeps the order of their operations.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router import timing
+from router.answer import Answer
+from router.cluster import Cluster, StreamMessage
+from router.events import EventQueue
+from router.interface import Acknowledged, CommitOptions, DoneEvent, OpenOptions, Usage
+from router.legs import GenerateLeg, PrefillLeg
+from router.prompt import Prompt
+from router.retries import Retries
+from router.sampling import fit_max_new_tokens
+from router.segments import SegmentRecord
+from router.servers import Assignment, Server
+from streamfill.errors import (
+    CancelledStreamError,
+    DeadlineExceededError,
+    ErrorCode,
+    InternalError,
+    ProtocolError,
+    StreamError,
+    UnavailableError,
+)
+from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
+from streamfill.messages.codec import pack_ids, unpack_ids
+from streamfill.messages.common import Finish, FinishReason, HandoffTarget, Role, Sampling
+from streamfill.observability.lifetime import Lifetime, LifetimeEvent
+from streamfill.observability.logging import log_event
+from streamfill.stream.ids import StreamId, TransferId
+from streamfill.stream.state import StreamState, StreamStateMachine
+from streamfill.stream.token_log import LoggedSplice
+from streamfill.stream.tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+NEVER_S = float("inf")
+
+RETRYABLE_CODES = frozenset(
+    {ErrorCode.INTERNAL, ErrorCode.UNAVAILABLE, ErrorCode.ABORTED, ErrorCode.UNKNOWN}
+)
+"""Codes of `StreamFailed` that speak of the server, not of the request."""
+
+_Leg = PrefillLeg | GenerateLeg
+
+
+@dataclass(slots=True)
+class _Target:
+    """The decode server that a commit named, and its reserved share of load."""
+
+    load: Assignment
+    transfer_id: TransferId
+    transfer_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """What the client asked for, as far as there is room for it, and the answer to it."""
+
+    sampling: Sampling
+    answer: Answer
+
+
+class Session:
+    """State of one stream. Owned by the manager; `on_end` is called exactly once."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        tokenizer: TextTokenizer,
+        prompt: Prompt,
+        options: OpenOptions,
+        *,
+        idle_timeout_s: float,
+        on_end: Callable[[Session], None],
+    ) -> None:
+        now_s = time.monotonic()
+        self.stream_id: StreamId = cluster.new_stream_id()
+        self.options = options
+        self.prompt = prompt
+        self.machine = StreamStateMachine(self.stream_id)
+        self.events = EventQueue()
+        self.lifetime = Lifetime()
+        self.segments = SegmentRecord(self.lifetime)
+        self.client_seq = 0
+        """Newest operation of the client that was applied."""
+        self.due_s = NEVER_S
+        """When `tick` has something to do; the manager looks at nothing else."""
+        self._cluster = cluster
+        self._tokenizer = tokenizer
+        self._on_end = on_end
+        self._idle_timeout_s = idle_timeout_s
+        self._touched_s = now_s
+        self._deadline_s = NEVER_S if options.deadline_s is None else now_s + options.deadline_s
+        self._prefill: PrefillLeg | None = None
+        self._generate: GenerateLeg | None = None
+        self._target: _Target | None = None
+        self._committed: _Committed | None = None
+        self._attempt = 0
+        self._retries = Retries()
+        self._heard_s = now_s
+        self._gap_asked_s = float("-inf")
+        self._invalidated_before = 0
+        self._num_cached_tokens: int | None = None
+        self._handoff = "none"
+        self._decoded_by_prefill = False
+        self._prefill_server = ""
+        self._decode_server = ""
+        self._last_acknowledged: Acknowledged | None = None
+        self._num_output_tokens = 0
+        self.lifetime.record(LifetimeEvent.OPENED)
+
+    # For the client's handle.
+
+    @property
+    def state(self) -> StreamState:
+        """Where the stream is in its life."""
+        return self.machine.state
+
+    def acknowledged(self) -> Acknowledged:
+        """How far the prompt has come."""
+        if self._last_acknowledged is not None:
+            return self._last_acknowledged
+        computed, invalidated = 0, self._invalidated_before
+        if self._prefill is not None:
+            computed = min(self._prefill.num_computed_tokens, self.prompt.log.num_tokens)
+            invalidated += self._prefill.num_invalidated_tokens
+        return Acknowledged(
+            client_seq=self.client_seq,
+            num_received_tokens=self.prompt.log.num_tokens,
+            num_computed_tokens=computed,
+            num_invalidated_tokens=invalidated,
+        )
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of the answer, as far as it has come."""
+        if self._committed is None:
+            return self._num_output_tokens
+        return self._committed.answer.num_tokens
+
+    def touch(self) -> None:
+        """The client did something."""
+        self._touched_s = time.monotonic()
+
+    def send_changes(self, logged: list[LoggedSplice], segment: int | None) -> None:
+        """Send what was just recorded in the prompt's log."""
+        now_s = time.monotonic()
+        if self._prefill is not None:
+            for each in logged:
+                self._prefill.splice(each, now_s)
+        if segment is not None:
+            self.segments.sent(segment, self.prompt.log.last_seq, self.prompt.log.num_tokens)
+        self._plan(now_s)
+
+    def commit(self, options: CommitOptions) -> None:
+        """The prompt is complete. The caller checked everything."""
+        now_s = time.monotonic()
+        self.machine.advance(StreamState.COMMITTED)
+        log = self.prompt.log
+        room_tokens = self._cluster.room_tokens()
+        self._committed = _Committed(
+            fit_max_new_tokens(options.sampling, log.num_tokens, room_tokens),
+            Answer(self._tokenizer, log.ids, options.stop, options.skip_special_tokens),
+        )
+        self._heard_s = now_s
+        if self._prefill is not None:
+            self._send_commit(self._prefill, self._committed, now_s)
+        else:
+            self.try_place(now_s)
+        self._plan(now_s)
+
+    def cancel(self, reason: str) -> None:
+        """The client gave it up. Idempotent."""
+        self.end(StreamState.ABORTED, CancelledStreamError(f"cancelled: {reason}"))
+
+    # Placement.
+
+    def try_place(self, now_s: float) -> None:
+        """Find a server for what comes next, if none has it; called when one became alive."""
+        if self.machine.is_terminal or self._producer() is not None:
+            return
+        self._retries.wait(now_s)
+        if self._retries.may_try(now_s):
+            if self._committed is not None and self._committed.answer.num_tokens:
+                self._place_generate(self._committed, now_s)
+            else:
+                self._place_prefill(now_s)
+            if self._producer() is not None:
+                self._retries.placed()
+        self._plan(now_s)
+
+    def move_from(self, server: Server) -> None:
+        """Leave a draining server while that costs little: before the commit."""
+        leg = self._prefill
+        if leg is None or leg.server is not server or self.state is not StreamState.OPEN:
+            return
+        if self._cluster.is_usable(Role.PREFILL):
+            self._drop(leg)
+            self.try_place(time.monotonic())
+
+    def _place_prefill(self, now_s: float) -> None:
+        log = self.prompt.log
+        server = self._cluster.choose(
+            Role.PREFILL, need_tokens=log.num_tokens + 1, avoid=self._retries.failed_on
+        )
+        if server is None:
+            return
+        self._attempt += 1
+        leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
+        leg.begin(self.options.mode, self.options.priority, now_s)
+        self._prefill = leg
+        self._prefill_server = server.server_id
+        self._heard_s = now_s
+        if self._committed is not None:
+            self._send_commit(leg, self._committed, now_s)
+
+    def _send_commit(self, leg: PrefillLeg, committed: _Committed, now_s: float) -> None:
+        num_tokens = self.prompt.log.num_tokens
+        self._release_target()
+        self._handoff = "none"
+        decode = None
+        if committed.sampling.max_new_tokens > 1:
+            need_tokens = num_tokens + committed.sampling.max_new_tokens
+            decode = self._cluster.choose(
+                Role.DECODE, need_tokens=need_tokens, avoid=self._retries.failed_on
+            )
+        if decode is not None:
+            self._target = _Target(Assignment(decode), self._cluster.new_transfer_id())
+            self._target.load.set(pending_tokens=0, held_tokens=num_tokens)
+        commit = r.Commit(
+            stream_id=self.stream_id,
+            attempt=leg.attempt,
+            seq=leg.next_seq,
+            num_prompt_tokens=num_tokens,
+            sampling=committed.sampling,
+            handoff=None if self._target is None else _handoff_target(self._target),
+        )
+        leg.send_commit(commit, now_s)
+        self.lifetime.record(LifetimeEvent.COMMIT_SENT)
+
+    def _start_decode(self, committed: _Committed, leg: PrefillLeg, now_s: float) -> None:
+        """The first token is out; the rest comes from the decode server."""
+        self.lifetime.record(LifetimeEvent.HANDOFF_STARTED)
+        target = self._target
+        if target is None or target.load.server.is_dead:
+            self._release_target()
+            self._note_handoff("failed: the decode server died")
+            self.try_place(now_s)
+            return
+        self._target = None
+        transfer_id = None if target.transfer_failed else target.transfer_id
+        self._begin_generate(committed, target.load, leg.attempt, transfer_id, now_s)
+
+    def _place_generate(self, committed: _Committed, now_s: float) -> None:
+        need_tokens = self.prompt.log.num_tokens + committed.sampling.max_new_tokens
+        for role in (Role.DECODE, Role.PREFILL):
+            server = self._cluster.choose(
+                role, need_tokens=need_tokens, avoid=self._retries.failed_on
+            )
+            if server is not None:
+                self._attempt += 1
+                self._begin_generate(committed, Assignment(server), self._attempt, None, now_s)
+                return
+
+    def _begin_generate(
+        self,
+        committed: _Committed,
+        load: Assignment,
+        attempt: int,
+        transfer_id: TransferId | None,
+        now_s: float,
+    ) -> None:
+        message = r.Generate(
+            stream_id=self.stream_id,
+            attempt=attempt,
+            prompt_ids=pack_ids(self.prompt.log.ids),
+            output_ids=pack_ids(committed.answer.token_ids),
+            sampling=committed.sampling,
+            transfer_id=transfer_id,
+        )
+        held_tokens = self.prompt.log.num_tokens + committed.answer.num_tokens
+        load.set(pending_tokens=0, held_tokens=held_tokens)
+        self._generate = GenerateLeg(self._cluster.send, load, message)
+        self._generate.begin(now_s)
+        self._heard_s = now_s
+        if load.server.role is Role.DECODE:
+            self._decode_server = load.server.server_id
+        self._decoded_by_prefill = load.server.role is Role.PREFILL
+
+    def _producer(self) -> _Leg | None:
+        """Who takes the prompt in, or is expected to send the next token."""
+        if self._generate is not None:
+            return self._generate
+        if self._prefill is None or self._committed is None:
+            return self._prefill
+        is_through = self._prefill.hands_off and self._committed.answer.num_tokens > 0
+        return None if is_through else self._prefill
+
+    # What servers say.
+
+    def on_message(self, server: Server, message: StreamMessage) -> None:
+        """Take a message in; what belongs to no current attempt is dropped."""
+        leg = self._leg_of(server, message.attempt)
+        if leg is None:
+            self._drop_stale(server, message)
+            return
+        now_s = time.monotonic()
+        match message:
+            case s.Output():
+                self._on_output(leg, message, now_s)
+            case s.Received(seq=seq):
+                leg.acknowledge(seq, now_s)
+            case s.Progress():
+                self._on_progress(leg, message, now_s)
+            case s.ResyncRequest(have_seq=have_seq):
+                self._on_resync(leg, have_seq, now_s)
+            case s.HandoffReport():
+                self._on_handoff_report(message)
+            case s.StreamFailed():
+                self._on_failed(leg, message)
+        self._plan(now_s)
+
+    def _leg_of(self, server: Server, attempt: int) -> _Leg | None:
+        for leg in (self._generate, self._prefill):
+            if leg is not None and leg.server is server and leg.attempt == attempt:
+                return leg
+        return None
+
+    def _drop_stale(self, server: Server, message: StreamMessage) -> None:
+        self._cluster.num_stale_messages += 1
+        if isinstance(message, s.Output | s.Progress):
+            # It still works on what is over. An attempt that is newer there stays.
+            now_s = time.monotonic()
+            self._cluster.cancels.add(server, self.stream_id, message.attempt, now_s)
+
+    def _on_progress(self, leg: _Leg, message: s.Progress, now_s: float) -> None:
+        leg.acknowledge(message.seq, now_s)
+        if isinstance(leg, PrefillLeg):
+            leg.progress(message.num_computed_tokens, message.num_invalidated_tokens)
+            # Less than a page is not computed ahead.
+            reached = message.num_computed_tokens + leg.server.facts.page_size - 1
+            self.segments.computed(leg.log_seq(message.seq), reached)
+            self.events.put_acknowledged(self.acknowledged())
+
+    def _on_resync(self, leg: _Leg, have_seq: int, now_s: float) -> None:
+        log_event(
+            logger,
+            "resync",
+            stream_id=self.stream_id,
+            server_id=leg.server.server_id,
+            have_seq=have_seq,
+        )
+        if isinstance(leg, GenerateLeg) or have_seq < 0:
+            self._lose_leg(leg, f"server {leg.server.server_id} does not know the stream")
+        elif not leg.resync(have_seq, now_s):
+            self._restart(leg, now_s)
+
+    def _restart(self, leg: PrefillLeg, now_s: float) -> None:
+        """The log does not reach back far enough: the whole prompt, as a new attempt."""
+        self._drop(leg)
+        self.try_place(now_s)
+
+    def _on_handoff_report(self, report: s.HandoffReport) -> None:
+        if self._target is not None and self._target.transfer_id == report.transfer_id:
+            self._target.transfer_failed = not report.ok
+        elif self._generate is None or self._generate.transfer_id != report.transfer_id:
+            return
+        if self._prefill is not None:
+            self._prefill.is_through = True
+            self._prefill.load.release()
+        self._note_handoff("done" if report.ok else f"failed: {report.reason}")
+
+    def _note_handoff(self, outcome: str) -> None:
+        self._handoff = outcome
+        if outcome == "done":
+            self.lifetime.record(LifetimeEvent.HANDOFF_DONE)
+            return
+        log_event(logger, "handoff_failed", stream_id=self.stream_id, outcome=outcome)
+        if self._generate is not None:
+            self._generate.transfer_failed()
+
+    def _on_failed(self, leg: _Leg, message: s.StreamFailed) -> None:
+        try:
+            code = ErrorCode(message.code)
+        except ValueError:
+            code = ErrorCode.UNKNOWN
+        if code in RETRYABLE_CODES:
+            self._lose_leg(leg, f"server {leg.server.server_id}: {message.message}")
+            return
+        is_early = self.machine.can_enter(StreamState.REJECTED)
+        ending = StreamState.REJECTED if is_early else StreamState.FAILED
+        self.end(ending, StreamError.from_code(code, message.message))
+
+    # The answer.
+
+    def _on_output(self, leg: _Leg, output: s.Output, now_s: float) -> None:
+        committed = self._committed
+        leg.acknowledge(leg.last_seq, now_s)
+        if committed is None or leg is not self._producer():
+            self._cluster.num_stale_messages += 1  # a repetition of what was handed off
+            return
+        self._heard_s = now_s
+        if self._num_cached_tokens is None and isinstance(leg, PrefillLeg):
+            self._num_cached_tokens = output.num_cached_tokens
+        if output.first_index > committed.answer.num_tokens:
+            self._ask_for_missing(leg, committed, now_s)
+            return
+        finish = output.finish
+        if finish is not None and finish.reason is FinishReason.ABORT:
+            self._lose_leg(leg, f"server {leg.server.server_id} aborted: {finish.message}")
+            return
+        if finish is not None and self._is_only_first(leg, committed, finish):
+            finish = None
+        try:
+            ended_by = self._take(committed, output, finish)
+        except (StreamError, ProtocolError) as error:
+            reason = f"server {leg.server.server_id} sent bad tokens: {error}"
+            self.end(StreamState.FAILED, InternalError(reason))
+            return
+        if ended_by is not None:
+            self._finish(committed, ended_by, leg if ended_by is finish else None)
+        elif isinstance(leg, PrefillLeg) and self._producer() is None:
+            self._start_decode(committed, leg, now_s)
+
+    def _is_only_first(self, leg: _Leg, committed: _Committed, finish: Finish) -> bool:
+        """A prefill server that hands off has made the one token that it was to make."""
+        return (
+            finish.reason is FinishReason.LENGTH
+            and isinstance(leg, PrefillLeg)
+            and leg.hands_off
+            and committed.sampling.max_new_tokens > 1
+        )
+
+    def _take(
+        self, committed: _Committed, output: s.Output, finish: Finish | None
+    ) -> Finish | None:
+        """Give the client what it does not have yet of these tokens; returns how they end."""
+        ids = unpack_ids(output.token_ids)
+        answer = committed.answer
+        if finish is not None and not ids and not answer.num_tokens:
+            raise ProtocolError("an end without a token")
+        max_new_tokens = committed.sampling.max_new_tokens
+        for place in range(answer.num_tokens - output.first_index, len(ids)):
+            ended_by = finish if place == len(ids) - 1 else None
+            event = answer.push(
+                ids[place],
+                output.logprobs[place] if place < len(output.logprobs) else None,
+                silent=ended_by is not None and ended_by.matched_token_id == ids[place],
+            )
+            if answer.matched_stop is not None:
+                ended_by = Finish(reason=FinishReason.STOP)
+            elif ended_by is None and answer.num_tokens >= max_new_tokens:
+                ended_by = Finish(reason=FinishReason.LENGTH)
+            if event.index == 0:
+                self.machine.advance(StreamState.DECODING)
+            self._record_token(event.index, is_last=ended_by is not None)
+            self.events.put_token(event)
+            if ended_by is not None:
+                return ended_by
+        return finish
+
+    def _record_token(self, index: int, *, is_last: bool) -> None:
+        """As `Lifetime.record_token`, which counts, whereas the index is known here."""
+        at_s = time.monotonic()
+        if index < 2:
+            first = LifetimeEvent.FIRST_TOKEN if index == 0 else LifetimeEvent.SECOND_TOKEN
+            self.lifetime.record(first, at_s=at_s)
+        elif not is_last:
+            self.lifetime.record(LifetimeEvent.TOKEN, at_s=at_s)
+        if is_last:
+            self.lifetime.record(LifetimeEvent.LAST_TOKEN, at_s=at_s)
+
+    def _ask_for_missing(self, leg: _Leg, committed: _Committed, now_s: float) -> None:
+        if now_s - self._gap_asked_s < timing.GAP_REPEAT_S:
+            return
+        self._gap_asked_s = now_s
+        message = r.ResendOutput(
+            stream_id=self.stream_id,
+            attempt=leg.attempt,
+            from_index=committed.answer.num_tokens,
+        )
+        self._cluster.send(leg.server, message)
+
+    def _finish(self, committed: _Committed, finish: Finish, through: _Leg | None) -> None:
+        """The answer is complete; `through` is the leg whose server knows it."""
+        answer = committed.answer
+        if through is not None:
+            through.is_through = True
+        if self._generate is None:
+            no_target = self._target is None
+            self._decoded_by_prefill = no_target and committed.sampling.max_new_tokens > 1
+        elif self._handoff == "none" and self._generate.transfer_id is not None:
+            self._handoff = "failed: not reported before the end of the answer"
+        done = DoneEvent(
+            finish_reason=finish.reason.value,
+            text_tail=answer.flush(),
+            matched_stop=answer.matched_stop or finish.matched_token_id,
+            usage=Usage(
+                num_prompt_tokens=self.prompt.log.num_tokens,
+                num_output_tokens=answer.num_tokens,
+                num_cached_tokens=self._num_cached_tokens or 0,
+                num_invalidated_tokens=self.acknowledged().num_invalidated_tokens,
+            ),
+            prefill_server=self._prefill_server,
+            decode_server="" if self._decoded_by_prefill else self._decode_server,
+            decoded_by_prefill=self._decoded_by_prefill,
+            handoff=self._handoff,
+            num_attempts=self._attempt,
+            lifetime=self.lifetime,
+        )
+        self._end(StreamState.DONE, done)
+
+    # Failure and time.
+
+    def on_streams_lost(self, server: Server, reason: str) -> None:
+        """Nothing that was on this server is there any more."""
+        for leg in (self._generate, self._prefill):
+            if leg is not None and leg.server is server:
+                self._lose_leg(leg, reason)
+
+    def _lose_leg(self, leg: _Leg, reason: str) -> None:
+        if leg is self._producer():
+            self._recover(leg, reason)
+        elif leg is self._prefill:
+            handoff_open = self._handoff == "none" and self._generate is not None
+            self._drop(leg)
+            if handoff_open:
+                self._note_handoff(f"failed: {reason}")
+
+    def _recover(self, leg: _Leg, reason: str) -> None:
+        """What was to come next will not come: try again, elsewhere if possible."""
+        now_s = time.monotonic()
+        may_retry = self._retries.failed(leg.began_s, leg.server, now_s)
+        log_event(
+            logger,
+            "attempt_failed",
+            level=logging.WARNING,
+            stream_id=self.stream_id,
+            attempt=leg.attempt,
+            num_failures=self._retries.num_failures,
+            reason=reason,
+        )
+        self._drop(leg)
+        if may_retry:
+            self.try_place(now_s)
+        else:
+            num_failures = self._retries.num_failures
+            message = f"{num_failures} attempts failed in a row; the last one: {reason}"
+            self.end(StreamState.FAILED, UnavailableError(message))
+
+    def _drop(self, leg: _Leg) -> None:
+        leg.load.release()
+        now_s = time.monotonic()
+        self._cluster.cancels.add(leg.server, self.stream_id, leg.attempt, now_s)
+        if isinstance(leg, PrefillLeg):
+            self._invalidated_before += leg.num_invalidated_tokens
+            self._prefill = None
+        else:
+            self._generate = None
+
+    def _release_target(self) -> None:
+        if self._target is not None:
+            self._target.load.release()
+            self._target = None
+
+    def tick(self, now_s: float) -> None:
+        """Deadlines and repetitions. Called by the manager when `due_s` has come."""
+        if now_s >= self._deadline_s:
+            message = f"the stream's deadline of {self.options.deadline_s} s is over"
+            self.end(StreamState.DEADLINE, DeadlineExceededError(message))
+        elif self.state is StreamState.OPEN and now_s >= self._touched_s + self._idle_timeout_s:
+            message = f"not committed and not touched for {self._idle_timeout_s} s"
+            self.end(StreamState.ABORTED, StreamError(message, code=ErrorCode.ABORTED))
+        elif self._retries.gave_up(now_s):
+            message = f"no server to go on with for {timing.REPLACE_WAIT_S} s"
+            self.end(StreamState.FAILED, UnavailableError(message))
+        else:
+            self.try_place(now_s)
+            if self._prefill is not None and not self._prefill.tick(now_s):
+                self._restart(self._prefill, now_s)
+            if self._generate is not None:
+                self._generate.tick(now_s)
+            self._probe(now_s)
+            self._plan(now_s)
+
+    def _probe(self, now_s: float) -> None:
+        """The last message of an answer has no follower that would show its loss."""
+        producer = self._producer()
+        if self._committed is None or now_s < self._heard_s + timing.PROBE_AFTER_S:
+            return
+        self._heard_s = now_s
+        if producer is not None:
+            self._ask_for_missing(producer, self._committed, now_s)
+
+    def _plan(self, now_s: float) -> None:
+        """Find out when `tick` is due next."""
+        if self.machine.is_terminal:
+            self.due_s = NEVER_S
+            return
+        if self.state is StreamState.OPEN:
+            due_s = self._touched_s + self._idle_timeout_s
+        else:
+            due_s = self._heard_s + timing.PROBE_AFTER_S
+        due_s = min(due_s, self._deadline_s, self._retries.due_s(now_s))
+        for leg in (self._prefill, self._generate):
+            if leg is not None:
+                due_s = min(due_s, leg.due_s)
+        self.due_s = due_s
+
+    # The end.
+
+    def end(self, state: StreamState, error: StreamError) -> None:
+        """End badly, or do nothing when the stream has ended already."""
+        self._end(state, error)
+
+    def _end(self, state: StreamState, end: DoneEvent | StreamError) -> None:
+        if not self.machine.finish(state):
+            return
+        self.lifetime.record(LifetimeEvent(state.value))
+        self._last_acknowledged = self.acknowledged()
+        self._leave_servers()
+        log_event(
+            logger,
+            "stream_ended",
+            stream_id=self.stream_id,
+            request_id=self.options.request_id,
+            outcome=state,
+            reason=end.finish_reason if isinstance(end, DoneEvent) else str(end),
+            num_prompt_tokens=self.prompt.log.num_tokens,
+            num_attempts=self._attempt,
+        )
+        # What is kept for late calls must be small.
+        self._num_output_tokens = self.num_output_tokens
+        self.prompt = Prompt(self._tokenizer, None)
+        self._committed = None
+        self.due_s = NEVER_S
+        self.events.close(end)
+        self._on_end(self)
+
+    def _leave_servers(self) -> None:
+        legs = [leg for leg in (self._prefill, self._generate) if leg is not None]
+        for server in {leg.server for leg in legs}:
+            here = [leg for leg in legs if leg.server is server]
+            attempt = max(leg.attempt for leg in here)
+            if all(leg.is_through for leg in here):
+                message = r.Forget(stream_id=self.stream_id, attempt=attempt)
+                self._cluster.send(server, message)
+            else:
+                self._cluster.cancels.add(server, self.stream_id, attempt, time.monotonic())
+        for leg in legs:
+            leg.load.release()
+        self._release_target()
+        self._prefill = self._generate = None
+
+
+def _handoff_target(target: _Target) -> HandoffTarget:
+    facts = target.load.server.facts
+    return HandoffTarget(
+        transfer_id=target.transfer_id,
+        server_id=facts.server_id,
+        host=facts.kv_host,
+        control_ports=facts.kv_control_ports,
+    )

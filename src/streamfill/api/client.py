@@ -1,0 +1,213 @@
+"""The asyncio client.
+
+::
+
+    async with Client("127.0.0.1:50051") as client:
+        async with client.stream(mode="append") as stream:
+            await stream.append("The first part of a long document ...")
+            await stream.append("... and the rest.")
+            async for token in stream.commit("Sum it up.", max_tokens=64, temperature=0.0):
+                print(token.text, end="")
+            print(stream.result.timing.ttft_s)
+
+Errors are those of ``streamfill.errors``. All calls of one client share one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from streamfill.api import replies, requests
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.answer import Answer
+from streamfill.api.generate_call import GenerateSource
+from streamfill.api.status_details import from_rpc_error
+from streamfill.api.stream import Stream
+from streamfill.api.streamfill_pb2_grpc import StreamfillStub
+from streamfill.api.types import ClusterInfo, Mode, Result, SamplingOptions
+from streamfill.errors import StreamError, UnavailableError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""The same as the router's: a long document in one piece, far below what could fill a memory."""
+
+INFO_TIMEOUT_S = 10.0
+"""The router answers from memory; a loaded machine may take seconds to schedule it."""
+
+READY_POLL_S = 0.1
+"""Short against the start of a server, long against one ``ServerInfo`` call."""
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # An idle stream must notice a router that vanished without a word. The router permits 10 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # `wait_ready` starts before the router does; the default back-off grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+class Client:
+    """A connection to one router. Used inside ``async with``, in one event loop."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        self._target = target
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: StreamfillStub | None = None
+
+    async def __aenter__(self) -> Client:
+        self.stub  # noqa: B018 - connects
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls that are still open are cancelled. Idempotent."""
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close(None)
+
+    @property
+    def stub(self) -> StreamfillStub:
+        """The generated stub, for the unary forms of the operations. Raises gRPC's errors."""
+        if self._stub is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+            self._stub = StreamfillStub(self._channel)
+        return self._stub
+
+    def stream(
+        self,
+        *,
+        mode: Mode = "append",
+        priority: int = 0,
+        request_id: str = "",
+        deadline_s: float | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+    ) -> Stream:
+        """A new stream, for ``async with``. With ``messages`` a chat, whose last message grows.
+
+        Args:
+            priority: larger is more urgent.
+            request_id: the caller's own name for it, in the logs.
+            deadline_s: the stream ends with DEADLINE_EXCEEDED this long after it was opened.
+        """
+        opening = requests.open_message(
+            mode=mode,
+            priority=priority,
+            request_id=request_id,
+            deadline_s=deadline_s,
+            messages=messages,
+        )
+        return Stream(self.stub, opening)
+
+    def generate(
+        self,
+        prompt: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        priority: int = 0,
+        request_id: str = "",
+        deadline_s: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer:
+        """The answer to a whole prompt: exactly one of text, token ids and chat messages."""
+        request = pb.GenerateRequest(
+            prompt=requests.segment(prompt, token_ids, messages),
+            sampling=requests.sampling(sampling),
+            priority=priority,
+            request_id=request_id,
+            deadline_s=deadline_s,
+        )
+        return Answer(GenerateSource(self.stub, request))
+
+    async def complete(
+        self,
+        prompt: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        priority: int = 0,
+        request_id: str = "",
+        deadline_s: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        """As ``generate``, all at once."""
+        answer = self.generate(
+            prompt,
+            token_ids=token_ids,
+            messages=messages,
+            priority=priority,
+            request_id=request_id,
+            deadline_s=deadline_s,
+            **sampling,
+        )
+        async with answer:
+            return await answer.read()
+
+    async def server_info(self) -> ClusterInfo:
+        """The cluster at this moment.
+
+        Raises:
+            UnavailableError: no router is there.
+        """
+        try:
+            reply = await self.stub.ServerInfo(pb.ServerInfoRequest(), timeout=INFO_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return replies.cluster_info(reply)
+
+    async def flush_caches(self, timeout_s: float = 10.0) -> dict[str, bool]:
+        """Empty the KV caches of all servers; by server id, whether it did.
+
+        A server that has streams refuses. For measurements with a cold cache.
+        """
+        request = pb.FlushCachesRequest(timeout_s=timeout_s)
+        try:
+            reply = await self.stub.FlushCaches(request, timeout=timeout_s + INFO_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return dict(reply.flushed)
+
+    async def wait_ready(self, timeout_s: float = 60.0) -> ClusterInfo:
+        """Wait until the router is there and a prefill server is alive.
+
+        Raises:
+            UnavailableError: that is not so after ``timeout_s``.
+        """
+        end_s = time.monotonic() + timeout_s
+        seen = "no prefill server is alive"
+        cause: StreamError | None = None
+        while True:
+            try:
+                info = await self.server_info()
+                if info.ready:
+                    return info
+            except StreamError as error:
+                seen, cause = error.message, error
+            if time.monotonic() >= end_s:
+                message = (
+                    f"the cluster at {self._target} is not ready after {timeout_s:g} s: {seen}"
+                )
+                raise UnavailableError(message) from cause
+            await asyncio.sleep(READY_POLL_S)

@@ -1,0 +1,123 @@
+"""What a user of the client says, as protobuf messages.
+
+Only what cannot be put on the wire is refused here; all other values are judged by the router, so
+that every client gets the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.types import Mode, SamplingOptions
+from streamfill.errors import InvalidArgumentError
+
+_MODES = {"append": pb.STREAM_MODE_APPEND, "update": pb.STREAM_MODE_UPDATE}
+
+
+def open_message(
+    *,
+    mode: Mode,
+    priority: int,
+    request_id: str,
+    deadline_s: float | None,
+    messages: Sequence[Mapping[str, str]] | None,
+) -> pb.Open:
+    """The first message of a stream.
+
+    Raises:
+        InvalidArgumentError: a value that no stream can have.
+    """
+    if mode not in _MODES:
+        known = " or ".join(repr(name) for name in get_args(Mode))
+        raise InvalidArgumentError(f"mode is {mode!r}; it must be {known}")
+    try:
+        return pb.Open(
+            mode=_MODES[mode],
+            priority=priority,
+            request_id=request_id,
+            deadline_s=deadline_s,
+            messages=None if messages is None else [chat_message(one) for one in messages],
+        )
+    except ValueError as error:
+        raise InvalidArgumentError(f"cannot be sent: {error}") from error
+
+
+def segment(
+    text: str | bytes | None,
+    token_ids: Sequence[int] | None,
+    messages: Sequence[Mapping[str, str]] | None,
+) -> pb.Segment:
+    """A piece of context; exactly one argument is not None.
+
+    Raises:
+        InvalidArgumentError: none or several are given, or the value cannot be sent.
+    """
+    given = {"text": text, "token_ids": token_ids, "messages": messages}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        got = " and ".join(names) or "none"
+        raise InvalidArgumentError(f"exactly one of text, token_ids, messages is needed, not {got}")
+    try:
+        if isinstance(text, bytes):
+            return pb.Segment(text_utf8=text)
+        if text is not None:
+            return pb.Segment(text=text)
+        if token_ids is not None:
+            return pb.Segment(token_ids=pb.TokenIds(ids=token_ids))
+        chat = [chat_message(one) for one in messages or ()]
+        return pb.Segment(messages=pb.ChatMessages(messages=chat))
+    except UnicodeEncodeError as error:
+        raise _surrogate(error) from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"{names[0]} cannot be sent: {error}") from error
+
+
+def optional_segment(
+    text: str | bytes | None,
+    token_ids: Sequence[int] | None,
+    messages: Sequence[Mapping[str, str]] | None,
+) -> pb.Segment | None:
+    """As ``segment``, where nothing at all may be given too."""
+    if text is None and token_ids is None and messages is None:
+        return None
+    return segment(text, token_ids, messages)
+
+
+def chat_message(message: Mapping[str, str]) -> pb.ChatMessage:
+    """A message with the keys ``role`` and ``content`` and no others.
+
+    Raises:
+        InvalidArgumentError: a key is missing or unknown.
+    """
+    if set(message) != {"role", "content"}:
+        keys = ", ".join(sorted(message)) or "none"
+        raise InvalidArgumentError(f"a chat message has the keys role and content, not {keys}")
+    return pb.ChatMessage(role=message["role"], content=message["content"])
+
+
+def sampling(options: SamplingOptions) -> pb.Sampling:
+    """How the answer is sampled.
+
+    Raises:
+        TypeError: there is no such option, or the value has the wrong type.
+        InvalidArgumentError: a number is too large for the wire.
+    """
+    unknown = set(options) - set(SamplingOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown sampling options: {', '.join(sorted(unknown))}")
+    if isinstance(options.get("stop"), str):
+        raise TypeError("stop must be a sequence of strings, not one string")
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return pb.Sampling(**given)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InvalidArgumentError(f"a sampling option cannot be sent: {error}") from error
+
+
+def _surrogate(error: UnicodeEncodeError) -> InvalidArgumentError:
+    character = error.object[error.start]
+    return InvalidArgumentError(
+        f"text has no UTF-8 form: {character!r} at offset {error.start} is half a surrogate pair"
+    )

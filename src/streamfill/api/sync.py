@@ -1,0 +1,268 @@
+"""The synchronous twin of the asyncio client, for programs without an event loop.
+
+::
+
+    with SyncClient("127.0.0.1:50051") as client:
+        with client.stream() as stream:
+            stream.append("The first part of a long document ...")
+            for token in stream.commit("Sum it up.", max_tokens=64, temperature=0.0):
+                print(token.text, end="")
+
+The asyncio client does the work, in a thread of its own; methods, results and errors are the same.
+Threads may share a client, but each stream and each answer has one user at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from streamfill.api import loop_thread
+from streamfill.api.answer import Answer
+from streamfill.api.client import DEFAULT_TARGET, Client
+from streamfill.api.loop_thread import LoopThread
+from streamfill.api.stream import Stream
+from streamfill.api.types import ClusterInfo, Mode, Progress, Result, SamplingOptions, Token
+from streamfill.errors import FailedPreconditionError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SyncAnswer(Iterator[Token]):
+    """The tokens of one answer, in order; then ``result``. As ``Answer``."""
+
+    def __init__(self, loop: LoopThread, answer: Answer) -> None:
+        self._loop = loop
+        self._answer = answer
+
+    def __iter__(self) -> SyncAnswer:
+        return self
+
+    def __next__(self) -> Token:
+        token = self._loop.run(_next(self._answer))
+        if token is None:
+            raise StopIteration
+        return token
+
+    def read(self) -> Result:
+        """The whole answer at once: reads what is left of it."""
+        return self._loop.run(self._answer.read())
+
+    @property
+    def result(self) -> Result:
+        """The whole answer, when all its tokens have been read."""
+        return self._answer.result
+
+    def close(self) -> None:
+        """Give up what is left of the answer. Idempotent."""
+        self._loop.run(self._answer.aclose())
+
+    def __enter__(self) -> SyncAnswer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SyncStream:
+    """One stream, used inside ``with``. As ``Stream``."""
+
+    def __init__(self, loop: LoopThread, stream: Stream) -> None:
+        self._loop = loop
+        self._stream = stream
+
+    def __enter__(self) -> SyncStream:
+        self._loop.run(self._stream.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.run(self._stream.__aexit__(kind, error, traceback))
+
+    @property
+    def stream_id(self) -> int:
+        """Minted by the router."""
+        return self._stream.stream_id
+
+    @property
+    def progress(self) -> Progress:
+        """How far the prompt has come, as last heard."""
+        return self._stream.progress
+
+    @property
+    def result(self) -> Result:
+        """The whole answer, when it is complete."""
+        return self._stream.result
+
+    def append(
+        self,
+        text: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+    ) -> Progress:
+        """Put a piece behind the context; returns when the router has it."""
+        return self._loop.run(self._stream.append(text, token_ids=token_ids, messages=messages))
+
+    def update(
+        self,
+        text: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+    ) -> Progress:
+        """Replace the whole context."""
+        return self._loop.run(self._stream.update(text, token_ids=token_ids, messages=messages))
+
+    def commit(
+        self,
+        text: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> SyncAnswer:
+        """The prompt is complete, with an optional last piece; iterate over what this returns."""
+        answer = self._stream.commit(text, token_ids=token_ids, messages=messages, **sampling)
+        return SyncAnswer(self._loop, answer)
+
+    def wait_computed(self, timeout_s: float | None = None) -> Progress:
+        """Wait until the KV of everything that was sent is computed."""
+        return self._loop.run(self._stream.wait_computed(timeout_s))
+
+    def cancel(self, reason: str = "") -> None:
+        """Give the stream up, on every server. Idempotent."""
+        self._loop.run(self._stream.cancel(reason))
+
+
+class SyncClient:
+    """A connection to one router, used inside ``with``. As ``Client``."""
+
+    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+        self._client = Client(target)
+        self._loop: LoopThread | None = None
+
+    def __enter__(self) -> SyncClient:
+        self._loop = loop_thread.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls that are still open are cancelled. Idempotent."""
+        if self._loop is not None:
+            self._loop.run(self._client.close())
+            self._loop = None
+            loop_thread.release()
+
+    def stream(
+        self,
+        *,
+        mode: Mode = "append",
+        priority: int = 0,
+        request_id: str = "",
+        deadline_s: float | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+    ) -> SyncStream:
+        """A new stream, for ``with``. With ``messages`` a chat, whose last message grows."""
+
+        async def make() -> Stream:
+            return self._client.stream(
+                mode=mode,
+                priority=priority,
+                request_id=request_id,
+                deadline_s=deadline_s,
+                messages=messages,
+            )
+
+        loop = self._running_loop()
+        return SyncStream(loop, loop.run(make()))
+
+    def generate(
+        self,
+        prompt: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        priority: int = 0,
+        request_id: str = "",
+        deadline_s: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> SyncAnswer:
+        """The answer to a whole prompt: exactly one of text, token ids and chat messages."""
+
+        async def make() -> Answer:
+            return self._client.generate(
+                prompt,
+                token_ids=token_ids,
+                messages=messages,
+                priority=priority,
+                request_id=request_id,
+                deadline_s=deadline_s,
+                **sampling,
+            )
+
+        loop = self._running_loop()
+        return SyncAnswer(loop, loop.run(make()))
+
+    def complete(
+        self,
+        prompt: str | bytes | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        priority: int = 0,
+        request_id: str = "",
+        deadline_s: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        """As ``generate``, all at once."""
+        with self.generate(
+            prompt,
+            token_ids=token_ids,
+            messages=messages,
+            priority=priority,
+            request_id=request_id,
+            deadline_s=deadline_s,
+            **sampling,
+        ) as answer:
+            return answer.read()
+
+    def server_info(self) -> ClusterInfo:
+        """The cluster at this moment."""
+        return self._running_loop().run(self._client.server_info())
+
+    def flush_caches(self, timeout_s: float = 10.0) -> dict[str, bool]:
+        """Empty the KV caches of all servers; by server id, whether it did."""
+        return self._running_loop().run(self._client.flush_caches(timeout_s))
+
+    def wait_ready(self, timeout_s: float = 60.0) -> ClusterInfo:
+        """Wait until the router is there and a prefill server is alive."""
+        return self._running_loop().run(self._client.wait_ready(timeout_s))
+
+    def _running_loop(self) -> LoopThread:
+        if self._loop is None:
+            raise FailedPreconditionError("the client is not open; use it inside `with`")
+        return self._loop
+
+
+async def _next(answer: Answer) -> Token | None:
+    """None at the end: a future cannot carry ``StopAsyncIteration``."""
+    return await anext(answer, None)

@@ -1,0 +1,123 @@
+"""The cluster that the options of a command line describe, and the one that they point at."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from streamfill.config import ClusterConfig, check_cluster, from_mapping, load_cluster_file
+from streamfill.errors import ConfigError
+from streamfill.launcher.state import ClusterState, cluster_folder, find_cluster
+
+DEFAULT_NAME: Final = ClusterConfig().name
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Options that describe a cluster to start; each goes before what the file says."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="cluster file (TOML)")
+    parser.add_argument(
+        "--model", metavar="PATH", help="Hugging Face model folder; default: SmolLM2-135M-Instruct"
+    )
+    parser.add_argument("--prefill", type=int, metavar="N", help="number of prefill servers")
+    parser.add_argument("--decode", type=int, metavar="M", help="number of decode servers")
+    parser.add_argument("--port", type=int, metavar="P", help="port for clients; 0: any free one")
+    parser.add_argument("--name", help=f"name of the cluster; default: {DEFAULT_NAME}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the cluster file, such as prefill.threads=2; may be repeated",
+    )
+
+
+def cluster_from_options(args: argparse.Namespace) -> ClusterConfig:
+    """The checked cluster of `add_cluster_options`.
+
+    Raises:
+        ConfigError: names the key, as in the cluster file, its value and what would be right.
+    """
+    config = load_cluster_file(args.config) if args.config is not None else ClusterConfig()
+    given = {
+        "model.path": args.model,
+        "prefill.count": args.prefill,
+        "decode.count": args.decode,
+        "router.grpc_port": args.port,
+        "name": args.name,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    return with_changes(config, {**changes, **parse_settings(args.set)})
+
+
+def with_changes(config: ClusterConfig, changes: Mapping[str, Any]) -> ClusterConfig:
+    """`config` with the values of some dotted keys replaced, checked.
+
+    Raises:
+        ConfigError: there is no such key, or a value cannot work.
+    """
+    data: dict[str, Any] = msgspec.to_builtins(config)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = data
+        for section in sections:
+            inner = place.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(key, value, f"{section} is an option, not a section")
+            place = inner
+        place[last] = value
+    changed = check_cluster(from_mapping(ClusterConfig, data, "the command line"))
+    cluster_folder(changed.name)
+    return changed
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """The values of ``--set KEY=VALUE``: TOML where it can be read as such, else a string.
+
+    Raises:
+        ConfigError: one has no equals sign.
+    """
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError("--set", setting, "write KEY=VALUE, such as prefill.threads=2")
+        try:
+            parsed[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = value.strip()
+    return parsed
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Options that point at a running cluster."""
+    parser.add_argument("--address", metavar="HOST:PORT", help="address of the router")
+    parser.add_argument(
+        "--name", default=DEFAULT_NAME, help=f"name of a cluster here; default: {DEFAULT_NAME}"
+    )
+
+
+def target_address(args: argparse.Namespace) -> str:
+    """The address of `add_target_options`.
+
+    Raises:
+        ConfigError: no address is given and no cluster of that name runs here.
+    """
+    return str(args.address) if args.address else running_cluster_named(args.name).address
+
+
+def running_cluster_named(name: str) -> ClusterState:
+    """The cluster of that name on this machine.
+
+    Raises:
+        ConfigError: none runs.
+    """
+    state = find_cluster(cluster_folder(name))
+    if state is None:
+        remedy = "no cluster of this name runs here; start one with `streamfill up`"
+        raise ConfigError("--name", name, remedy)
+    return state

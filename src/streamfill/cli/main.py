@@ -1,0 +1,96 @@
+"""The entry of `streamfill`: finds the sub-command, runs it, and turns errors into one line.
+
+Exit codes: 0 success; 1 the command ran and the answer is no; 2 wrong usage or an error that is
+explained; 130 and 143 ended by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+from streamfill.errors import StreamfillError
+
+COMMANDS: Final = {
+    "up": "start a cluster and keep it running",
+    "down": "stop a cluster",
+    "status": "show the servers of a cluster",
+    "run": "stream files into a cluster and print the answer",
+    "demo": "start a cluster, stream a document into it, compare with one shot",
+    "model": "make the default model ready",
+    "doctor": "show versions and what is missing",
+}
+"""Name of each module of this package that is a sub-command, and what it does."""
+
+EXIT_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+
+
+class Command(Protocol):
+    """What the module of a sub-command offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares the options."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Does the work; returns the exit code. A `StreamfillError` is shown by `main`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (without the program's name) and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(words).parse_args(words)
+    command = _load(args.command)
+    try:
+        return command.run(args)
+    except StreamfillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="streamfill",
+        description="LLM serving that starts prefill while the prompt is still arriving.",
+        epilog="`streamfill COMMAND --help` shows the options of a command.",
+    )
+    parser.add_argument("--version", action=_Version)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in words if not word.startswith("-")), None)
+    for name, text in COMMANDS.items():
+        described = f"{text[0].upper()}{text[1:]}."
+        subparser = subparsers.add_parser(name, help=text, description=described)
+        if name == wanted:
+            _load(name).add_arguments(subparser)
+    return parser
+
+
+def _load(name: str) -> Command:
+    return cast(Command, importlib.import_module(f"streamfill.cli.{name}"))
+
+
+class _Version(argparse.Action):
+    """``--version``, which reads the package's metadata only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from importlib.metadata import version
+
+        print(f"streamfill {version('streamfill')}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Configuration of a cluster and of each of its processes.
+
+``ClusterConfig`` is what a cluster file (TOML) and ``streamfill up`` describe. The launcher derives from it one
+``RouterConfig``, ``ControllerConfig`` and a ``ServerConfig`` per server, and hands each to its process as a JSON file.
+Everything is frozen; a wrong or unknown value stops the start with its key and what to do.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from streamfill.errors import ConfigError
+from streamfill.messages.common import Role
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ModelSection(_Config, frozen=True, kw_only=True):
+    """``[model]``"""
+
+    path: str | None = None
+    """Hugging Face model folder. None: SmolLM2-135M-Instruct, made on first use."""
+    context_tokens: int | None = None
+    """Shorten the model's context to this many tokens."""
+
+
+class RouterSection(_Config, frozen=True, kw_only=True):
+    """``[router]``"""
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    """0: any free port."""
+    zmq_port: int = 0
+    max_streams: int = 10_000
+    """Open streams beyond this are refused with RESOURCE_EXHAUSTED."""
+    idle_stream_timeout_s: float = 3600.0
+    """An uncommitted stream that nobody touched for this long is aborted."""
+
+
+class ControllerSection(_Config, frozen=True, kw_only=True):
+    """``[controller]``"""
+
+    host: str = "127.0.0.1"
+    zmq_port: int = 0
+
+
+class ServerSection(_Config, frozen=True, kw_only=True):
+    """``[prefill]`` and ``[decode]``"""
+
+    count: int = 1
+    host: str = "127.0.0.1"
+    threads: int = 0
+    """CPU threads of each server. 0: an equal share of the cores."""
+    pool_tokens: int | None = None
+    """KV pool size in tokens. None: SGLang decides on a GPU; on the CPU 65,536, less where memory is short."""
+    page_size: int | None = None
+    """None: the measured default of the platform."""
+    step_tokens: int | None = None
+    """Prefill tokens computed in one step. A commit waits for at most one step of other streams. None: 256 on the
+    CPU, 8192 on a GPU."""
+    max_requests: int = 64
+    """Requests computed at the same time."""
+    tp_size: int = 1
+    base_gpu_id: int = 0
+    """Server i of this role uses GPUs from base_gpu_id + i * tp_size on."""
+    sglang: dict[str, Any] = {}
+    """Further SGLang server arguments, by their Python names."""
+
+
+class LauncherSection(_Config, frozen=True, kw_only=True):
+    """``[launcher]``"""
+
+    run_dir: str | None = None
+    """Where logs and state go. None: STREAMFILL_HOME/run/<name>."""
+    ready_timeout_s: float = 180.0
+    drain_timeout_s: float = 30.0
+    max_restarts: int = 5
+    """Of one process in a row, each after a longer pause; a process that ran for a minute starts over."""
+
+
+class ClusterConfig(_Config, frozen=True, kw_only=True):
+    """A cluster file."""
+
+    name: str = "local"
+    log_level: str = "info"
+    model: ModelSection = ModelSection()
+    router: RouterSection = RouterSection()
+    controller: ControllerSection = ControllerSection()
+    prefill: ServerSection = ServerSection()
+    decode: ServerSection = ServerSection()
+    launcher: LauncherSection = LauncherSection()
+
+
+class RouterConfig(_Config, frozen=True, kw_only=True):
+    """Of the router process."""
+
+    model_path: str
+    host: str
+    grpc_port: int
+    zmq_port: int
+    max_streams: int = 10_000
+    idle_stream_timeout_s: float = 3600.0
+    context_tokens: int | None = None
+    controller_endpoint: str | None = None
+    log_level: str = "info"
+
+
+class ControllerConfig(_Config, frozen=True, kw_only=True):
+    """Of the preemption controller process."""
+
+    host: str
+    zmq_port: int
+    log_level: str = "info"
+
+
+class ServerConfig(_Config, frozen=True, kw_only=True):
+    """Of one prefill or decode server process."""
+
+    role: Role
+    server_id: str
+    model_path: str
+    router_endpoint: str
+    """``tcp://host:port`` of the router's ZeroMQ socket."""
+    controller_endpoint: str | None
+    host: str = "127.0.0.1"
+    """Address under which other servers reach this one's KV transport."""
+    threads: int = 1
+    context_tokens: int | None = None
+    pool_tokens: int | None = None
+    page_size: int | None = None
+    step_tokens: int | None = None
+    max_requests: int = 64
+    tp_size: int = 1
+    base_gpu_id: int = 0
+    sglang: dict[str, Any] = {}
+    log_level: str = "info"
+
+
+C = TypeVar("C", bound=_Config)
+
+
+def load_cluster_file(path: Path) -> ClusterConfig:
+    """The cluster that a TOML file describes.
+
+    Raises:
+        ConfigError: the file is not there, is no TOML, or has an unknown key or a value of the wrong kind.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("--config", str(path), f"cannot be read ({error.strerror}); give an existing file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", str(path), f"is no valid TOML: {error}") from error
+    return check_cluster(from_mapping(ClusterConfig, data, str(path)))
+
+
+def load_process_file(kind: type[C], path: Path) -> C:
+    """The configuration of one process, from the JSON file that the launcher wrote.
+
+    Raises:
+        ConfigError: as ``load_cluster_file``.
+    """
+    try:
+        data = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError("--config-file", str(path), f"cannot be read ({error.strerror})") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError("--config-file", str(path), f"is no valid JSON: {error}") from error
+    return from_mapping(kind, data, str(path))
+
+
+def from_mapping(kind: type[C], data: object, source: str) -> C:
+    """``data`` as a ``kind``, every key known and of the right type.
+
+    Raises:
+        ConfigError: names the key, the value, and the keys or the type that would be right.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        key, value, remedy = _explain(kind, data, str(error))
+        raise ConfigError(key, value, f"{remedy} (in {source})") from error
+
+
+def check_cluster(config: ClusterConfig) -> ClusterConfig:
+    """``config`` itself, when its values make sense together.
+
+    Raises:
+        ConfigError: names the first key whose value does not.
+    """
+    for role, section in (("prefill", config.prefill), ("decode", config.decode)):
+        _at_least(f"{role}.count", section.count, 1 if role == "prefill" else 0)
+        _at_least(f"{role}.threads", section.threads, 0)
+        _at_least(f"{role}.max_requests", section.max_requests, 1)
+        _at_least(f"{role}.tp_size", section.tp_size, 1)
+        for key in ("pool_tokens", "page_size", "step_tokens"):
+            value = getattr(section, key)
+            if value is not None:
+                _at_least(f"{role}.{key}", value, 1)
+    for key, port in (
+        ("router.grpc_port", config.router.grpc_port),
+        ("router.zmq_port", config.router.zmq_port),
+        ("controller.zmq_port", config.controller.zmq_port),
+    ):
+        if not 0 <= port <= 65535:
+            raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
+    page_sizes = (config.prefill.page_size, config.decode.page_size)
+    if config.decode.count and page_sizes[0] != page_sizes[1]:
+        raise ConfigError("decode.page_size", page_sizes[1], f"must equal prefill.page_size, which is {page_sizes[0]}")
+    if config.log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError("log_level", config.log_level, "must be one of debug, info, warning, error")
+    return config
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(key, value, f"must be at least {least}")
+
+
+def _explain(kind: type[_Config], data: object, message: str) -> tuple[str, object, str]:
+    """Key, value and remedy of a msgspec validation error, whose text ends in a path such as ``$.prefill.count``."""
+    text, _, path = message.partition(" - at `$")
+    keys = [part for part in path.strip("`").split(".") if part]
+    unknown = "unknown field `"
+    if unknown in text:
+        field = text.split(unknown)[1].split("`")[0]
+        keys.append(field)
+        section: Any = kind
+        for key in keys[:-1]:
+            section = {f.name: f.type for f in msgspec.structs.fields(section)}.get(key, kind)
+        known = ", ".join(f.name for f in msgspec.structs.fields(section))
+        return ".".join(keys), _lookup(data, keys), f"is no known option; known here: {known}"
+    return ".".join(keys) or "configuration", _lookup(data, keys), text
+
+
+def _lookup(data: object, keys: list[str]) -> object:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return data

@@ -1,0 +1,165 @@
+"""What a server's logic needs of an inference engine. No sglang here, so the logic is tested
+without one.
+
+The real engine is ``engine.scheduler_engine.SchedulerEngine`` (SGLang's scheduler, called from its
+own loop); the fake one in the tests is ``tests.support.fake_engine``. All methods are called in the
+scheduler's thread and none waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from streamfill.messages.common import Finish, Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from array import array
+
+    from streamfill.kv_transfer.interface import IncomingTransfer
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """Fixed after the start."""
+
+    vocab_size: int
+    context_tokens: int
+    """Longest prompt plus answer."""
+    pool_tokens: int
+    """Longest prompt that fits the KV pool with room for a first token."""
+    page_size: int
+    max_requests: int
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """KV slots, in tokens. ``free + evictable + used == total``."""
+
+    free_tokens: int
+    evictable_tokens: int
+    total_tokens: int
+
+    @property
+    def used_tokens(self) -> int:
+        """Slots that running requests hold."""
+        return self.total_tokens - self.free_tokens - self.evictable_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestUpdate:
+    """What happened to one request since the last poll."""
+
+    key: str
+    token_ids: tuple[int, ...]
+    """New output tokens."""
+    logprobs: tuple[TokenLogprob, ...]
+    finish: Finish | None
+    """Set once, with the last update of the request."""
+    num_cached_tokens: int
+    """Prompt tokens found in the radix tree when the request started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Requests inside the engine."""
+
+    num_waiting: int
+    num_running: int
+    """Requests that hold a slot."""
+    num_free_slots: int
+    num_total_slots: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportedKv:
+    """KV of a prefix of a token sequence, copied out of the pool."""
+
+    num_tokens: int
+    """Whole pages; the KV of tokens [0, num_tokens)."""
+    staging: Tensor
+    """uint8 [number of bytes], see ``kv_transfer.staging.gather``. To be given back to
+    ``release_staging``."""
+
+
+class Engine(Protocol):
+    """Requests, radix tree and KV pool of one server rank."""
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    def start_segment(self, key: str, stream_id: int, token_ids: array[int]) -> None:
+        """Compute the KV of ``token_ids`` (what the tree lacks of it) and leave it in the tree. No
+        output."""
+        ...
+
+    def start_answer(
+        self,
+        key: str,
+        stream_id: int,
+        prompt_ids: array[int],
+        output_ids: Sequence[int],
+        sampling: Sampling,
+    ) -> None:
+        """Sample what follows ``prompt_ids + output_ids``. ``sampling.max_new_tokens`` counts
+        ``output_ids`` too."""
+        ...
+
+    def abort(self, key: str) -> None:
+        """Stop a request. Its last update follows in a later poll, unless it is unknown or over."""
+        ...
+
+    def poll(self) -> list[RequestUpdate]:
+        """News of all requests, in the order in which they were started."""
+        ...
+
+    def cached_tokens(self, token_ids: array[int]) -> int:
+        """Length of the prefix that is in the tree; changes nothing in it."""
+        ...
+
+    def tag(self, stream_id: int, token_ids: array[int]) -> None:
+        """Note that the nodes of this prefix belong to the stream."""
+        ...
+
+    def untag(self, stream_id: int, token_ids: array[int], keep_tokens: int) -> None:
+        """The stream no longer needs its nodes behind ``keep_tokens``."""
+        ...
+
+    def set_victim_order(self, ranks: Mapping[int, int]) -> None:
+        """Rank of each open stream: low ranks lose their KV first. Nodes of no open stream go
+        before all."""
+        ...
+
+    def memory(self) -> Memory: ...
+
+    def load(self) -> Load: ...
+
+    def waiting_keys(self) -> frozenset[str]:
+        """Requests that could not start yet."""
+        ...
+
+    @property
+    def num_evicted_tokens(self) -> int:
+        """Since the start."""
+        ...
+
+    def export_kv(self, token_ids: array[int]) -> ExportedKv | None:
+        """Copy the KV of the longest cached prefix out of the pool. None: nothing is cached, or
+        staging memory is full."""
+        ...
+
+    def release_staging(self, exported: ExportedKv) -> None:
+        """Give the staging memory of an export back."""
+        ...
+
+    def import_kv(self, incoming: IncomingTransfer) -> int:
+        """Put received KV into the tree; returns how many tokens of the sequence are cached now.
+        The caller releases ``incoming``."""
+        ...
+
+    def flush(self) -> bool:
+        """Empty the radix tree. False while requests are running."""
+        ...

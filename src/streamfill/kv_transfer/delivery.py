@@ -1,0 +1,178 @@
+"""Carrying one transfer over an open session.
+
+1. ``Offer``; the answer is ``Accept``, or ``Refuse`` ends it.
+2. All chunks go out, also when it was cancelled meanwhile: a group cannot skip what both sides
+   agreed on, and draining is cheaper than a new group. The receiver is told and forgets them.
+3. ``Complete`` or ``Abort`` ends it.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+
+import torch
+
+from streamfill.errors import TransportError
+from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.interface import OutgoingTransfer, TransferOutcome, TransferStatus
+from streamfill.kv_transfer.sender_session import SenderSession, SessionLostError
+from streamfill.messages.codec import pack_ids
+from streamfill.messages.handoff import Abort, Accept, Complete, Offer, Pong, Refuse, Reject
+
+
+class TransferEndedError(Exception):
+    """The transfer ended in an orderly way; the session goes on."""
+
+    def __init__(self, status: TransferStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class SenderJob:
+    """A transfer on its way. Only ``cancelled`` is written by the scheduler's thread."""
+
+    def __init__(self, transfer: OutgoingTransfer) -> None:
+        """Called by the scheduler's thread."""
+        self.transfer = transfer
+        self.submitted_s = time.monotonic()
+        self.offered_s: float | None = None
+        self.cancelled = False
+        self.abort_sent = False
+        self.data_ready: torch.cuda.Event | None = None
+        """Of the scheduler's stream, which may still be gathering."""
+        if transfer.staging.is_cuda:
+            self.data_ready = torch.cuda.current_stream(transfer.staging.device).record_event()
+
+    def outcome(self, status: TransferStatus, reason: str) -> TransferOutcome:
+        """The job's end, as of now."""
+        now_s = time.monotonic()
+        begun_s = now_s if self.offered_s is None else self.offered_s
+        return TransferOutcome(
+            transfer_id=self.transfer.transfer_id,
+            status=status,
+            reason=reason,
+            num_bytes=self.transfer.staging.numel(),
+            queued_s=begun_s - self.submitted_s,
+            seconds=now_s - begun_s,
+        )
+
+
+class Delivery:
+    """One job on one session. Used once, by the link's thread."""
+
+    def __init__(
+        self,
+        job: SenderJob,
+        session: SenderSession,
+        *,
+        chunk_bytes: int,
+        with_checksum: bool,
+        reply_s: float,
+        stop_reason: Callable[[], str | None],
+        counters: Counters[SenderCount],
+    ) -> None:
+        """Args as in `sender_link.LinkOptions`; ``stop_reason`` is asked after every wait."""
+        self._job = job
+        self._transfer = job.transfer
+        self._session = session
+        self._chunk_bytes = chunk_bytes
+        self._with_checksum = with_checksum
+        self._reply_s = reply_s
+        self._stop_reason = stop_reason
+        self._counters = counters
+
+    def offer(self) -> None:
+        """Offer the transfer; returns when it is accepted.
+
+        Raises:
+            TransferEndedError: it was refused.
+            SessionLostError: the receiver knows no such session.
+            TransportError: the link failed, or no answer came in time.
+        """
+        transfer = self._transfer
+        if self._job.data_ready is not None:
+            self._job.data_ready.synchronize()
+        checksum = None
+        if self._with_checksum:
+            checksum = zlib.crc32(transfer.staging.cpu().numpy().data)
+        self._job.offered_s = time.monotonic()
+        self._session.send(
+            Offer(
+                transfer_id=transfer.transfer_id,
+                epoch=self._session.epoch,
+                stream_id=transfer.stream_id,
+                token_ids=pack_ids(transfer.token_ids),
+                first_token=transfer.first_token,
+                num_tokens=len(transfer.token_ids) - transfer.first_token,
+                num_bytes=transfer.staging.numel(),
+                chunk_bytes=self._chunk_bytes,
+                checksum=checksum,
+            )
+        )
+        match self._reply():
+            case Accept():
+                return
+            case Refuse(reason=reason):
+                raise TransferEndedError(TransferStatus.REFUSED, reason)
+            case Abort(reason=reason):
+                raise TransportError(f"given up by the receiver: {reason}")
+            case Complete():
+                raise TransportError("complete before it was accepted")
+
+    def carry(self) -> None:
+        """Send the data of an accepted offer; returns when the receiver has it all.
+
+        Raises:
+            TransferEndedError: it was cancelled, and the receiver delivered nothing.
+            TransportError: the link failed, or no answer came in time.
+        """
+        staging = self._transfer.staging
+        for begin in range(0, staging.numel(), self._chunk_bytes):
+            self._session.group().send(staging[begin : begin + self._chunk_bytes])
+            self._obey()
+        match self._reply():
+            case Complete():
+                return
+            case Abort(reason=reason) if self._job.abort_sent:
+                raise TransferEndedError(TransferStatus.CANCELLED, reason)
+            case Abort(reason=reason) | Refuse(reason=reason):
+                raise TransportError(f"given up by the receiver: {reason}")
+            case Accept():
+                raise TransportError("accepted twice")
+
+    def _reply(self) -> Accept | Refuse | Abort | Complete:
+        """The receiver's next word about this transfer; news about others is stale."""
+        deadline_s = time.monotonic() + self._reply_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self._obey()
+            match self._session.receive(left_s):
+                case None | Pong():
+                    pass
+                case Reject(reason=reason):
+                    raise SessionLostError(reason)
+                case (Accept() | Refuse() | Abort() | Complete()) as reply if (
+                    reply.transfer_id == self._transfer.transfer_id
+                    and reply.epoch == self._session.epoch
+                ):
+                    return reply
+                case _:
+                    self._counters.add(SenderCount.STALE_FRAMES)
+        raise TransportError(f"no reply within {self._reply_s} s")
+
+    def _obey(self) -> None:
+        """Do what the scheduler's thread asked for meanwhile."""
+        reason = self._stop_reason()
+        if reason is not None:
+            raise TransportError(reason)
+        if self._job.cancelled and not self._job.abort_sent:
+            self._job.abort_sent = True
+            self._session.send(
+                Abort(
+                    transfer_id=self._transfer.transfer_id,
+                    epoch=self._session.epoch,
+                    reason="cancelled by the sender",
+                )
+            )

@@ -1,0 +1,260 @@
+"""In-memory endpoints for tests of those who use the transport. No threads, no sockets.
+
+A transfer arrives, or fails, at the moment it is submitted, unless the network is told to hold it.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from streamfill.kv_transfer.interface import (
+    IncomingTransfer,
+    OutgoingTransfer,
+    PeerAddress,
+    ReceiverStats,
+    SenderStats,
+    TransferOutcome,
+    TransferStatus,
+)
+from streamfill.kv_transfer.pool import StagingPool
+from streamfill.kv_transfer.waker import Waker
+
+
+@dataclass(frozen=True, eq=False)
+class _Parcel:
+    sender: FakeKvSender
+    peer: PeerAddress
+    transfer: OutgoingTransfer
+
+
+class FakeNetwork:
+    """Connects fakes; a test steers it."""
+
+    def __init__(self) -> None:
+        self.is_holding = False
+        """While set, transfers wait until `deliver_held`."""
+        self.next_failures: deque[tuple[TransferStatus, str]] = deque()
+        """Ends for the next transfers that would have been delivered."""
+        self._receivers: dict[tuple[str, int], FakeKvReceiver] = {}
+        self._held: list[_Parcel] = []
+        self._seen_ids: set[int] = set()
+
+    def attach(self, receiver: FakeKvReceiver) -> None:
+        """Make a receiver reachable, in place of an older one of the same name."""
+        self._receivers[receiver.server_id, receiver.rank] = receiver
+
+    def detach(self, receiver: FakeKvReceiver) -> None:
+        """Make a receiver unreachable."""
+        self._receivers.pop((receiver.server_id, receiver.rank), None)
+
+    def take(self, sender: FakeKvSender, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
+        """Called by the fake sender."""
+        self._held.append(_Parcel(sender, peer, transfer))
+        if not self.is_holding:
+            self.deliver_held()
+
+    def drop(self, transfer_id: int) -> bool:
+        """Forget a held transfer; whether there was one."""
+        kept = [parcel for parcel in self._held if parcel.transfer.transfer_id != transfer_id]
+        dropped = len(kept) < len(self._held)
+        self._held = kept
+        return dropped
+
+    def deliver_held(self) -> None:
+        """Deliver all held transfers, in order of submission."""
+        held, self._held = self._held, []
+        for parcel in held:
+            parcel.sender.finish(parcel.transfer, *self._deliver(parcel))
+
+    def _deliver(self, parcel: _Parcel) -> tuple[TransferStatus, str]:
+        transfer_id = parcel.transfer.transfer_id
+        receiver = self._receivers.get((parcel.peer.server_id, parcel.peer.rank))
+        if receiver is None:
+            return TransferStatus.FAILED, f"{parcel.peer} did not answer"
+        if self.next_failures:
+            return self.next_failures.popleft()
+        if transfer_id in self._seen_ids:
+            return TransferStatus.REFUSED, f"transfer {transfer_id} was offered before"
+        if not receiver.accept(parcel.sender.server_id, parcel.transfer):
+            return TransferStatus.REFUSED, "staging memory is short"
+        self._seen_ids.add(transfer_id)
+        return TransferStatus.DELIVERED, ""
+
+
+class FakeKvSender:
+    """Fake of `interface.KvSenderInterface`."""
+
+    def __init__(self, server_id: str, network: FakeNetwork) -> None:
+        self.server_id = server_id
+        self._network = network
+        self._waker = Waker()
+        self._pending: dict[int, float] = {}  # by transfer id: when it was submitted
+        self._outcomes: deque[TransferOutcome] = deque()
+        self._counts: Counter[TransferStatus] = Counter()
+        self._bytes_delivered = 0
+
+    def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
+        """See the interface."""
+        if transfer.transfer_id in self._pending:
+            raise ValueError(f"transfer {transfer.transfer_id}: it is pending already")
+        self._pending[transfer.transfer_id] = time.monotonic()
+        self._network.take(self, peer, transfer)
+
+    def finish(self, transfer: OutgoingTransfer, status: TransferStatus, reason: str) -> None:
+        """Called by the network."""
+        now_s = time.monotonic()
+        self._counts[status] += 1
+        if status is TransferStatus.DELIVERED:
+            self._bytes_delivered += transfer.staging.numel()
+        self._outcomes.append(
+            TransferOutcome(
+                transfer_id=transfer.transfer_id,
+                status=status,
+                reason=reason,
+                num_bytes=transfer.staging.numel(),
+                queued_s=0.0,
+                seconds=now_s - self._pending[transfer.transfer_id],
+            )
+        )
+        self._waker.set()
+
+    def cancel(self, transfer_id: int) -> None:
+        """See the interface."""
+        if self._network.drop(transfer_id):
+            self._counts[TransferStatus.CANCELLED] += 1
+            self._outcomes.append(
+                TransferOutcome(
+                    transfer_id=transfer_id,
+                    status=TransferStatus.CANCELLED,
+                    reason="cancelled before the offer",
+                    num_bytes=0,
+                    queued_s=0.0,
+                    seconds=0.0,
+                )
+            )
+            self._waker.set()
+
+    def poll(self) -> list[TransferOutcome]:
+        """See the interface."""
+        self._waker.clear()
+        ended = list(self._outcomes)
+        self._outcomes.clear()
+        for outcome in ended:
+            del self._pending[outcome.transfer_id]
+        return ended
+
+    def fileno(self) -> int:
+        """See the interface."""
+        return self._waker.fileno()
+
+    def stats(self) -> SenderStats:
+        """See the interface."""
+        return SenderStats(
+            num_peers=0,
+            num_pending=len(self._pending),
+            num_delivered=self._counts[TransferStatus.DELIVERED],
+            num_refused=self._counts[TransferStatus.REFUSED],
+            num_cancelled=self._counts[TransferStatus.CANCELLED],
+            num_failed=self._counts[TransferStatus.FAILED],
+            num_sessions=0,
+            num_malformed_frames=0,
+            num_stale_frames=0,
+            bytes_delivered=self._bytes_delivered,
+        )
+
+    def close(self) -> None:
+        """See the interface."""
+        self._waker.close()
+
+
+class FakeKvReceiver:
+    """Fake of `interface.KvReceiverInterface`."""
+
+    def __init__(
+        self,
+        server_id: str,
+        network: FakeNetwork,
+        *,
+        rank: int = 0,
+        memory_limit_bytes: int = 1 << 30,
+    ) -> None:
+        self.server_id = server_id
+        self.rank = rank
+        self._network = network
+        self._pool = StagingPool(memory_limit_bytes)
+        self._waker = Waker()
+        self._ready: deque[IncomingTransfer] = deque()
+        self._num_completed = 0
+        self._num_refused = 0
+        self._bytes_received = 0
+        network.attach(self)
+
+    @property
+    def port(self) -> int:
+        """See the interface; a fake listens nowhere."""
+        return 1
+
+    def accept(self, source_server_id: str, transfer: OutgoingTransfer) -> bool:
+        """Called by the network: take a copy, if there is memory for it."""
+        staging = self._pool.try_acquire(transfer.staging.numel())
+        if staging is None:
+            self._num_refused += 1
+            return False
+        staging.copy_(transfer.staging)
+        self._num_completed += 1
+        self._bytes_received += staging.numel()
+        self._ready.append(
+            IncomingTransfer(
+                transfer_id=transfer.transfer_id,
+                stream_id=transfer.stream_id,
+                epoch=1,
+                source_server_id=source_server_id,
+                token_ids=array("i", transfer.token_ids),
+                first_token=transfer.first_token,
+                staging=staging,
+            )
+        )
+        self._waker.set()
+        return True
+
+    def poll(self) -> list[IncomingTransfer]:
+        """See the interface."""
+        self._waker.clear()
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
+
+    def release(self, incoming: IncomingTransfer) -> None:
+        """See the interface."""
+        self._pool.release(incoming.staging)
+
+    def fileno(self) -> int:
+        """See the interface."""
+        return self._waker.fileno()
+
+    def stats(self) -> ReceiverStats:
+        """See the interface."""
+        usage = self._pool.usage()
+        return ReceiverStats(
+            num_peers=0,
+            num_active=0,
+            num_ready=len(self._ready),
+            staging_used_bytes=usage.used_bytes,
+            staging_cached_bytes=usage.cached_bytes,
+            num_completed=self._num_completed,
+            num_refused=self._num_refused,
+            num_aborted=0,
+            num_failed=0,
+            num_malformed_frames=0,
+            num_stale_frames=0,
+            num_duplicates=0,
+            bytes_received=self._bytes_received,
+        )
+
+    def close(self) -> None:
+        """See the interface."""
+        self._network.detach(self)
+        self._waker.close()

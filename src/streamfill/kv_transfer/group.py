@@ -1,0 +1,189 @@
+"""The data path of one pair of ranks: a torch.distributed group of two.
+
+This is the border at which errors of torch.distributed become `TransportError`.
+
+Gloo carries CPU tensors, NCCL carries CUDA tensors. The NCCL half is written after PyTorch's
+documentation and was never run: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import time
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from streamfill.errors import TransportError
+from streamfill.kv_transfer.rendezvous import RendezvousStore
+from streamfill.kv_transfer.timeouts import TransportTimeouts
+
+# torch's stubs lag behind these classes (no `send`, no options), so they are typed here instead.
+_dist: Any = torch.distributed
+
+SENDER_RANK = 0
+RECEIVER_RANK = 1
+_GROUP_SIZE = 2
+
+NCCL_POLL_S = 0.0002
+"""NCCL waits block no host thread, so completion is polled; a chunk takes longer than this."""
+
+NCCL_OWN_TIMEOUT_S = 3600.0
+"""NCCL's watchdog may end the process at its time-out; ours comes first and aborts the group."""
+
+
+class _Work(Protocol):
+    def wait(self, timeout: timedelta = ...) -> bool: ...
+    def is_completed(self) -> bool: ...
+
+
+class _Backend(Protocol):
+    def send(self, tensors: list[Tensor], rank: int, tag: int) -> _Work: ...
+    def recv(self, tensors: list[Tensor], rank: int, tag: int) -> _Work: ...
+    def abort(self) -> None: ...
+
+
+class _State(enum.Enum):
+    OPEN = "open"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+def backend_name(device: torch.device) -> str:
+    """What carries tensors of ``device``: ``gloo`` or ``nccl``."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def local_address_towards(host: str, port: int) -> str:
+    """The address of this machine from which ``host`` is reached. Sends nothing.
+
+    Raises:
+        TransportError: there is no route, or no such name.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise TransportError(f"no route to {host}:{port}: {error}") from error
+
+
+class PairGroup:
+    """A group of one sender and one receiver rank, beside any other group of the process.
+
+    Used by one thread only, which issues `send` (sender) or `recv` (receiver) in the order that
+    both sides agreed on by ``Offer`` and ``Accept``. Once an operation failed, the group is
+    aborted and never used again: a new one has a new epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        store: RendezvousStore,
+        local_host: str,
+        device: torch.device,
+        timeouts: TransportTimeouts,
+    ) -> None:
+        """Meet the other side; waits for it at most ``timeouts.group_setup_s``.
+
+        Args:
+            rank: `SENDER_RANK` or `RECEIVER_RANK`.
+            store: connected to that of the other side.
+            local_host: address of this machine on which Gloo listens.
+            device: of the tensors; chooses Gloo or NCCL.
+            timeouts: of the endpoint.
+
+        Raises:
+            TransportError: the other side did not come, or cannot be reached.
+        """
+        self._peer = RECEIVER_RANK if rank == SENDER_RANK else SENDER_RANK
+        self._device = device
+        self._chunk_s = timeouts.chunk_s
+        self._state = _State.OPEN
+        store.adopt()
+        try:
+            self._backend: _Backend = (
+                _nccl_backend(store, rank)
+                if device.type == "cuda"
+                else _gloo_backend(store, rank, local_host, timeouts.group_setup_s)
+            )
+        except RuntimeError as error:
+            raise TransportError(f"the group was not set up: {error}") from error
+
+    def send(self, chunk: Tensor) -> None:
+        """Send a contiguous, non-empty tensor; returns when its memory may be changed again.
+
+        Raises:
+            TransportError: the peer is gone, or did not take it within ``chunk_s``.
+        """
+        self._run("send", chunk)
+
+    def recv(self, chunk: Tensor) -> None:
+        """Fill a contiguous, non-empty tensor with the next chunk that the other side sends.
+
+        Raises:
+            TransportError: the peer is gone, or sent nothing within ``chunk_s``. The content of
+                ``chunk`` is undefined, and nothing will write to it later.
+        """
+        self._run("recv", chunk)
+
+    def close(self) -> None:
+        """Drop connections and threads of the group. Only its own thread may do this."""
+        if self._state is _State.CLOSED:
+            return
+        if self._device.type == "cuda":
+            self._backend.abort()
+        del self._backend
+        self._state = _State.CLOSED
+
+    def _run(self, operation: str, chunk: Tensor) -> None:
+        if self._state is not _State.OPEN:
+            raise TransportError(f"{operation} on a group that is {self._state.value}")
+        try:
+            if self._device.type == "cuda":
+                self._run_nccl(operation, chunk)
+            else:
+                self._issue(operation, chunk).wait(timedelta(seconds=self._chunk_s))
+        except RuntimeError as error:
+            self._state = _State.FAILED
+            raise TransportError(f"{operation} of {chunk.numel()} bytes failed: {error}") from error
+
+    def _run_nccl(self, operation: str, chunk: Tensor) -> None:
+        with torch.cuda.device(self._device):
+            work = self._issue(operation, chunk)
+            deadline_s = time.monotonic() + self._chunk_s
+            while not work.is_completed():
+                if time.monotonic() >= deadline_s:
+                    # Returns only when the kernel that touches ``chunk`` is gone.
+                    self._backend.abort()
+                    raise RuntimeError(f"no completion within {self._chunk_s} s")
+                time.sleep(NCCL_POLL_S)
+            work.wait()
+
+    def _issue(self, operation: str, chunk: Tensor) -> _Work:
+        if operation == "send":
+            return self._backend.send([chunk], self._peer, 0)
+        return self._backend.recv([chunk], self._peer, 0)
+
+
+def _gloo_backend(store: RendezvousStore, rank: int, local_host: str, timeout_s: float) -> _Backend:
+    options = _dist.ProcessGroupGloo._Options()
+    options._timeout = timedelta(seconds=timeout_s)
+    # Without a device of ours Gloo listens on whatever the machine's name resolves to.
+    options._devices = [_dist.ProcessGroupGloo.create_device(hostname=local_host)]
+    options._threads = 1
+    backend: _Backend = _dist.ProcessGroupGloo(store, rank, _GROUP_SIZE, options)
+    return backend
+
+
+def _nccl_backend(store: RendezvousStore, rank: int) -> _Backend:
+    options = _dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=NCCL_OWN_TIMEOUT_S)
+    backend: _Backend = _dist.ProcessGroupNCCL(store, rank, _GROUP_SIZE, options)
+    return backend

@@ -1,0 +1,214 @@
+"""The contract between the KV transport and the server that uses it.
+
+Both endpoints belong to one server rank and are used by one thread of it, the scheduler's. No
+method but `close` blocks for longer than a queue operation. ``fileno()`` becomes readable when
+`poll` has something to say; register it with the loop's poller.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PeerAddress:
+    """Where one rank of a receiving server listens."""
+
+    server_id: str
+    host: str
+    control_port: int
+    rank: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class OutgoingTransfer:
+    """KV to be sent. The transport owns ``staging`` from `submit` until the outcome is polled."""
+
+    transfer_id: int
+    """Minted by the router; a retry gets a new one."""
+    stream_id: int
+    token_ids: Sequence[int]
+    """The whole sequence; its last ``len(token_ids) - first_token`` tokens are carried."""
+    first_token: int
+    """Offset of the first token whose KV is carried."""
+    staging: Tensor
+    """Made by `staging.gather`; uint8 [number of bytes], empty where no token is carried."""
+
+
+class TransferStatus(enum.Enum):
+    """How a transfer ended on the sender's side. Each is final."""
+
+    DELIVERED = "delivered"
+    """All bytes are with the receiver, who hands them to its server."""
+    REFUSED = "refused"
+    """The receiver would not take it; trying another time or peer makes sense."""
+    CANCELLED = "cancelled"
+    """By `KvSenderInterface.cancel`; the receiver delivered nothing."""
+    FAILED = "failed"
+    """The peer or the link. Whether the receiver got the data is unknown."""
+
+
+@dataclass(frozen=True)
+class TransferOutcome:
+    """The end of one submitted transfer."""
+
+    transfer_id: int
+    status: TransferStatus
+    reason: str
+    """Empty when delivered."""
+    num_bytes: int
+    """Of KV; what the transfer was to carry."""
+    queued_s: float
+    """From `submit` to the beginning: other transfers to this peer, and finding the peer."""
+    seconds: float
+    """From ``Offer`` to the end, the set-up of the group included where one was needed."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the receiver has the data."""
+        return self.status is TransferStatus.DELIVERED
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Measured bandwidth; None where nothing was carried."""
+        if not self.ok or self.num_bytes == 0 or self.seconds <= 0:
+            return None
+        return self.num_bytes / self.seconds
+
+
+@dataclass(frozen=True, eq=False)
+class IncomingTransfer:
+    """KV that arrived completely. The server owns ``staging`` until `release`."""
+
+    transfer_id: int
+    stream_id: int
+    epoch: int
+    source_server_id: str
+    token_ids: array[int]
+    """The whole sequence, type code ``i``."""
+    first_token: int
+    """Offset of the first token whose KV is here; the KV before it must be in the tree already,
+    otherwise this transfer is of no use and is simply released."""
+    staging: Tensor
+    """For `staging.scatter`; uint8 [number of bytes]."""
+
+
+@dataclass(frozen=True)
+class SenderStats:
+    """Counters since the start, and what there is now."""
+
+    num_peers: int
+    num_pending: int
+    """Submitted, without an outcome yet."""
+    num_delivered: int
+    num_refused: int
+    num_cancelled: int
+    num_failed: int
+    num_sessions: int
+    """Sessions opened since the start; more than peers when groups were rebuilt."""
+    num_malformed_frames: int
+    num_stale_frames: int
+    bytes_delivered: int
+
+
+@dataclass(frozen=True)
+class ReceiverStats:
+    """Counters since the start, and what there is now."""
+
+    num_peers: int
+    num_active: int
+    """Transfers accepted and not complete."""
+    num_ready: int
+    """Complete and not polled."""
+    staging_used_bytes: int
+    staging_cached_bytes: int
+    num_completed: int
+    num_refused: int
+    num_aborted: int
+    """Given up by the sender."""
+    num_failed: int
+    """Lost with the peer or the link, or of the wrong checksum."""
+    num_malformed_frames: int
+    num_stale_frames: int
+    """Of an older epoch, or about an unknown transfer or session; thrown away on purpose."""
+    num_duplicates: int
+    bytes_received: int
+
+
+class KvSenderInterface(Protocol):
+    """The sending endpoint of a server rank. The fake is `fake.FakeKvSender`."""
+
+    def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
+        """Queue a transfer; called by the scheduler after `staging.gather`.
+
+        Every submitted transfer has exactly one outcome, also when the queue is full or the
+        endpoint is closed. Transfers to one peer are carried one after the other, in this order.
+
+        Raises:
+            ValueError: sizes that do not fit the layout, or a transfer id that is pending already.
+        """
+        ...
+
+    def cancel(self, transfer_id: int) -> None:
+        """Give a transfer up; its outcome follows as ever. Too late, or unknown: no effect."""
+        ...
+
+    def poll(self) -> list[TransferOutcome]:
+        """What ended since the last call; called when `fileno` is readable, or in every loop.
+
+        The staging of each transfer named belongs to the caller again.
+        """
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
+    def stats(self) -> SenderStats:
+        """For metrics; at any time."""
+        ...
+
+    def close(self) -> None:
+        """End all threads; blocks for at most ``timeouts.join_s``. Pending transfers fail, and
+        one last `poll` tells which."""
+        ...
+
+
+class KvReceiverInterface(Protocol):
+    """The receiving endpoint of a server rank. The fake is `fake.FakeKvReceiver`."""
+
+    @property
+    def port(self) -> int:
+        """Control port on which it listens."""
+        ...
+
+    def poll(self) -> list[IncomingTransfer]:
+        """What is complete since the last call, in order of completion; called when `fileno` is
+        readable, or in every loop. Each must be given back by `release`."""
+        ...
+
+    def release(self, incoming: IncomingTransfer) -> None:
+        """Give the staging of a transfer back, used or not. Nobody may touch it afterwards.
+
+        Raises:
+            ValueError: it was given back before.
+        """
+        ...
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something."""
+        ...
+
+    def stats(self) -> ReceiverStats:
+        """For metrics; at any time."""
+        ...
+
+    def close(self) -> None:
+        """End all threads; blocks for at most ``timeouts.join_s``. What was not polled is gone."""
+        ...

@@ -1,0 +1,162 @@
+"""The receiving endpoint of a server rank; the contract is `interface.KvReceiverInterface`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+
+import torch
+import zmq
+
+from streamfill.errors import ConfigError, TransportError
+from streamfill.kv_transfer.control_socket import ControlSocket
+from streamfill.kv_transfer.counters import Counters, ReceiverCount
+from streamfill.kv_transfer.inbound_control import InboundControl, InboundOptions
+from streamfill.kv_transfer.interface import IncomingTransfer, ReceiverStats
+from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.pool import StagingPool
+from streamfill.kv_transfer.timeouts import TransportTimeouts
+from streamfill.kv_transfer.waker import Waker
+
+_log = logging.getLogger(__name__)
+
+_WILDCARDS = frozenset({"", "*", "0.0.0.0", "::"})
+
+
+class KvReceiver:
+    """Receives KV from any number of senders, one thread for each that has sent something."""
+
+    def __init__(
+        self,
+        server_id: str,
+        layout: KvLayout,
+        bind_host: str,
+        port: int = 0,
+        *,
+        memory_limit_bytes: int,
+        rank: int = 0,
+        incarnation: int | None = None,
+        advertise_host: str | None = None,
+        device: torch.device | None = None,
+        timeouts: TransportTimeouts | None = None,
+    ) -> None:
+        """Listen.
+
+        Args:
+            server_id: of this server.
+            layout: of its KV.
+            bind_host: address to listen on.
+            port: control port; 0 takes a free one, see `port`.
+            memory_limit_bytes: of staging, in use and kept for reuse together.
+            rank: of this process within the server.
+            incarnation: differs with every start; None draws a random one.
+            advertise_host: address of this machine for Gloo; needed where ``bind_host`` is a
+                wildcard.
+            device: of the staging tensors; cpu by default.
+            timeouts: see `timeouts`.
+
+        Raises:
+            ConfigError: it cannot listen there, or nobody could know where it listens.
+        """
+        if advertise_host is None and bind_host in _WILDCARDS:
+            raise ConfigError(
+                "advertise_host",
+                advertise_host,
+                f"name this machine's address, since it listens on all of them ({bind_host!r})",
+            )
+        device = device or torch.device("cpu")
+        self._pool = StagingPool(memory_limit_bytes, device=device)
+        self._counters: Counters[ReceiverCount] = Counters()
+        self._ready: deque[IncomingTransfer] = deque()
+        self._waker = Waker()
+        self._closed = False
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        socket: ControlSocket | None = None
+        try:
+            socket = ControlSocket(
+                self._context, host=bind_host, port=port, counters=self._counters
+            )
+            self._port = socket.port
+            self._control = InboundControl(
+                socket,
+                options=InboundOptions(
+                    server_id=server_id,
+                    rank=rank,
+                    incarnation=secrets.randbits(62) if incarnation is None else incarnation,
+                    layout=layout,
+                    device=device,
+                    advertise_host=advertise_host or bind_host,
+                    timeouts=timeouts or TransportTimeouts(),
+                ),
+                pool=self._pool,
+                counters=self._counters,
+                publish=self._publish,
+                num_ready=lambda: len(self._ready),
+            )
+        except TransportError as error:
+            if socket is not None:
+                socket.close()
+            self._context.term()
+            self._waker.close()
+            raise ConfigError(
+                "transfer endpoint", f"{bind_host}:{port}", f"choose another: {error}"
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """See `interface.KvReceiverInterface.port`."""
+        return self._port
+
+    def poll(self) -> list[IncomingTransfer]:
+        """See `interface.KvReceiverInterface.poll`."""
+        self._waker.clear()
+        ready = []
+        while self._ready:
+            ready.append(self._ready.popleft())
+        return ready
+
+    def release(self, incoming: IncomingTransfer) -> None:
+        """See `interface.KvReceiverInterface.release`."""
+        self._pool.release(incoming.staging)
+
+    def fileno(self) -> int:
+        """See `interface.KvReceiverInterface.fileno`."""
+        return self._waker.fileno()
+
+    def stats(self) -> ReceiverStats:
+        """See `interface.KvReceiverInterface.stats`."""
+        count, usage = self._counters.get, self._pool.usage()
+        return ReceiverStats(
+            num_peers=self._control.num_sessions,
+            num_active=self._control.num_receptions,
+            num_ready=len(self._ready),
+            staging_used_bytes=usage.used_bytes,
+            staging_cached_bytes=usage.cached_bytes,
+            num_completed=count(ReceiverCount.COMPLETED),
+            num_refused=count(ReceiverCount.REFUSED),
+            num_aborted=count(ReceiverCount.ABORTED),
+            num_failed=count(ReceiverCount.FAILED),
+            num_malformed_frames=count(ReceiverCount.MALFORMED_FRAMES),
+            num_stale_frames=count(ReceiverCount.STALE_FRAMES),
+            num_duplicates=count(ReceiverCount.DUPLICATES),
+            bytes_received=count(ReceiverCount.BYTES_RECEIVED),
+        )
+
+    def close(self) -> None:
+        """See `interface.KvReceiverInterface.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._control.close():
+            self._context.term()
+        else:
+            _log.error("the threads of the KV receiver did not end")
+        while self._ready:
+            self._pool.release(self._ready.popleft().staging)
+        self._waker.close()
+
+    def _publish(self, incoming: IncomingTransfer) -> None:
+        """Called by the control thread."""
+        self._ready.append(incoming)
+        self._waker.set()

@@ -1,0 +1,204 @@
+"""The sending endpoint of a server rank; the contract is `interface.KvSenderInterface`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+
+import torch
+import zmq
+
+from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.group import backend_name
+from streamfill.kv_transfer.interface import (
+    OutgoingTransfer,
+    PeerAddress,
+    SenderStats,
+    TransferOutcome,
+    TransferStatus,
+)
+from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.sender_link import LinkOptions, SenderLink
+from streamfill.kv_transfer.timeouts import JOIN_SLACK_S, TransportTimeouts
+from streamfill.kv_transfer.waker import Waker
+from streamfill.messages.handoff import PROTOCOL_VERSION, Hello
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_CHUNK_BYTES = 16 * 1024 * 1024
+"""Large enough that the hand-shake per chunk does not show (1.4 GB/s), small enough that a
+cancelled or stopped transfer is noticed within some 20 ms."""
+
+DEFAULT_MAX_QUEUED = 64
+"""Per peer. Each holds staging memory, so the pool of the server is the tighter bound."""
+
+_STATUS_COUNT = {
+    TransferStatus.DELIVERED: SenderCount.DELIVERED,
+    TransferStatus.REFUSED: SenderCount.REFUSED,
+    TransferStatus.CANCELLED: SenderCount.CANCELLED,
+    TransferStatus.FAILED: SenderCount.FAILED,
+}
+
+
+class KvSender:
+    """Sends KV to any number of receivers, one thread for each."""
+
+    def __init__(
+        self,
+        server_id: str,
+        layout: KvLayout,
+        *,
+        rank: int = 0,
+        incarnation: int | None = None,
+        device: torch.device | None = None,
+        timeouts: TransportTimeouts | None = None,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        with_checksum: bool = False,
+        max_queued: int = DEFAULT_MAX_QUEUED,
+    ) -> None:
+        """Start nothing yet: the first transfer to a peer starts its thread.
+
+        Args:
+            server_id: of this server.
+            layout: of its KV.
+            rank: of this process within the server.
+            incarnation: differs with every start; None draws a random one.
+            device: of the staging tensors; cpu by default.
+            timeouts: see `timeouts`.
+            chunk_bytes: of one torch.distributed operation.
+            with_checksum: send a CRC-32 of all bytes, for the receiver to check.
+            max_queued: transfers waiting for one peer.
+        """
+        self._layout = layout
+        device = device or torch.device("cpu")
+        self._options = LinkOptions(
+            hello=Hello(
+                server_id=server_id,
+                rank=rank,
+                incarnation=secrets.randbits(62) if incarnation is None else incarnation,
+                attempt=0,
+                layout=layout,
+                backend=backend_name(device),
+                protocol_version=PROTOCOL_VERSION,
+            ),
+            device=device,
+            timeouts=timeouts or TransportTimeouts(),
+            chunk_bytes=chunk_bytes,
+            with_checksum=with_checksum,
+            max_queued=max_queued,
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._waker = Waker()
+        self._counters: Counters[SenderCount] = Counters()
+        self._outcomes: deque[TransferOutcome] = deque()
+        self._links: dict[tuple[str, int], SenderLink] = {}
+        self._retired: list[SenderLink] = []
+        self._pending: dict[int, SenderLink] = {}
+        self._closed = False
+
+    def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
+        """See `interface.KvSenderInterface.submit`."""
+        num_token_ids = len(transfer.token_ids)
+        problem = self._layout.transfer_problem(
+            num_token_ids=num_token_ids,
+            first_token=transfer.first_token,
+            num_tokens=num_token_ids - transfer.first_token,
+            num_bytes=transfer.staging.numel(),
+        )
+        if problem is None and transfer.staging.dtype != torch.uint8:
+            problem = f"staging is {transfer.staging.dtype}, not torch.uint8"
+        if problem is None and transfer.transfer_id in self._pending:
+            problem = "it is pending already"
+        if problem is None and self._closed:
+            problem = "the sender is closed"
+        if problem is not None:
+            raise ValueError(f"transfer {transfer.transfer_id}: {problem}")
+        link = self._link_to(peer)
+        self._pending[transfer.transfer_id] = link
+        link.submit(transfer)
+
+    def cancel(self, transfer_id: int) -> None:
+        """See `interface.KvSenderInterface.cancel`."""
+        link = self._pending.get(transfer_id)
+        if link is not None:
+            link.cancel(transfer_id)
+
+    def poll(self) -> list[TransferOutcome]:
+        """See `interface.KvSenderInterface.poll`."""
+        self._waker.clear()
+        ended = []
+        while self._outcomes:
+            outcome = self._outcomes.popleft()
+            del self._pending[outcome.transfer_id]
+            ended.append(outcome)
+        return ended
+
+    def fileno(self) -> int:
+        """See `interface.KvSenderInterface.fileno`."""
+        return self._waker.fileno()
+
+    def stats(self) -> SenderStats:
+        """See `interface.KvSenderInterface.stats`."""
+        count = self._counters.get
+        return SenderStats(
+            num_peers=len(self._links),
+            num_pending=len(self._pending),
+            num_delivered=count(SenderCount.DELIVERED),
+            num_refused=count(SenderCount.REFUSED),
+            num_cancelled=count(SenderCount.CANCELLED),
+            num_failed=count(SenderCount.FAILED),
+            num_sessions=count(SenderCount.SESSIONS),
+            num_malformed_frames=count(SenderCount.MALFORMED_FRAMES),
+            num_stale_frames=count(SenderCount.STALE_FRAMES),
+            bytes_delivered=count(SenderCount.BYTES_DELIVERED),
+        )
+
+    def close(self) -> None:
+        """See `interface.KvSenderInterface.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        links = [*self._links.values(), *self._retired]
+        for link in links:
+            link.stop("the sender was closed")
+        deadline_s = time.monotonic() + self._options.timeouts.join_s
+        all_ended = True
+        for link in links:
+            left_s = max(JOIN_SLACK_S / 10, deadline_s - time.monotonic())
+            if not link.join(left_s):
+                all_ended = False
+                _log.error("the thread that sends to %s did not end", link.address)
+        self._links.clear()
+        self._retired.clear()
+        self._waker.close()
+        if all_ended:
+            self._context.term()
+
+    def _link_to(self, peer: PeerAddress) -> SenderLink:
+        """The link to a peer; one at another address is retired, since that server restarted."""
+        key = (peer.server_id, peer.rank)
+        link = self._links.get(key)
+        if link is not None and link.address == peer:
+            return link
+        if link is not None:
+            link.stop(f"{peer.server_id} moved to {peer.host}:{peer.control_port}")
+            self._retired.append(link)
+        self._retired = [retired for retired in self._retired if not retired.join(0)]
+        self._links[key] = link = SenderLink(
+            peer,
+            options=self._options,
+            context=self._context,
+            publish=self._publish,
+            counters=self._counters,
+        )
+        return link
+
+    def _publish(self, outcome: TransferOutcome) -> None:
+        """Called by the links' threads and by our own."""
+        self._counters.add(_STATUS_COUNT[outcome.status])
+        if outcome.ok:
+            self._counters.add(SenderCount.BYTES_DELIVERED, outcome.num_bytes)
+        self._outcomes.append(outcome)
+        self._waker.set()

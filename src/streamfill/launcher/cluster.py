@@ -1,0 +1,208 @@
+"""A whole cluster as one block of code: `streamfill up` and `streamfill demo` run inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from streamfill.api import Client, ClusterInfo
+from streamfill.config import ClusterConfig
+from streamfill.errors import ConfigError, StreamfillError, UnavailableError
+from streamfill.launcher.errors import LaunchError
+from streamfill.launcher.managed_process import ProcessStatus
+from streamfill.launcher.plan import ClusterPlan, plan_cluster
+from streamfill.launcher.ports import choose_ports
+from streamfill.launcher.signals import StopRequest
+from streamfill.launcher.state import (
+    ClusterPhase,
+    ClusterState,
+    ProcessRecord,
+    claimed,
+    own_start_ticks,
+    write_state,
+)
+from streamfill.launcher.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_REGISTRATION_POLL_S: Final = 0.1
+"""Servers register within a heartbeat of the router's readiness."""
+
+
+class StoppedError(StreamfillError):
+    """A signal came before the cluster was ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningCluster:
+    """A cluster that is ready."""
+
+    address: str
+    """``host:port`` for clients on this machine."""
+    startup_s: float
+    run_dir: Path
+    supervisor: Supervisor
+
+
+@asynccontextmanager
+async def running_cluster(
+    config: ClusterConfig,
+    *,
+    model_path: Path,
+    state_dir: Path,
+    run_dir: Path,
+    stop: StopRequest,
+    on_change: Callable[[Sequence[ProcessStatus]], None],
+) -> AsyncIterator[RunningCluster]:
+    """Starts the cluster; drains it at the end of the block, whatever ended it.
+
+    Args:
+        config: a checked cluster.
+        model_path: absolute folder of its model.
+        state_dir: where its state file and its lock lie.
+        run_dir: absolute folder for logs and the processes' configurations.
+        stop: its first signal ends the start, its second one the drain.
+        on_change: as in `Supervisor`.
+
+    Raises:
+        ConfigError: the name or a port is taken, or a folder cannot be written to.
+        LaunchError: a process did not start.
+        StoppedError: a signal came while it was starting.
+    """
+    started = time.monotonic()
+    _make_folders(run_dir, state_dir)
+    with claimed(state_dir, config.name):
+        plan = plan_cluster(
+            config,
+            model_path=model_path,
+            ports=choose_ports(config),
+            num_cores=len(os.sched_getaffinity(0)),
+            run_dir=run_dir,
+        )
+        state = _StateWriter(plan, model_path, state_dir, run_dir)
+
+        def changed(statuses: Sequence[ProcessStatus]) -> None:
+            state.write(statuses)
+            on_change(statuses)
+
+        supervisor = Supervisor(plan, run_dir=run_dir, settings=config.launcher, on_change=changed)
+        stop.on_second = supervisor.kill_all
+        try:
+            await unless_stopped(supervisor.start(), stop)
+            await unless_stopped(_wait_registered(plan.address, config), stop)
+            startup_s = time.monotonic() - started
+            state.enter(ClusterPhase.READY, supervisor.statuses, startup_s)
+            yield RunningCluster(
+                address=plan.address, startup_s=startup_s, run_dir=run_dir, supervisor=supervisor
+            )
+        finally:
+            state.enter(ClusterPhase.DRAINING, supervisor.statuses)
+            await supervisor.drain()
+
+
+async def unless_stopped(work: Awaitable[T], stop: StopRequest) -> T:
+    """What `work` returns; a signal cancels it.
+
+    Raises:
+        StoppedError: a signal came first.
+    """
+    task = asyncio.ensure_future(work)
+    signalled = asyncio.create_task(stop.first.wait())
+    try:
+        await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise StoppedError("stopped")
+    finally:
+        for each in (task, signalled):
+            each.cancel()
+        await asyncio.wait({task, signalled})
+
+
+async def _wait_registered(address: str, config: ClusterConfig) -> ClusterInfo:
+    """Returns when the router counts every server among the living."""
+    wanted = {"prefill": config.prefill.count, "decode": config.decode.count}
+    deadline = time.monotonic() + config.launcher.ready_timeout_s
+    async with Client(address) as client:
+        while True:
+            try:
+                info = await client.server_info()
+            except UnavailableError as error:
+                missing = f"the router does not answer at {address}: {error.message}"
+            else:
+                alive = [server.role for server in info.servers if server.state == "alive"]
+                if info.ready and all(alive.count(role) >= n for role, n in wanted.items()):
+                    return info
+                missing = f"the router sees {len(alive)} of {sum(wanted.values())} servers alive"
+            if time.monotonic() > deadline:
+                reason = f"started, but after {config.launcher.ready_timeout_s:g} s {missing}"
+                raise LaunchError("the cluster", reason)
+            await asyncio.sleep(_REGISTRATION_POLL_S)
+
+
+def _make_folders(run_dir: Path, state_dir: Path) -> None:
+    for key, folder in (("launcher.run_dir", run_dir / "logs"), ("STREAMFILL_HOME", state_dir)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            remedy = f"name a folder that can be written to ({error.strerror})"
+            raise ConfigError(key, str(folder), remedy) from error
+
+
+class _StateWriter:
+    """Keeps ``cluster.json`` up to date."""
+
+    def __init__(self, plan: ClusterPlan, model_path: Path, state_dir: Path, run_dir: Path) -> None:
+        self._folder = state_dir
+        self._phase = ClusterPhase.STARTING
+        self._startup_s: float | None = None
+        self._plan = plan
+        self._model_path = model_path
+        self._run_dir = run_dir
+
+    def enter(
+        self,
+        phase: ClusterPhase,
+        statuses: Sequence[ProcessStatus],
+        startup_s: float | None = None,
+    ) -> None:
+        """The cluster came so far."""
+        self._phase = phase
+        self._startup_s = startup_s if startup_s is not None else self._startup_s
+        self.write(statuses)
+
+    def write(self, statuses: Sequence[ProcessStatus]) -> None:
+        """Something about the processes changed. A full disk costs the file, not the cluster."""
+        state = ClusterState(
+            name=self._plan.name,
+            address=self._plan.address,
+            model_path=str(self._model_path),
+            phase=self._phase,
+            launcher_pid=os.getpid(),
+            launcher_start_ticks=own_start_ticks(),
+            run_dir=str(self._run_dir),
+            startup_s=self._startup_s,
+            processes=tuple(
+                ProcessRecord(
+                    name=status.name,
+                    kind=status.kind.value,
+                    state=status.state.value,
+                    pid=status.pid,
+                    num_restarts=status.num_restarts,
+                    log_file=str(status.log_file),
+                )
+                for status in statuses
+            ),
+        )
+        try:
+            write_state(self._folder, state)
+        except OSError:
+            logger.exception("state file not written folder=%s", self._folder)

@@ -1,0 +1,207 @@
+"""From a cluster file to a list of processes. Pure: nothing is read, written or started here."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from streamfill.config import (
+    ClusterConfig,
+    ControllerConfig,
+    RouterConfig,
+    ServerConfig,
+    ServerSection,
+)
+from streamfill.launcher.ports import Ports
+from streamfill.messages.common import Role
+
+
+class ProcessKind(enum.Enum):
+    """What a process of the cluster does."""
+
+    ROUTER = "router"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    CONTROLLER = "controller"
+
+    @property
+    def drain_stage(self) -> int:
+        """Lower stages stop first: the router takes nothing new while its servers finish, and
+        the servers may ask the controller to the end."""
+        return {ProcessKind.ROUTER: 0, ProcessKind.CONTROLLER: 2}.get(self, 1)
+
+
+_MODULES: Mapping[ProcessKind, str] = {
+    ProcessKind.ROUTER: "router",
+    ProcessKind.PREFILL: "prefill_server",
+    ProcessKind.DECODE: "decode_server",
+    ProcessKind.CONTROLLER: "streamfill.preemption",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSpec:
+    """One process to start. It is ready when it prints a line ``READY {json}``."""
+
+    name: str
+    """Unique in the cluster; also the name of its log file."""
+    kind: ProcessKind
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """Put over the launcher's own environment."""
+    config_file: Path
+    config_json: bytes
+    """What `config_file` must hold before the process starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPlan:
+    """Everything there is to start."""
+
+    name: str
+    address: str
+    """``host:port`` of the router for clients on this machine."""
+    processes: tuple[ProcessSpec, ...]
+
+
+def plan_cluster(
+    config: ClusterConfig,
+    *,
+    model_path: Path,
+    ports: Ports,
+    num_cores: int,
+    run_dir: Path,
+    python: str = sys.executable,
+) -> ClusterPlan:
+    """The processes of `config`, in the order in which a table shows them.
+
+    Args:
+        config: a checked cluster.
+        model_path: absolute folder of the model.
+        ports: settled ports; those in `config` are not looked at.
+        num_cores: CPU cores that this cluster may use.
+        run_dir: absolute folder for the configuration files.
+        python: the interpreter that runs the processes.
+    """
+    router_host = reachable_host(config.router.host)
+    router_endpoint = f"tcp://{_join(router_host, ports.router_zmq)}"
+    controller_endpoint = (
+        f"tcp://{_join(reachable_host(config.controller.host), ports.controller_zmq)}"
+    )
+
+    def spec(
+        name: str, kind: ProcessKind, threads: int, process_config: msgspec.Struct
+    ) -> ProcessSpec:
+        config_file = run_dir / "config" / f"{name}.json"
+        return ProcessSpec(
+            name=name,
+            kind=kind,
+            argv=(python, "-m", _MODULES[kind], "--config-file", str(config_file)),
+            env=environment(threads),
+            config_file=config_file,
+            config_json=msgspec.json.format(msgspec.json.encode(process_config), indent=2),
+        )
+
+    router = RouterConfig(
+        model_path=str(model_path),
+        host=config.router.host,
+        grpc_port=ports.router_grpc,
+        zmq_port=ports.router_zmq,
+        max_streams=config.router.max_streams,
+        idle_stream_timeout_s=config.router.idle_stream_timeout_s,
+        context_tokens=config.model.context_tokens,
+        controller_endpoint=controller_endpoint,
+        log_level=config.log_level,
+    )
+    controller = ControllerConfig(
+        host=config.controller.host, zmq_port=ports.controller_zmq, log_level=config.log_level
+    )
+    processes = [
+        spec("router", ProcessKind.ROUTER, 1, router),
+        spec("controller", ProcessKind.CONTROLLER, 1, controller),
+    ]
+    share = thread_share(num_cores, config.prefill.count + config.decode.count)
+    for role, section in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode)):
+        for index in range(section.count):
+            server = _server_config(
+                config,
+                role,
+                section,
+                index,
+                share=share,
+                model_path=model_path,
+                endpoints=(router_endpoint, controller_endpoint),
+            )
+            processes.append(
+                spec(server.server_id, ProcessKind(role.value), server.threads, server)
+            )
+    return ClusterPlan(
+        name=config.name,
+        address=_join(router_host, ports.router_grpc),
+        processes=tuple(processes),
+    )
+
+
+def thread_share(num_cores: int, num_servers: int) -> int:
+    """CPU threads of a server whose file says 0: an equal share of the cores, at least 1."""
+    return max(1, num_cores // max(1, num_servers))
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What each process finds in its environment besides the launcher's own.
+
+    The thread counts must be there before torch is imported. Tokenizers run in our own threads;
+    their pool would only compete with the model's.
+    """
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
+
+
+def reachable_host(host: str) -> str:
+    """Where a process on this machine reaches a socket that is bound to `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(host, host)
+
+
+def _server_config(
+    config: ClusterConfig,
+    role: Role,
+    section: ServerSection,
+    index: int,
+    *,
+    share: int,
+    model_path: Path,
+    endpoints: tuple[str, str],
+) -> ServerConfig:
+    router_endpoint, controller_endpoint = endpoints
+    return ServerConfig(
+        role=role,
+        server_id=f"{role.value}-{index}",
+        model_path=str(model_path),
+        router_endpoint=router_endpoint,
+        controller_endpoint=controller_endpoint,
+        host=section.host,
+        threads=section.threads or share,
+        context_tokens=config.model.context_tokens,
+        pool_tokens=section.pool_tokens,
+        page_size=section.page_size,
+        step_tokens=section.step_tokens,
+        max_requests=section.max_requests,
+        tp_size=section.tp_size,
+        base_gpu_id=section.base_gpu_id + index * section.tp_size,
+        sglang=section.sglang,
+        log_level=config.log_level,
+    )
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

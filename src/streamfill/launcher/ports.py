@@ -1,0 +1,114 @@
+"""Which ports a cluster listens on, settled before any of its processes is started.
+
+The launcher chooses free ports itself instead of letting the router bind port 0, so that a router
+that is restarted comes back where servers and clients look for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from streamfill.config import ClusterConfig
+from streamfill.errors import ConfigError
+
+_LOWEST_FREE_PORT: Final = 10_240
+"""Below it are the ports that well-known services like to use."""
+_NUM_TRIES: Final = 200
+_EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_DEFAULT_FIRST_EPHEMERAL: Final = 32_768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Every port that the launcher assigns. None is 0."""
+
+    router_grpc: int
+    router_zmq: int
+    controller_zmq: int
+
+
+def choose_ports(config: ClusterConfig) -> Ports:
+    """The ports of `config`, with a free one for each 0.
+
+    All of them are held at the same time while they are chosen, so they differ. Another program
+    can still take one between this check and the start of its process.
+
+    Raises:
+        ConfigError: a given port is in use or not allowed, or the host is not of this machine.
+    """
+    router, controller = config.router, config.controller
+    with ExitStack() as held:
+
+        def settle(key: str, host: str, port: int) -> int:
+            listener = _listen_free(key, host) if port == 0 else _listen(key, host, port)
+            held.enter_context(listener)
+            return int(listener.getsockname()[1])
+
+        # Given ports first, so that no free one is chosen that is asked for below.
+        wanted = {
+            "router_grpc": ("router.grpc_port", router.host, router.grpc_port),
+            "router_zmq": ("router.zmq_port", router.host, router.zmq_port),
+            "controller_zmq": ("controller.zmq_port", controller.host, controller.zmq_port),
+        }
+        in_order = sorted(wanted.items(), key=lambda item: item[1][2] == 0)
+        chosen = {field: settle(*place) for field, place in in_order}
+    return Ports(**chosen)
+
+
+def _listen_free(key: str, host: str) -> socket.socket:
+    """A listener on a port that the system will not hand to an outgoing connection later on."""
+    highest = _first_ephemeral_port() - 1
+    if highest - _LOWEST_FREE_PORT < _NUM_TRIES:
+        return _listen(key, host, 0)
+    for port in random.sample(range(_LOWEST_FREE_PORT, highest + 1), _NUM_TRIES):
+        try:
+            return _try_listen(host, port)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise _config_error(key, host, port, error) from error
+    return _listen(key, host, 0)
+
+
+def _listen(key: str, host: str, port: int) -> socket.socket:
+    try:
+        return _try_listen(host, port)
+    except OSError as error:
+        raise _config_error(key, host, port, error) from error
+
+
+def _try_listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # Connections of an earlier cluster that are still closing do not count as "in use".
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _config_error(key: str, host: str, port: int, error: OSError) -> ConfigError:
+    section = key.partition(".")[0]
+    if error.errno == errno.EADDRINUSE:
+        remedy = f"is in use on {host}; choose another port, or 0 for any free one"
+        return ConfigError(key, port, remedy)
+    if error.errno == errno.EACCES:
+        return ConfigError(key, port, "needs more rights; choose a port above 1023")
+    remedy = f"is no address of this machine ({error.strerror}); try 127.0.0.1"
+    return ConfigError(f"{section}.host", host, remedy)
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(_EPHEMERAL_RANGE_FILE.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):  # not Linux, or not readable here
+        return _DEFAULT_FIRST_EPHEMERAL

@@ -1,0 +1,116 @@
+"""Parts that several messages share."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Role(enum.Enum):
+    """What a server process does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class StreamMode(enum.Enum):
+    """How the context of a stream grows."""
+
+    APPEND = "append"
+    UPDATE = "update"
+
+
+class FinishReason(enum.Enum):
+    """Why a generation ended, in the words of the OpenAI API."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling parameters after the router filled the defaults in. Semantics are SGLang's.
+
+    Stop *strings* are not here: the router matches them, since only it holds text.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    """-1: the whole vocabulary."""
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 128
+    """Of the whole answer, the first token included."""
+    min_new_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    num_logprobs: int | None = None
+    """None: no logprobs. 0: of the sampled token only. n: also of the n most likely ones."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Natural logarithm of the probability of one output token, and of its competitors."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob), most likely first."""
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The end of a generation on a server."""
+
+    reason: FinishReason
+    matched_token_id: int | None = None
+    """The end-of-sequence or stop token that ended it."""
+    message: str = ""
+
+
+class HandoffTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a committed stream's KV blocks go."""
+
+    transfer_id: int
+    """Minted by the router, never used twice."""
+    server_id: str
+    host: str
+    control_ports: tuple[int, ...]
+    """Transfer control port of each rank."""
+
+
+class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a server holds right now. All but the capacities go back to zero when no stream is left, except
+    ``num_cached_tokens``: the cache keeps what may be useful again."""
+
+    num_streams: int = 0
+    num_waiting: int = 0
+    """Requests in SGLang's waiting queue."""
+    num_running: int = 0
+    """Requests that hold a request slot."""
+    num_pending_tokens: int = 0
+    """Known tokens of open streams that are not computed yet."""
+    num_used_tokens: int = 0
+    """KV slots that can be neither allocated nor evicted."""
+    num_cached_tokens: int = 0
+    """KV slots that the radix tree could give back."""
+    num_free_tokens: int = 0
+    num_total_tokens: int = 0
+    num_free_slots: int = 0
+    """Free request slots."""
+    num_total_slots: int = 0
+    num_transfers: int = 0
+    """KV transfers under way, in either direction."""
+    staging_bytes: int = 0
+    """Transfer staging memory in use."""
+    num_malformed_frames: int = 0
+    """Since the start."""
+    num_evicted_tokens: int = 0
+    """Since the start."""
+    num_computed_tokens: int = 0
+    """Prefilled since the start."""
+    plan_version: int = 0
+    """Newest preemption plan applied; 0 while the local rule is in force."""

@@ -1,0 +1,134 @@
+"""Between the two endpoints of the KV transport, `KvSender` and `KvReceiver`, over ZeroMQ.
+
+A session: the sender says ``Hello`` and gets ``Welcome`` with an epoch, or ``Reject``. Within it,
+one transfer at a time: ``Offer`` → ``Accept`` or ``Refuse``; after ``Accept`` all chunks travel
+over the pair's torch.distributed group; then ``Complete``, or ``Abort`` if the data cannot be used.
+The sender may say ``Abort`` in between: the chunks still travel, their content is thrown away, and
+the answer is ``Abort``. Whatever breaks the group ends the session; the next ``Hello`` opens one
+with a new epoch. ``Ping`` is answered with ``Pong``; anything outside a session with ``Reject``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from streamfill.kv_transfer.layout import KvLayout
+
+PROTOCOL_VERSION = 1
+"""Raised by every change of a message here; the two sides must agree."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Hello(_Message, frozen=True, kw_only=True, tag="kv_hello"):
+    """Sender to receiver: asks for a session in place of the one it had. May be repeated."""
+
+    server_id: str
+    rank: int
+    incarnation: int
+    """Differs with each start of the sending process."""
+    attempt: int
+    """1, 2, 3, … for each session that this incarnation asks this receiver for."""
+    layout: KvLayout
+    backend: str
+    """What carries the chunks: ``gloo`` or ``nccl``; must be the same on both sides."""
+    protocol_version: int
+
+
+class Welcome(_Message, frozen=True, kw_only=True, tag="kv_welcome"):
+    """Receiver to sender: the session is open."""
+
+    server_id: str
+    rank: int
+    incarnation: int
+    attempt: int
+    """Of the ``Hello`` that this answers."""
+    epoch: int
+    """Names this session in all that follows; never used twice by this receiver."""
+
+
+class Reject(_Message, frozen=True, kw_only=True, tag="kv_reject"):
+    """Receiver to sender: there is no session. The sender may say ``Hello`` again."""
+
+    reason: str
+
+
+class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
+    """Sender to receiver: KV is ready to be sent."""
+
+    transfer_id: int
+    """Minted by the router, never used twice."""
+    epoch: int
+    stream_id: int
+    token_ids: bytes
+    """The whole sequence from its beginning (`codec.pack_ids`), the prefix not carried included."""
+    first_token: _Count
+    """Offset of the first token whose KV is carried; what is before it the receiver has already."""
+    num_tokens: _Count
+    """Tokens whose KV is carried."""
+    num_bytes: _Count
+    chunk_bytes: Annotated[int, msgspec.Meta(gt=0)]
+    """Bytes of every chunk but the last."""
+    checksum: int | None = None
+    """CRC-32 of all bytes."""
+
+
+class Accept(_Message, frozen=True, kw_only=True, tag="kv_accept"):
+    """Receiver to sender: memory is reserved, send the chunks."""
+
+    transfer_id: int
+    epoch: int
+
+
+class Refuse(_Message, frozen=True, kw_only=True, tag="kv_refuse"):
+    """Receiver to sender: not this transfer. Nothing is reserved; the session goes on."""
+
+    transfer_id: int
+    epoch: int
+    reason: str
+
+
+class Abort(_Message, frozen=True, kw_only=True, tag="kv_abort"):
+    """Either way: the data of this transfer is not wanted, or not usable."""
+
+    transfer_id: int
+    epoch: int
+    reason: str
+
+
+class Rendezvous(_Message, frozen=True, kw_only=True, tag="kv_rendezvous"):
+    """Either way, after the first ``Accept``: an entry of the store that sets the group up."""
+
+    epoch: int
+    key: str
+    value: bytes
+    """Opaque; written and read by torch.distributed."""
+
+
+class Complete(_Message, frozen=True, kw_only=True, tag="kv_complete"):
+    """Receiver to sender: all bytes are here and will be handed to the server."""
+
+    transfer_id: int
+    epoch: int
+
+
+class Ping(_Message, frozen=True, kw_only=True, tag="kv_ping"):
+    """Sender to receiver: the session is still wanted."""
+
+    epoch: int
+
+
+class Pong(_Message, frozen=True, kw_only=True, tag="kv_pong"):
+    """Receiver to sender: the session is still open."""
+
+    epoch: int
+
+
+ToReceiver: TypeAlias = Hello | Offer | Abort | Rendezvous | Ping
+ToSender: TypeAlias = Welcome | Reject | Accept | Refuse | Abort | Rendezvous | Complete | Pong

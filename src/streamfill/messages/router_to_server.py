@@ -1,0 +1,145 @@
+"""What the router sends to a server.
+
+``Splice`` and ``Commit`` change a stream: they carry ``seq`` = 1, 2, 3, … within one ``attempt``, a server applies
+each exactly once and in order, acknowledges with ``Received``, and answers a gap with ``ResyncRequest``. An attempt
+is one placement of a stream on one server; a message of an older attempt than the newest seen is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from streamfill.messages.common import HandoffTarget, Sampling, StreamMode
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Registered(_Message, frozen=True, kw_only=True, tag="registered"):
+    """Answer to ``Register``: the server may be given streams."""
+
+    router_incarnation: int
+    """A router with another incarnation knows nothing of older streams: the server drops them."""
+    heartbeat_interval_s: float
+
+
+class RegistrationRefused(_Message, frozen=True, kw_only=True, tag="registration_refused"):
+    """The server cannot take part. It logs the reason and stops."""
+
+    reason: str
+
+
+class RouterHeartbeat(_Message, frozen=True, kw_only=True, tag="router_heartbeat"):
+    """The router lives. A server that hears none for long registers again."""
+
+    router_incarnation: int
+
+
+class OpenStream(_Message, frozen=True, kw_only=True, tag="open_stream"):
+    """A stream was placed here. Sent again it changes nothing. The splices follow with ``seq`` from 1."""
+
+    stream_id: int
+    attempt: int
+    mode: StreamMode
+    priority: int = 0
+
+
+class Splice(_Message, frozen=True, kw_only=True, tag="splice"):
+    """Keep the first ``keep_tokens`` tokens, drop the rest, put ``token_ids`` behind."""
+
+    stream_id: int
+    attempt: int
+    seq: int
+    keep_tokens: int
+    token_ids: bytes
+    """``codec.pack_ids``."""
+    commit_follows: bool = False
+    """A ``Commit`` is right behind: wait for it, and compute the rest and the first token in one step."""
+
+
+class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
+    """The prompt is complete: compute what is left and sample the first token."""
+
+    stream_id: int
+    attempt: int
+    seq: int
+    num_prompt_tokens: int
+    """Must equal what the server has; a difference is answered with ``ResyncRequest``."""
+    sampling: Sampling
+    handoff: HandoffTarget | None
+    """None: no decode server is alive, this server generates the whole answer."""
+
+
+class Generate(_Message, frozen=True, kw_only=True, tag="generate"):
+    """Go on with an answer: the next token behind ``prompt_ids + output_ids``. Any server can do it."""
+
+    stream_id: int
+    attempt: int
+    prompt_ids: bytes
+    output_ids: bytes
+    """Answer tokens that the client already has; output indices go on behind them. May be empty."""
+    sampling: Sampling
+    transfer_id: int | None
+    """KV transfer to wait for. None: recompute at once."""
+
+
+class HandoffFailed(_Message, frozen=True, kw_only=True, tag="handoff_failed"):
+    """The KV transfer that a ``Generate`` waits for will not come: recompute."""
+
+    stream_id: int
+    attempt: int
+    transfer_id: int
+
+
+class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
+    """Stop all work on the stream, on any attempt up to this one, and forget it. Answered with ``Closed``, always."""
+
+    stream_id: int
+    attempt: int
+
+
+class ResendOutput(_Message, frozen=True, kw_only=True, tag="resend_output"):
+    """The router misses output tokens from ``from_index`` on."""
+
+    stream_id: int
+    attempt: int
+    from_index: int
+
+
+class Forget(_Message, frozen=True, kw_only=True, tag="forget"):
+    """The router has the whole answer: the server may drop the stream's record. Not answered."""
+
+    stream_id: int
+    attempt: int
+
+
+class FlushCache(_Message, frozen=True, kw_only=True, tag="flush_cache"):
+    """Empty the radix tree. Answered with ``CacheFlushed``; refused while a stream is open."""
+
+    request_id: int
+
+
+class Malformed(_Message, frozen=True, kw_only=True, tag="malformed"):
+    """The router could not read a frame of this server."""
+
+    reason: str
+
+
+RouterToServer: TypeAlias = (
+    Registered
+    | RegistrationRefused
+    | RouterHeartbeat
+    | OpenStream
+    | Splice
+    | Commit
+    | Generate
+    | HandoffFailed
+    | Cancel
+    | ResendOutput
+    | Forget
+    | FlushCache
+    | Malformed
+)

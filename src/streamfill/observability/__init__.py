@@ -1,0 +1,1 @@
+"""What can be seen of a running cluster: lifetime events, metrics, tracing."""

@@ -1,0 +1,555 @@
+"""The logic of a server, between the router's messages and the engine. Runs in the scheduler's
+thread.
+
+One turn, ``step``:
+
+1. ``handle`` the messages that arrived (the same ones, in the same order, on every tensor-parallel
+   rank);
+2. ``collect`` what the engine finished: segments are now computed, answers have new tokens;
+3. ``schedule``: decide over all streams (``scheduling``), then start the chosen requests;
+4. report progress.
+
+Life of a stream: ``OpenStream`` → ``Splice``* → ``Commit`` → answer, or ``Generate`` → answer. What
+is missing of the prompt is computed in steps of bounded size, so that no stream waits for more than
+one step of another's context; the request that samples is started when the rest fits one step.
+
+The core holds no KV: it only believes that tokens are in the radix tree (``num_computed``) and
+looks again whenever it matters. Evicted KV is simply computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import msgspec
+
+from streamfill.engine.interface import Engine, RequestUpdate
+from streamfill.errors import ErrorCode, ProtocolError
+from streamfill.links.server_link import Inbound, RouterLost
+from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
+from streamfill.messages.codec import pack_ids, unpack_ids
+from streamfill.messages.common import Finish, FinishReason, Sampling, ServerCounters, StreamMode
+from streamfill.messages.control import StreamTelemetry
+from streamfill.observability.logging import log_event
+from streamfill.preemption.standing import StandingPlan
+from streamfill.scheduling.plan import StepPlan, StreamRun
+from streamfill.scheduling.policy import Policy
+from streamfill.scheduling.snapshot import MemoryView, Snapshot, StreamView
+from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
+from streamfill.stream.ids import StreamId
+
+logger = logging.getLogger(__name__)
+
+DONE_RETENTION_S = 120.0
+"""The router forgets a finished stream within seconds; this bounds the memory if it cannot."""
+_SCHEDULED = (Phase.OPEN, Phase.COMMITTED, Phase.ANSWERING)
+MAX_REPLANS = 3
+"""A plan that relied on KV which was evicted is made anew; more often than this within one step is
+not worth it."""
+
+
+@dataclass(frozen=True)
+class TransportCounters:
+    """What the KV transport holds right now."""
+
+    num_transfers: int = 0
+    staging_bytes: int = 0
+
+
+class ServingCore:
+    """Common logic of both roles; ``PrefillCore`` and ``DecodeCore`` add the two ends of the
+    hand-off."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[s.ServerToRouter], None],
+        policy: Policy,
+        *,
+        step_tokens: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """
+        Args:
+            engine: requests, radix tree and pool of this rank.
+            send: takes messages for the router; never blocks.
+            policy: decides what is computed next.
+            step_tokens: prefill tokens of one step.
+            clock: seconds, monotonic, the same on all ranks of a group.
+        """
+        self.engine = engine
+        self._send = send
+        self._policy = policy
+        self._step_tokens = step_tokens
+        self._clock = clock
+        self._records: dict[int, StreamRecord] = {}
+        self._by_key: dict[str, StreamRecord] = {}
+        self._num_requests = 0
+        self._ranked: tuple[int, ...] | None = None
+        self._num_expired = 0
+        self.plan = StandingPlan()
+        self.num_computed_tokens = 0
+        self.draining = False
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are not over."""
+        return sum(record.phase is not Phase.DONE for record in self._records.values())
+
+    def step(self, messages: Sequence[Inbound]) -> None:
+        """One turn, before the engine forms its next batch."""
+        for message in messages:
+            self.handle(message)
+        self.collect()
+        self.schedule()
+        self._expire()
+
+    def handle(self, message: Inbound) -> None:
+        """Apply one message. A bad one fails its stream, never the server."""
+        try:
+            self._dispatch(message)
+        except (ProtocolError, ValueError) as error:
+            stream_id = getattr(message, "stream_id", None)
+            log_event(
+                logger, "bad_message", level=logging.WARNING, stream_id=stream_id, error=str(error)
+            )
+            record = self._records.get(stream_id) if stream_id is not None else None
+            if record is not None:
+                self._fail(record, ErrorCode.INTERNAL, str(error))
+
+    def collect(self) -> None:
+        """Take over what the engine finished."""
+        for update in self.engine.poll():
+            record = self._by_key.get(update.key)
+            if record is None:
+                continue  # cancelled; its request only had to run out
+            if update.finish is not None:
+                del self._by_key[update.key]
+            if record.phase is Phase.ANSWERING:
+                self._on_answer(record, update)
+            else:
+                self._on_segment(record, update)
+
+    def schedule(self) -> None:
+        """Decide what to compute, and start it."""
+        self._rank_victims()
+        for _ in range(MAX_REPLANS):
+            plan = self._policy.decide(self._snapshot())
+            if self._carry_out(plan):
+                return
+
+    def telemetry(self) -> tuple[StreamTelemetry, ...]:
+        """All streams that are not over, for the preemption controller."""
+        now_s, page_size = self._clock(), self.engine.facts.page_size
+        return tuple(
+            record.telemetry(now_s, page_size)
+            for record in self._records.values()
+            if record.phase is not Phase.DONE
+        )
+
+    def counters(self, num_malformed_frames: int) -> ServerCounters:
+        """What this server holds right now."""
+        memory, load, transport = (
+            self.engine.memory(),
+            self.engine.load(),
+            self.transport_counters(),
+        )
+        return ServerCounters(
+            num_streams=len(self._records),
+            num_waiting=load.num_waiting,
+            num_running=load.num_running,
+            num_pending_tokens=sum(
+                record.num_missing
+                for record in self._records.values()
+                if record.phase is not Phase.DONE
+            ),
+            num_used_tokens=memory.used_tokens,
+            num_cached_tokens=memory.evictable_tokens,
+            num_free_tokens=memory.free_tokens,
+            num_total_tokens=memory.total_tokens,
+            num_free_slots=load.num_free_slots,
+            num_total_slots=load.num_total_slots,
+            num_transfers=transport.num_transfers,
+            staging_bytes=transport.staging_bytes,
+            num_malformed_frames=num_malformed_frames,
+            num_evicted_tokens=self.engine.num_evicted_tokens,
+            num_computed_tokens=self.num_computed_tokens,
+            plan_version=self.plan.version,
+        )
+
+    def transport_counters(self) -> TransportCounters:
+        """Overridden by the roles."""
+        return TransportCounters()
+
+    # Messages
+
+    def _dispatch(self, message: Inbound) -> None:
+        match message:
+            case r.OpenStream():
+                self._open(message)
+            case r.Splice():
+                self._splice(message)
+            case r.Commit():
+                self._commit(message)
+            case r.Generate():
+                self._generate(message)
+            case r.HandoffFailed():
+                self._handoff_failed(message)
+            case r.Cancel():
+                self._cancel(message)
+            case r.ResendOutput():
+                self._resend(message)
+            case r.Forget():
+                record = self._records.get(message.stream_id)
+                if record is not None and record.attempt <= message.attempt:
+                    self._drop(record)
+            case r.FlushCache(request_id=request_id):
+                ok = self.num_streams == 0 and self.engine.flush()
+                self._send(s.CacheFlushed(request_id=request_id, ok=ok))
+            case RouterLost():
+                log_event(
+                    logger, "router_lost", level=logging.WARNING, num_streams=len(self._records)
+                )
+                for record in list(self._records.values()):
+                    self._drop(record)
+            case r.Registered() | r.RegistrationRefused() | r.RouterHeartbeat() | r.Malformed():
+                pass  # the link's business
+            case _:
+                assert_never(message)
+
+    def _open(self, message: r.OpenStream) -> None:
+        old = self._records.get(message.stream_id)
+        if old is not None:
+            if old.attempt >= message.attempt:
+                return
+            self._drop(old)
+        self._records[message.stream_id] = StreamRecord(
+            stream_id=message.stream_id,
+            attempt=message.attempt,
+            mode=message.mode,
+            priority=message.priority,
+            opened_s=self._clock(),
+        )
+
+    def _splice(self, message: r.Splice) -> None:
+        record = self._find(message.stream_id, message.attempt)
+        if record is None or record.phase is not Phase.OPEN:
+            return
+        old_ids = record.ids[:] if message.keep_tokens < record.num_computed else None
+        record.splice(message.keep_tokens, array("q", unpack_ids(message.token_ids)), self._clock())
+        record.seq = message.seq
+        record.commit_follows = message.commit_follows
+        if old_ids is not None:
+            self.engine.untag(record.stream_id, old_ids, message.keep_tokens)
+        self._look_again(record)
+        self._report_progress(record)
+
+    def _commit(self, message: r.Commit) -> None:
+        record = self._find(message.stream_id, message.attempt)
+        if record is None or record.phase is not Phase.OPEN:
+            return
+        if message.num_prompt_tokens != len(record.ids):
+            log_event(
+                logger,
+                "prompt_length_differs",
+                level=logging.ERROR,
+                stream_id=record.stream_id,
+                router_tokens=message.num_prompt_tokens,
+                server_tokens=len(record.ids),
+            )
+            self._fail(record, ErrorCode.INTERNAL, "the prompt's length differs from the router's")
+            return
+        record.seq = message.seq
+        record.answer = Answer(message.sampling, num_brought=0, handoff=message.handoff)
+        record.committed_s = self._clock()
+        record.advance(Phase.COMMITTED)
+        self._look_again(record)
+
+    def _generate(self, message: r.Generate) -> None:
+        old = self._records.get(message.stream_id)
+        if old is not None:
+            if old.attempt > message.attempt:
+                return
+            if (
+                old.attempt == message.attempt
+                and old.answer is not None
+                and old.answer.handoff is None
+            ):
+                self._report_progress(old)  # sent again: a sign of life is all it wants
+                return
+            self._drop(old)
+        now_s = self._clock()
+        prompt_ids, output_ids = unpack_ids(message.prompt_ids), unpack_ids(message.output_ids)
+        record = StreamRecord(
+            stream_id=message.stream_id,
+            attempt=message.attempt,
+            mode=StreamMode.APPEND,
+            priority=0,
+            opened_s=now_s,
+        )
+        record.splice(0, array("q", prompt_ids) + array("q", output_ids), now_s)
+        record.answer = Answer(
+            message.sampling, num_brought=len(output_ids), transfer_id=message.transfer_id
+        )
+        self._records[message.stream_id] = record
+        self._place_answer(record)
+        self._report_progress(record)
+
+    def _place_answer(self, record: StreamRecord) -> None:
+        """An answer was asked for: compute what is missing. Decode servers wait for its KV
+        first."""
+        record.committed_s = self._clock()
+        record.advance(Phase.COMMITTED)
+        self._look_again(record)
+
+    def _handoff_failed(self, message: r.HandoffFailed) -> None:
+        """Only decode servers wait for KV."""
+        del message
+
+    def _cancel(self, message: r.Cancel) -> None:
+        record = self._records.get(message.stream_id)
+        if record is not None and record.attempt <= message.attempt:
+            self._drop(record)
+        self._send(s.Closed(stream_id=message.stream_id, attempt=message.attempt))
+
+    def _resend(self, message: r.ResendOutput) -> None:
+        record = self._find(message.stream_id, message.attempt)
+        if record is None:
+            self._send(
+                s.ResyncRequest(stream_id=message.stream_id, attempt=message.attempt, have_seq=-1)
+            )
+        elif record.answer is not None:
+            self._send_output(record, max(message.from_index, record.answer.num_brought))
+
+    def _find(self, stream_id: int, attempt: int) -> StreamRecord | None:
+        record = self._records.get(stream_id)
+        return record if record is not None and record.attempt == attempt else None
+
+    # What the engine did
+
+    def _on_segment(self, record: StreamRecord, update: RequestUpdate) -> None:
+        in_flight = record.in_flight
+        if update.finish is None or in_flight is None:
+            return
+        record.in_flight = None
+        if update.finish.reason is FinishReason.ABORT:
+            self._fail(
+                record, ErrorCode.INTERNAL, f"the engine refused a segment: {update.finish.message}"
+            )
+            return
+        now_s = self._clock()
+        record.last_computed_s = now_s
+        self.num_computed_tokens += in_flight.num_new_tokens
+        useful = min(in_flight.up_to, in_flight.keep_tokens)
+        computed = min(useful, self.engine.cached_tokens(record.ids[:useful]))
+        record.note_computed(computed)
+        self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        self._report_progress(record)
+
+    def _on_answer(self, record: StreamRecord, update: RequestUpdate) -> None:
+        answer = record.answer
+        if answer is None:
+            raise RuntimeError(f"stream {record.stream_id:x} answers without an answer")
+        first_index = answer.num_brought + len(answer.token_ids)
+        if not answer.token_ids:
+            answer.num_cached_tokens = update.num_cached_tokens
+            self.num_computed_tokens += len(record.ids) - update.num_cached_tokens
+        answer.token_ids.extend(update.token_ids)
+        answer.logprobs.extend(update.logprobs)
+        if update.finish is not None:
+            record.in_flight = None
+            if update.finish.reason is FinishReason.ABORT:
+                self._fail(
+                    record, ErrorCode.INTERNAL, f"the engine gave up: {update.finish.message}"
+                )
+                return
+            answer.finish = self._real_finish(answer, update.finish)
+        if record.in_flight is not None:
+            record.in_flight.is_sampling = True
+        self._send_output(record, first_index)
+        if update.finish is not None:
+            self._on_answered(record, answer)
+            record.advance(Phase.DONE)
+            record.done_s = self._clock()
+
+    def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
+        """The engine has sampled all that this server samples."""
+
+    def _real_finish(self, answer: Answer, finish: Finish) -> Finish | None:
+        """Why the whole answer ended, or None where only this server's part of it did."""
+        if answer.handoff is None:
+            return finish
+        token_id = answer.token_ids[-1]
+        stops = self.engine.facts.eos_token_ids.union(answer.sampling.stop_token_ids)
+        if token_id in stops and not answer.sampling.ignore_eos:
+            return Finish(reason=FinishReason.STOP, matched_token_id=token_id)
+        if answer.sampling.max_new_tokens <= 1:
+            return Finish(reason=FinishReason.LENGTH)
+        return None
+
+    def _send_output(self, record: StreamRecord, first_index: int) -> None:
+        answer = record.answer
+        if answer is None:
+            return
+        start = first_index - answer.num_brought
+        self._send(
+            s.Output(
+                stream_id=record.stream_id,
+                attempt=record.attempt,
+                first_index=first_index,
+                token_ids=pack_ids(answer.token_ids[start:]),
+                logprobs=tuple(answer.logprobs[start:]),
+                finish=answer.finish,
+                num_cached_tokens=answer.num_cached_tokens,
+            )
+        )
+
+    def _report_progress(self, record: StreamRecord) -> None:
+        self._send(
+            s.Progress(
+                stream_id=record.stream_id,
+                attempt=record.attempt,
+                seq=record.seq,
+                num_known_tokens=len(record.ids),
+                num_computed_tokens=record.num_computed,
+                num_invalidated_tokens=record.num_invalidated,
+            )
+        )
+
+    # Deciding and carrying out
+
+    def _snapshot(self) -> Snapshot:
+        memory = self.engine.memory()
+        facts = self.engine.facts
+        waiting = self.engine.waiting_keys()
+        in_flight = [
+            record.in_flight for record in self._records.values() if record.in_flight is not None
+        ]
+        return Snapshot(
+            streams=tuple(
+                StreamView(
+                    stream_id=StreamId(record.stream_id),
+                    arrival_s=record.opened_s,
+                    last_segment_s=record.last_splice_s,
+                    pending_since_s=record.pending_since_s,
+                    committed_s=record.committed_s,
+                    num_known_tokens=len(record.ids),
+                    num_computed_tokens=record.num_computed,
+                    num_reached_tokens=record.num_reached,
+                    num_evictable_tokens=0 if record.in_flight else record.num_computed,
+                    priority=record.priority,
+                    in_flight=record.in_flight is not None,
+                    waiting_on_memory=record.in_flight is not None
+                    and record.in_flight.key in waiting,
+                )
+                for record in self._records.values()
+                if record.phase in _SCHEDULED and record.ids and not record.awaits_commit
+            ),
+            memory=MemoryView(
+                num_free_tokens=memory.free_tokens,
+                num_evictable_tokens=memory.evictable_tokens,
+                num_total_tokens=memory.total_tokens,
+                page_size=facts.page_size,
+            ),
+            token_budget=max(
+                0, self._step_tokens - sum(f.num_new_tokens for f in in_flight if not f.is_sampling)
+            ),
+            max_requests=max(0, self.engine.load().num_free_slots - len(waiting)),
+            now_s=self._clock(),
+        )
+
+    def _carry_out(self, plan: StepPlan) -> bool:
+        """Start the planned requests. False: the plan relied on KV that is gone, decide again."""
+        for run in plan.runs:
+            record = self._records[run.stream_id]
+            cached = self.engine.cached_tokens(record.ids[: record.num_computed])
+            if cached < record.num_computed:
+                record.num_computed = cached
+                return False
+            self._start(record, run)
+        return True
+
+    def _start(self, record: StreamRecord, run: StreamRun) -> None:
+        self._num_requests += 1
+        # SGLang aborts by prefix of the id; the closing sign keeps .1 from being a prefix of .10.
+        key = f"{record.stream_id:x}.{record.attempt}.{self._num_requests};"
+        self._by_key[key] = record
+        record.in_flight = InFlight(
+            key=key,
+            up_to=run.up_to,
+            num_new_tokens=run.up_to - record.num_computed,
+            keep_tokens=run.up_to,
+        )
+        answer = record.answer
+        if not run.is_commit or answer is None:
+            self.engine.start_segment(key, record.stream_id, record.ids[: run.up_to])
+            return
+        record.advance(Phase.ANSWERING)
+        num_prompt = len(record.ids) - answer.num_brought
+        self.engine.start_answer(
+            key,
+            record.stream_id,
+            record.ids[:num_prompt],
+            record.ids[num_prompt:],
+            self._local_sampling(answer),
+        )
+
+    def _local_sampling(self, answer: Answer) -> Sampling:
+        if answer.handoff is None:
+            return answer.sampling
+        return msgspec.structs.replace(
+            answer.sampling, max_new_tokens=1, min_new_tokens=min(1, answer.sampling.min_new_tokens)
+        )
+
+    def _rank_victims(self) -> None:
+        order = tuple(self.plan.order(self.telemetry()))
+        if order != self._ranked:
+            self._ranked = order
+            self.engine.set_victim_order({stream_id: rank for rank, stream_id in enumerate(order)})
+
+    def _look_again(self, record: StreamRecord) -> None:
+        """Find out how much of the stream's tokens the tree holds: others may have computed or
+        evicted it."""
+        record.num_computed = 0
+        record.note_computed(self.engine.cached_tokens(record.ids))
+        self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+
+    # Endings
+
+    def _fail(self, record: StreamRecord, code: ErrorCode, message: str) -> None:
+        log_event(
+            logger,
+            "stream_failed",
+            level=logging.ERROR,
+            stream_id=record.stream_id,
+            code=code,
+            message=message,
+        )
+        self._send(
+            s.StreamFailed(
+                stream_id=record.stream_id, attempt=record.attempt, code=code.value, message=message
+            )
+        )
+        self._drop(record)
+
+    def _drop(self, record: StreamRecord) -> None:
+        """Forget a stream and stop its work. Its KV stays in the tree, as ordinary evictable
+        cache."""
+        self._records.pop(record.stream_id, None)
+        if record.in_flight is not None:
+            self._by_key.pop(record.in_flight.key, None)
+            self.engine.abort(record.in_flight.key)
+            record.in_flight = None
+        self._ranked = None
+
+    def _expire(self) -> None:
+        now_s = self._clock()
+        for record in list(self._records.values()):
+            if record.done_s is not None and now_s - record.done_s > DONE_RETENTION_S:
+                self._num_expired += 1
+                self._drop(record)

@@ -1,0 +1,118 @@
+"""Between the ranks of one server: transfer ports at the start, and which KV transfers have arrived
+everywhere.
+
+A transfer is carried rank by rank. It may be put into the radix trees only when every rank has its
+part, and then by all ranks in the same turn: otherwise their trees would differ, and with them
+their decisions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+import zmq
+
+from streamfill.errors import TransportError
+from streamfill.observability.logging import log_event
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+"""Ranks load their part of the model side by side; the slowest may be this late."""
+MAX_PARTIAL = 4096
+"""Transfers that arrived on some ranks only; those whose other part failed are dropped, oldest
+first."""
+
+
+class _Port(msgspec.Struct, frozen=True, tag="port"):
+    rank: int
+    port: int
+
+
+class _Arrived(msgspec.Struct, frozen=True, tag="arrived"):
+    rank: int
+    transfer_ids: tuple[int, ...]
+
+
+class RankMailbox:
+    """One per rank; rank 0 listens, the others tell. With one rank there is no socket at all."""
+
+    def __init__(self, endpoint: str, rank: int, num_ranks: int) -> None:
+        """``endpoint``: a ZeroMQ ``ipc://`` address that only this server uses."""
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._partial: OrderedDict[int, set[int]] = OrderedDict()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._decoder = msgspec.msgpack.Decoder(_Port | _Arrived)
+        if num_ranks > 1:
+            self._socket = zmq.Context.instance().socket(zmq.PULL if rank == 0 else zmq.PUSH)
+            self._socket.linger = 0
+            if rank == 0:
+                self._socket.bind(endpoint)
+            else:
+                self._socket.connect(endpoint)
+
+    def exchange_ports(self, port: int) -> tuple[int, ...]:
+        """Ports of all ranks, in order; on ranks other than 0 just the own one.
+
+        Raises:
+            TransportError: a rank did not report within ``START_TIMEOUT_S``.
+        """
+        if self._socket is None:
+            return (port,)
+        if self._rank != 0:
+            self._socket.send(msgspec.msgpack.encode(_Port(self._rank, port)))
+            return (port,)
+        ports = {0: port}
+        while len(ports) < self._num_ranks:
+            if not self._socket.poll(START_TIMEOUT_S * 1000):
+                raise TransportError(
+                    f"ranks {sorted(set(range(self._num_ranks)) - set(ports))} did not start"
+                )
+            message = self._decoder.decode(self._socket.recv())
+            if isinstance(message, _Port):
+                ports[message.rank] = message.port
+        return tuple(ports[rank] for rank in range(self._num_ranks))
+
+    def report(self, transfer_ids: list[int]) -> None:
+        """Tell rank 0 what arrived here."""
+        if transfer_ids and self._socket is not None:
+            self._socket.send(msgspec.msgpack.encode(_Arrived(self._rank, tuple(transfer_ids))))
+
+    def complete(self, transfer_ids: list[int]) -> list[int]:
+        """On rank 0, given what arrived here: what has now arrived on every rank."""
+        if self._socket is None:
+            return transfer_ids
+        complete = self._note(0, transfer_ids)
+        while self._socket.poll(0):
+            message = self._decoder.decode(self._socket.recv())
+            if isinstance(message, _Arrived):
+                complete += self._note(message.rank, message.transfer_ids)
+        while len(self._partial) > MAX_PARTIAL:
+            transfer_id, _ = self._partial.popitem(last=False)
+            log_event(
+                logger, "partial_transfer_dropped", level=logging.WARNING, transfer_id=transfer_id
+            )
+        return complete
+
+    def wake_sources(self) -> list[Any]:
+        """What becomes readable when another rank reports."""
+        return [] if self._socket is None else [self._socket]
+
+    def close(self) -> None:
+        """Give the socket up."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _note(self, rank: int, transfer_ids: list[int] | tuple[int, ...]) -> list[int]:
+        complete: list[int] = []
+        for transfer_id in transfer_ids:
+            ranks = self._partial.setdefault(transfer_id, set())
+            ranks.add(rank)
+            if len(ranks) == self._num_ranks:
+                del self._partial[transfer_id]
+                complete.append(transfer_id)
+        return complete

@@ -1,0 +1,172 @@
+"""What a server knows about each of its streams."""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from streamfill.messages.common import Finish, HandoffTarget, Sampling, StreamMode, TokenLogprob
+from streamfill.messages.control import Residency, StreamTelemetry
+
+NUM_GAPS_KEPT = 8
+"""Enough to see a stream's rhythm, few enough to send with every report."""
+
+
+class Phase(enum.IntEnum):
+    """Where a stream is on this server; it only ever moves forward.
+
+    1. ``OPEN``       context arrives and is computed.
+    2. ``WAITING_KV`` an answer was asked for whose KV is on its way (decode servers only).
+    3. ``COMMITTED``  the prompt is complete; what is missing of it is computed.
+    4. ``ANSWERING``  the engine has the request that samples.
+    5. ``DONE``       the answer is complete here; kept so that lost output can be sent again.
+    """
+
+    OPEN = 1
+    WAITING_KV = 2
+    COMMITTED = 3
+    ANSWERING = 4
+    DONE = 5
+
+
+@dataclass
+class Answer:
+    """The answer of one stream, as far as this server generates it."""
+
+    sampling: Sampling
+    """Of the whole answer."""
+    num_brought: int
+    """Answer tokens that were sampled elsewhere; they stand at the end of the record's ids."""
+    handoff: HandoffTarget | None = None
+    """Where the rest of the answer is generated; None: here."""
+    transfer_id: int | None = None
+    """KV that a decode server waits for."""
+    wait_until_s: float = 0.0
+    """When it stops waiting."""
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    """Sampled here; the first one has index ``num_brought``."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass
+class InFlight:
+    """A request of the stream that the engine has."""
+
+    key: str
+    up_to: int
+    """Tokens of the stream that will be computed when it is over."""
+    num_new_tokens: int
+    keep_tokens: int
+    """Smallest ``keep_tokens`` of the splices since it was started: what will still be of use."""
+    is_sampling: bool = False
+    """The prompt is computed, tokens come out."""
+
+
+class IllegalPhaseError(RuntimeError):
+    """A stream was to move backwards: a bug of ours."""
+
+
+@dataclass
+class StreamRecord:
+    """One stream on one server. Owned by the server's core, changed in the scheduler's thread
+    only."""
+
+    stream_id: int
+    attempt: int
+    mode: StreamMode
+    priority: int
+    opened_s: float
+    ids: array[int] = field(default_factory=lambda: array("q"))
+    """The token log as this server knows it, with the brought answer tokens behind the prompt."""
+    seq: int = 0
+    num_computed: int = 0
+    """Believed to be in the tree; checked against it before it is relied upon."""
+    num_reached: int = 0
+    """Longest prefix that was ever computed and not invalidated since; more than ``num_computed``
+    after an eviction."""
+    num_invalidated: int = 0
+    pending_since_s: float = 0.0
+    """When the oldest splice arrived that is not wholly computed."""
+    last_splice_s: float = 0.0
+    last_computed_s: float = 0.0
+    committed_s: float | None = None
+    done_s: float | None = None
+    gaps_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_GAPS_KEPT))
+    commit_follows: bool = False
+    """The newest splice said that its commit is right behind it."""
+    phase: Phase = Phase.OPEN
+    answer: Answer | None = None
+    in_flight: InFlight | None = None
+
+    def advance(self, phase: Phase) -> None:
+        """Move on to a later phase.
+
+        Raises:
+            IllegalPhaseError: ``phase`` is not later than the present one.
+        """
+        if phase <= self.phase:
+            raise IllegalPhaseError(
+                f"stream {self.stream_id:x} cannot go from {self.phase.name} to {phase.name}"
+            )
+        self.phase = phase
+
+    def splice(self, keep_tokens: int, new_ids: array[int], now_s: float) -> None:
+        """Keep the first ``keep_tokens`` ids, put ``new_ids`` behind, and invalidate what was
+        computed beyond.
+
+        Raises:
+            ValueError: more is to be kept than there is.
+        """
+        if not 0 <= keep_tokens <= len(self.ids):
+            raise ValueError(f"cannot keep {keep_tokens} of {len(self.ids)} tokens")
+        if self.num_missing == 0:
+            self.pending_since_s = now_s
+        if keep_tokens < self.num_computed:
+            self.num_invalidated += self.num_computed - keep_tokens
+            self.num_computed = keep_tokens
+        self.num_reached = min(self.num_reached, keep_tokens)
+        if self.in_flight is not None:
+            self.in_flight.keep_tokens = min(self.in_flight.keep_tokens, keep_tokens)
+        del self.ids[keep_tokens:]
+        self.ids.extend(new_ids)
+        if self.last_splice_s:
+            self.gaps_s.append(now_s - self.last_splice_s)
+        self.last_splice_s = now_s
+
+    def note_computed(self, num_tokens: int) -> None:
+        """The first ``num_tokens`` were seen in the tree."""
+        self.num_computed = max(self.num_computed, num_tokens)
+        self.num_reached = max(self.num_reached, self.num_computed)
+
+    @property
+    def awaits_commit(self) -> bool:
+        """Computing may wait for the commit that is on its way, so that one step does both."""
+        return self.commit_follows and self.phase is Phase.OPEN
+
+    @property
+    def num_missing(self) -> int:
+        """Known tokens that are not computed."""
+        return len(self.ids) - self.num_computed
+
+    def has_new_context(self, page_size: int) -> bool:
+        """Whole pages are known that were never computed; what was merely evicted does not
+        count."""
+        return len(self.ids) // page_size > self.num_reached // page_size
+
+    def telemetry(self, now_s: float, page_size: int) -> StreamTelemetry:
+        """This stream for the preemption controller."""
+        return StreamTelemetry(
+            stream_id=self.stream_id,
+            num_known_tokens=len(self.ids),
+            num_computed_tokens=self.num_computed,
+            residency=Residency.DEVICE if self.num_computed else Residency.NONE,
+            committed=self.phase is not Phase.OPEN,
+            active=self.in_flight is not None or self.has_new_context(page_size),
+            idle_s=max(0.0, now_s - max(self.last_splice_s, self.opened_s)),
+            gaps_s=tuple(self.gaps_s),
+            priority=self.priority,
+        )

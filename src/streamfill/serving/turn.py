@@ -1,0 +1,47 @@
+"""One turn of a server's loop: what all ranks of a tensor-parallel group are told at the same
+moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from streamfill.links.server_link import Inbound
+from streamfill.messages.control import Plan
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Gathered on rank 0, taken on every rank. SGLang broadcasts it within its own process
+    group."""
+
+    now_s: float
+    """Rank 0's monotonic clock; the others have no clock of their own, so that all decide alike."""
+    messages: tuple[Inbound, ...]
+    transfer_ids: tuple[int, ...]
+    """KV transfers that have arrived on every rank."""
+    plan: Plan | None
+    """A newer preemption plan."""
+    controller_alive: bool
+    shut_down: bool
+
+
+class ServerRuntime(Protocol):
+    """A server inside SGLang's scheduler process. Everything is called in the scheduler's
+    thread."""
+
+    def attach(self, scheduler: Any) -> None:
+        """The scheduler is complete; its loop starts next. Called once."""
+        ...
+
+    def gather(self) -> Turn:
+        """What came since the last turn. Called on rank 0 only, in every round of the loop."""
+        ...
+
+    def take(self, turn: Turn) -> None:
+        """Act on a turn, before SGLang forms its next batch."""
+        ...
+
+    def on_abort(self, message: Any) -> None:
+        """SGLang gave up a request (``io_struct.AbortReq``)."""
+        ...

@@ -1,0 +1,363 @@
+"""The asyncio client against the real gRPC service over a core without servers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from streamfill.api import Client, Mode, Token
+from streamfill.errors import (
+    CancelledStreamError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    StreamError,
+    UnavailableError,
+)
+from streamfill.observability.lifetime import LifetimeEvent, e2e_s
+from tests.unit.router.fake_manager import STEP_S, FakeManager, FakeStream, serve
+
+
+@pytest.fixture
+def manager() -> FakeManager:
+    return FakeManager()
+
+
+@pytest.fixture
+async def client(manager: FakeManager) -> AsyncIterator[Client]:
+    async with serve(manager) as target, Client(target) as client:
+        yield client
+
+
+def only_stream(manager: FakeManager) -> FakeStream:
+    (stream,) = manager.streams.values()
+    return stream
+
+
+async def cancelled_reason(stream: FakeStream) -> str | None:
+    """Waits until the stream has ended."""
+    await asyncio.wait_for(stream.ended.wait(), STEP_S)
+    return stream.cancelled_because
+
+
+async def test_a_document_is_streamed_and_answered(client: Client, manager: FakeManager) -> None:
+    """Append twice, commit with a last piece, read tokens, look at the result."""
+    async with client.stream(request_id="doc", priority=2, deadline_s=60.0) as stream:
+        assert (await stream.append("abc")).num_received_tokens == 3
+        assert (await stream.append(token_ids=[1, 2])).num_received_tokens == 5
+        tokens = [token async for token in stream.commit("?", max_tokens=9, logprobs=1)]
+        assert tokens[0] == Token(
+            index=0, token_id=0, text="Hello", logprob=-0.5, top_logprobs=((0, -0.5), (9, -2.0))
+        )
+        result = stream.result
+    assert result.text == "Hello world!"
+    assert result.token_ids == (0, 1, 2)
+    assert (result.finish_reason, result.matched_stop) == ("stop", "END")
+    assert result.usage.num_prompt_tokens == 6
+    assert result.metadata.stream_id == stream.stream_id
+    assert result.metadata.prefill_server == "prefill-0"
+    assert result.metadata.decoded_by_prefill
+    core = only_stream(manager)
+    assert (core.options.request_id, core.options.priority) == ("doc", 2)
+    assert core.options.deadline_s == 60.0
+    assert core.cancelled_because is None
+
+
+async def test_the_timing_is_measured_from_the_commit_and_from_the_last_piece(
+    client: Client,
+) -> None:
+    """Both are the same with a last piece in the commit, and the router's events come along."""
+    async with client.stream() as stream:
+        await stream.append("abc")
+        timing = (await stream.commit().read()).timing
+        assert timing.ttft_s is not None
+        assert timing.ttft_from_last_segment_s is not None
+        assert 0 < timing.ttft_s < timing.ttft_from_last_segment_s
+        assert timing.token_times_s[0] == timing.ttft_s
+        assert list(timing.token_times_s) == sorted(timing.token_times_s)
+        assert timing.total_s >= timing.token_times_s[-1]
+        assert [entry.event for entry in timing.lifetime] == [
+            *(LifetimeEvent.OPENED, LifetimeEvent.COMMIT_RECEIVED, LifetimeEvent.DONE)
+        ]
+        assert e2e_s(timing.lifetime) == timing.lifetime[-1].at_s
+    async with client.stream() as stream:
+        await stream.append("abc")
+        timing = (await stream.commit("d").read()).timing
+        assert timing.ttft_s == timing.ttft_from_last_segment_s
+
+
+async def test_the_context_of_an_update_stream_is_replaced(
+    client: Client, manager: FakeManager
+) -> None:
+    """Progress says what the update invalidated."""
+    async with client.stream(mode="update") as stream:
+        await stream.update("abcdef")
+        only_stream(manager).compute()
+        await stream.wait_computed(STEP_S)
+        progress = await stream.update(b"abX")
+        assert progress.num_received_tokens == 3
+        assert progress.num_invalidated_tokens == 4
+        assert not progress.is_computed
+
+
+async def test_waiting_for_the_prefill(client: Client, manager: FakeManager) -> None:
+    """It returns when everything is computed, times out before, and fails with the stream."""
+    async with client.stream() as stream:
+        await stream.append("abc")
+        with pytest.raises(asyncio.TimeoutError):
+            await stream.wait_computed(0.01)
+        only_stream(manager).compute()
+        assert (await stream.wait_computed(STEP_S)).num_computed_tokens == 3
+        await stream.append("d")
+        waiter = asyncio.create_task(stream.wait_computed(STEP_S))
+        only_stream(manager).fail(InternalError("broken"))
+        with pytest.raises(InternalError, match="broken"):
+            await waiter
+
+
+async def test_a_chat_is_opened_and_grows(client: Client, manager: FakeManager) -> None:
+    """Messages reach the core as they are."""
+    messages = [{"role": "system", "content": "be short"}, {"role": "user", "content": ""}]
+    async with client.stream(messages=messages) as stream:
+        await stream.append(messages=[{"role": "user", "content": "hi"}])
+        assert only_stream(manager).options.messages == messages
+        assert stream.progress.num_received_tokens == 2
+
+
+async def test_a_refused_operation_raises_and_the_stream_goes_on(client: Client) -> None:
+    """Each operation gets its own error, with the fields of the core, also among several at once."""
+    async with client.stream() as stream:
+        with pytest.raises(FailedPreconditionError, match="append mode"):
+            await stream.update("abc")
+        good, bad, also_good = await asyncio.gather(
+            stream.append("abc"),
+            stream.append("x" * 1000),
+            stream.append("de"),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, InvalidArgumentError)
+        assert bad.details == {"limit_tokens": "100"}
+        assert not isinstance(good, BaseException)
+        assert not isinstance(also_good, BaseException)
+        assert stream.progress.num_received_tokens == 5
+        with pytest.raises(InvalidArgumentError, match=r"byte 0xff at offset 1"):
+            await stream.append(b"a\xff")
+        with pytest.raises(InvalidArgumentError, match=r"temperature is -1\.0"):
+            await stream.commit(temperature=-1.0).read()
+        assert (await stream.commit().read()).text == "Hello world!"
+
+
+async def test_operations_after_the_commit_are_refused(
+    client: Client, manager: FakeManager
+) -> None:
+    """During the answer and after it."""
+    manager.answer = lambda: iter("x" for _ in range(20_000))
+    async with client.stream() as stream:
+        answer = stream.commit("abc")
+        await anext(answer)
+        with pytest.raises(FailedPreconditionError, match="committed"):
+            await asyncio.wait_for(_read_meanwhile(stream.append("d"), answer), STEP_S)
+        await answer.read()
+        with pytest.raises(FailedPreconditionError, match="complete"):
+            await stream.append("d")
+        with pytest.raises(FailedPreconditionError, match="complete"):
+            await stream.commit().read()
+
+
+async def _read_meanwhile(work: object, answer: AsyncIterator[Token]) -> None:
+    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    async for _ in answer:
+        if task.done():
+            break
+    await task
+
+
+async def test_leaving_before_the_commit_cancels_the_stream(
+    client: Client, manager: FakeManager
+) -> None:
+    """And further use of it fails."""
+    async with client.stream() as stream:
+        await stream.append("abc")
+    assert await cancelled_reason(only_stream(manager)) == "the client went away"
+    with pytest.raises(CancelledStreamError):
+        await stream.append("d")
+    with pytest.raises(FailedPreconditionError, match="not complete"):
+        stream.result  # noqa: B018
+
+
+async def test_leaving_in_the_middle_of_an_answer_cancels_the_stream(
+    client: Client, manager: FakeManager
+) -> None:
+    """By break, as by an exception."""
+    manager.answer = lambda: iter("x" for _ in range(1_000_000))
+    with pytest.raises(ZeroDivisionError):
+        async with client.stream() as stream:
+            async for _ in stream.commit("abc"):
+                raise ZeroDivisionError
+    assert await cancelled_reason(only_stream(manager)) == "the client went away"
+
+
+@pytest.mark.parametrize("how", ["break", "aclose"])
+async def test_an_abandoned_one_shot_answer_is_cancelled(
+    client: Client, manager: FakeManager, how: str
+) -> None:
+    """Whether it is closed or only forgotten."""
+    manager.answer = lambda: iter("x" for _ in range(1_000_000))
+    if how == "break":
+        async for _ in client.generate("abc"):
+            break
+        gc.collect()
+    else:
+        async with client.generate("abc") as answer:
+            await anext(answer)
+    assert await cancelled_reason(only_stream(manager)) == "the client went away"
+
+
+async def test_a_cancelled_caller_leaves_its_stream_alive(
+    client: Client, manager: FakeManager
+) -> None:
+    """gRPC itself would cancel the whole call with the task that writes or reads."""
+    manager.hold_answer = True
+    async with client.stream() as stream:
+        task = asyncio.create_task(stream.append("abc"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        await stream.append("d")
+        assert stream.progress.num_received_tokens == 4
+        answer = stream.commit()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(answer), 0.05)
+        assert only_stream(manager).failure is None
+        only_stream(manager).fail(DeadlineExceededError("too late"))
+        with pytest.raises(DeadlineExceededError, match="too late"):
+            await answer.read()
+
+
+async def test_cancel_says_why(client: Client, manager: FakeManager) -> None:
+    """And may be repeated."""
+    async with client.stream() as stream:
+        await stream.append("abc")
+        await stream.cancel("found it elsewhere")
+        await stream.cancel()
+        assert await cancelled_reason(only_stream(manager)) == "found it elsewhere"
+        with pytest.raises(CancelledStreamError, match="found it elsewhere"):
+            await stream.append("d")
+
+
+async def test_whole_prompts(client: Client, manager: FakeManager) -> None:
+    """As text, as ids, as messages; token by token, or all at once."""
+    answer = client.generate("abc", stop=["\n"])
+    assert [token.text async for token in answer] == ["Hello", " ", "world"]
+    assert answer.result.text == "Hello world!"
+    assert (await client.complete(token_ids=[1, 2])).usage.num_prompt_tokens == 2
+    messages = [{"role": "user", "content": "hello"}]
+    result = await client.complete(messages=messages, priority=4, request_id="r", deadline_s=9.0)
+    assert result.usage.num_prompt_tokens == 5
+    options = list(manager.streams.values())[-1].options
+    assert (options.priority, options.request_id, options.deadline_s) == (4, "r", 9.0)
+
+
+async def test_errors_carry_code_message_fields_and_cause(client: Client) -> None:
+    """gRPC's error is the cause."""
+    with pytest.raises(InvalidArgumentError, match=r"101 tokens") as caught:
+        await client.complete("x" * 101)
+    assert caught.value.details == {"limit_tokens": "100"}
+    assert type(caught.value.__cause__).__name__ == "AioRpcError"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "not none"),
+        ({"text": "a", "token_ids": [1]}, "not text and token_ids"),
+        ({"text": "a\ud800"}, "offset 1 is half a surrogate pair"),
+        ({"token_ids": [2**70]}, "token_ids cannot be sent"),
+        ({"messages": [{"role": "user"}]}, "the keys role and content, not role"),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_at_once(
+    client: Client, arguments: dict[str, object], words: str
+) -> None:
+    """With the same error class as the router's refusals."""
+    async with client.stream() as stream:
+        with pytest.raises(InvalidArgumentError, match=words):
+            await stream.append(**arguments)  # type: ignore[arg-type]
+
+
+async def test_mistakes_of_the_program_are_type_errors(client: Client) -> None:
+    """An unknown option, and a stop that is one string."""
+    with pytest.raises(TypeError, match="unknown sampling options: temprature"):
+        client.generate("a", temprature=1.0)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="sequence of strings"):
+        client.generate("a", stop="END")
+    mode: Mode = "prepend"  # type: ignore[assignment]
+    with pytest.raises(InvalidArgumentError, match="'append' or 'update'"):
+        client.stream(mode=mode)
+
+
+async def test_the_cluster_is_described(client: Client) -> None:
+    """As plain typed data."""
+    info = await client.server_info()
+    assert (info.model, info.ready, info.decode_available) == ("fake", True, False)
+    assert info.num_streams_by_outcome == {"DONE": 3}
+    assert info.servers[0].role == "prefill"
+    assert info.servers[0].counters["num_free_tokens"] == 9
+    assert await client.flush_caches() == {"prefill-0": True}
+
+
+async def test_waiting_until_ready(client: Client, manager: FakeManager) -> None:
+    """It returns when a prefill server is alive, and says what is missing when it gives up."""
+    manager.set_ready(False)
+    with pytest.raises(UnavailableError, match="no prefill server is alive"):
+        await client.wait_ready(0.0)
+    waiter = asyncio.create_task(client.wait_ready(STEP_S))
+    await asyncio.sleep(0.01)
+    manager.set_ready(True)
+    assert (await waiter).ready
+
+
+async def test_no_router_is_unavailable() -> None:
+    """A stream, a one-shot call and the wait all say so."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+    async with Client(target) as client:
+        with pytest.raises(UnavailableError):
+            await client.complete("abc")
+        with pytest.raises(UnavailableError):
+            async with client.stream():
+                pass
+        with pytest.raises(UnavailableError, match=f"{target} is not ready after 0 s"):
+            await client.wait_ready(0.0)
+
+
+async def test_a_router_that_stops_ends_its_streams(manager: FakeManager) -> None:
+    """Whoever waits hears of it."""
+    async with Client("127.0.0.1:0") as client:
+        async with serve(manager) as target:
+            client = Client(target)
+            stream = client.stream()
+            await stream.__aenter__()
+            await stream.append("abc")
+            waiter = asyncio.create_task(stream.wait_computed(STEP_S))
+            await asyncio.sleep(0)
+        with pytest.raises(StreamError):
+            await waiter
+        await stream.__aexit__(None, None, None)
+        await client.close()
+
+
+async def test_a_slow_reader_loses_nothing(client: Client, manager: FakeManager) -> None:
+    """The queue in the client is shorter than the answer; every token comes, in order."""
+    manager.answer = lambda: iter(f"{n}," for n in range(3000))
+    async with client.stream() as stream:
+        answer = stream.commit("abc")
+        first = await anext(answer)
+        await asyncio.sleep(0.05)
+        indexes = [first.index] + [token.index async for token in answer]
+    assert indexes == list(range(3000))

@@ -1,0 +1,159 @@
+"""From a cluster file to processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from streamfill.config import (
+    ClusterConfig,
+    ControllerConfig,
+    ControllerSection,
+    ModelSection,
+    RouterConfig,
+    RouterSection,
+    ServerConfig,
+    ServerSection,
+)
+from streamfill.launcher.plan import ClusterPlan, ProcessKind, plan_cluster, thread_share
+from streamfill.launcher.ports import Ports
+from streamfill.messages.common import Role
+
+PORTS = Ports(router_grpc=1001, router_zmq=1002, controller_zmq=1003)
+
+
+def plan(config: ClusterConfig, num_cores: int = 8) -> ClusterPlan:
+    """The plan of `config` with fixed ports and folders."""
+    return plan_cluster(
+        config,
+        model_path=Path("/models/m"),
+        ports=PORTS,
+        num_cores=num_cores,
+        run_dir=Path("/run/c"),
+        python="python",
+    )
+
+
+def servers(made: ClusterPlan) -> dict[str, ServerConfig]:
+    """The servers' configurations by name."""
+    return {
+        spec.name: msgspec.json.decode(spec.config_json, type=ServerConfig)
+        for spec in made.processes
+        if spec.kind in (ProcessKind.PREFILL, ProcessKind.DECODE)
+    }
+
+
+def test_one_process_each() -> None:
+    """The default cluster is a router, a controller, a prefill and a decode server."""
+    made = plan(ClusterConfig())
+    assert [(spec.name, spec.kind) for spec in made.processes] == [
+        ("router", ProcessKind.ROUTER),
+        ("controller", ProcessKind.CONTROLLER),
+        ("prefill-0", ProcessKind.PREFILL),
+        ("decode-0", ProcessKind.DECODE),
+    ]
+    assert made.processes[2].argv == (
+        "python",
+        "-m",
+        "prefill_server",
+        "--config-file",
+        "/run/c/config/prefill-0.json",
+    )
+    assert made.address == "127.0.0.1:1001"
+
+
+def test_all_find_each_other() -> None:
+    """Router, controller and servers are given the same end points."""
+    made = plan(ClusterConfig())
+    router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+    controller = msgspec.json.decode(made.processes[1].config_json, type=ControllerConfig)
+    assert (router.grpc_port, router.zmq_port, controller.zmq_port) == (1001, 1002, 1003)
+    assert router.controller_endpoint == "tcp://127.0.0.1:1003"
+    for server in servers(made).values():
+        assert server.router_endpoint == "tcp://127.0.0.1:1002"
+        assert server.controller_endpoint == "tcp://127.0.0.1:1003"
+
+
+@pytest.mark.parametrize(
+    ("bound", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")]
+)
+def test_wildcard_hosts_are_reached_by_loopback(bound: str, reached: str) -> None:
+    """A router that listens everywhere is reached through the loopback address."""
+    made = plan(ClusterConfig(router=RouterSection(host=bound)))
+    assert made.address == f"{reached}:1001"
+    assert servers(made)["prefill-0"].router_endpoint == f"tcp://{reached}:1002"
+
+
+def test_threads_are_shared_or_given() -> None:
+    """Threads 0 means an equal share of the cores, in the file and in the environment."""
+    config = ClusterConfig(prefill=ServerSection(count=2), decode=ServerSection(threads=3))
+    made = plan(config, num_cores=8)
+    assert {name: server.threads for name, server in servers(made).items()} == {
+        "prefill-0": 2,
+        "prefill-1": 2,
+        "decode-0": 3,
+    }
+    threads = {spec.name: spec.env["OMP_NUM_THREADS"] for spec in made.processes}
+    assert threads["prefill-0"] == "2"
+    assert threads["decode-0"] == "3"
+    assert threads["router"] == "1"
+
+
+@pytest.mark.parametrize(("cores", "num_servers", "share"), [(2, 2, 1), (2, 4, 1), (64, 3, 21)])
+def test_thread_share(cores: int, num_servers: int, share: int) -> None:
+    """A share is never below one thread."""
+    assert thread_share(cores, num_servers) == share
+
+
+def test_sections_reach_their_servers() -> None:
+    """Every option of a server section, and of the whole cluster, reaches the server."""
+    prefill = ServerSection(
+        count=2,
+        host="10.0.0.7",
+        pool_tokens=111,
+        page_size=16,
+        step_tokens=222,
+        max_requests=33,
+        tp_size=2,
+        base_gpu_id=4,
+        sglang={"dtype": "bfloat16"},
+    )
+    config = ClusterConfig(
+        log_level="debug", model=ModelSection(context_tokens=99), prefill=prefill
+    )
+    server = servers(plan(config))["prefill-1"]
+    assert server == ServerConfig(
+        role=Role.PREFILL,
+        server_id="prefill-1",
+        model_path="/models/m",
+        router_endpoint="tcp://127.0.0.1:1002",
+        controller_endpoint="tcp://127.0.0.1:1003",
+        host="10.0.0.7",
+        threads=2,
+        context_tokens=99,
+        pool_tokens=111,
+        page_size=16,
+        step_tokens=222,
+        max_requests=33,
+        tp_size=2,
+        base_gpu_id=6,
+        sglang={"dtype": "bfloat16"},
+        log_level="debug",
+    )
+
+
+def test_no_decode_server() -> None:
+    """A cluster without decode servers is a plan like any other."""
+    made = plan(ClusterConfig(decode=ServerSection(count=0), controller=ControllerSection()))
+    assert list(servers(made)) == ["prefill-0"]
+
+
+def test_router_options() -> None:
+    """What the file says of the router is in its configuration."""
+    section = RouterSection(max_streams=5, idle_stream_timeout_s=6.0)
+    made = plan(ClusterConfig(router=section, model=ModelSection(context_tokens=77)))
+    router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+    assert (router.max_streams, router.idle_stream_timeout_s) == (5, 6.0)
+    assert (router.model_path, router.context_tokens) == ("/models/m", 77)

@@ -1,0 +1,67 @@
+"""Choosing and checking ports."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from streamfill.config import ClusterConfig, ControllerSection, RouterSection
+from streamfill.errors import ConfigError
+from streamfill.launcher.ports import choose_ports
+
+FREE = ClusterConfig(router=RouterSection(grpc_port=0))
+
+
+def test_free_ports_differ() -> None:
+    """Zeroes become different ports that can be bound."""
+    ports = choose_ports(FREE)
+    chosen = (ports.router_grpc, ports.router_zmq, ports.controller_zmq)
+    assert len(set(chosen)) == 3
+    assert 0 not in chosen
+
+
+def test_free_ports_are_not_ephemeral() -> None:
+    """A free port is below those that the system gives to outgoing connections."""
+    range_file = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first_ephemeral = int(range_file.read_text().split()[0])
+    if first_ephemeral < 11_000:
+        pytest.skip("this system leaves no ports below its ephemeral range")
+    assert choose_ports(FREE).router_zmq < first_ephemeral
+
+
+def test_port_in_use() -> None:
+    """A port that another program listens on is named with its key and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config = ClusterConfig(router=RouterSection(grpc_port=port))
+        with pytest.raises(ConfigError, match="choose another port") as caught:
+            choose_ports(config)
+    assert (caught.value.key, caught.value.value) == ("router.grpc_port", port)
+
+
+def test_same_port_twice() -> None:
+    """A port that the configuration names twice is in use for the second one."""
+    port = choose_ports(FREE).router_grpc
+    config = ClusterConfig(
+        router=RouterSection(grpc_port=port), controller=ControllerSection(zmq_port=port)
+    )
+    with pytest.raises(ConfigError, match="in use") as caught:
+        choose_ports(config)
+    assert caught.value.key == "controller.zmq_port"
+
+
+@pytest.mark.parametrize("grpc_port", [0, 45678])
+def test_foreign_host(grpc_port: int) -> None:
+    """A host that is not of this machine is refused by its own key."""
+    config = ClusterConfig(router=RouterSection(host="192.0.2.1", grpc_port=grpc_port))
+    with pytest.raises(ConfigError, match="no address of this machine") as caught:
+        choose_ports(config)
+    assert caught.value.key == "router.host"
+
+
+def test_given_port_is_kept() -> None:
+    """A given port is taken as it is."""
+    port = choose_ports(FREE).router_grpc
+    assert choose_ports(ClusterConfig(router=RouterSection(grpc_port=port))).router_grpc == port

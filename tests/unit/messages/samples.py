@@ -1,0 +1,189 @@
+"""One message of every kind, each field set to something that is not its default."""
+
+from __future__ import annotations
+
+import msgspec
+
+from streamfill.messages import control as c
+from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
+from streamfill.messages.codec import pack_ids
+from streamfill.messages.common import (
+    Finish,
+    FinishReason,
+    HandoffTarget,
+    Role,
+    Sampling,
+    ServerCounters,
+    StreamMode,
+    TokenLogprob,
+)
+
+SAMPLING = Sampling(
+    temperature=0.5,
+    top_p=0.9,
+    top_k=40,
+    min_p=0.05,
+    frequency_penalty=0.25,
+    presence_penalty=-0.25,
+    repetition_penalty=1.25,
+    max_new_tokens=32,
+    min_new_tokens=2,
+    stop_token_ids=(2, 5),
+    ignore_eos=True,
+    seed=11,
+    num_logprobs=3,
+)
+COUNTERS = ServerCounters(
+    num_streams=1,
+    num_waiting=2,
+    num_running=3,
+    num_pending_tokens=4,
+    num_used_tokens=5,
+    num_cached_tokens=6,
+    num_free_tokens=7,
+    num_total_tokens=8,
+    num_free_slots=9,
+    num_total_slots=10,
+    num_transfers=11,
+    staging_bytes=12,
+    num_malformed_frames=13,
+    num_evicted_tokens=14,
+    num_computed_tokens=15,
+    plan_version=16,
+)
+HANDOFF = HandoffTarget(
+    transfer_id=9, server_id="decode-0", host="127.0.0.1", control_ports=(4001, 4002)
+)
+
+ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
+    r.Registered(router_incarnation=77, heartbeat_interval_s=0.25),
+    r.RegistrationRefused(reason="another model"),
+    r.RouterHeartbeat(router_incarnation=77),
+    r.OpenStream(stream_id=1, attempt=2, mode=StreamMode.UPDATE, priority=3),
+    r.Splice(
+        stream_id=1,
+        attempt=2,
+        seq=3,
+        keep_tokens=4,
+        token_ids=pack_ids([5, 600_000]),
+        commit_follows=True,
+    ),
+    r.Commit(
+        stream_id=1, attempt=2, seq=4, num_prompt_tokens=6, sampling=SAMPLING, handoff=HANDOFF
+    ),
+    r.Generate(
+        stream_id=1,
+        attempt=2,
+        prompt_ids=pack_ids([5, 6]),
+        output_ids=pack_ids([7]),
+        sampling=SAMPLING,
+        transfer_id=9,
+    ),
+    r.HandoffFailed(stream_id=1, attempt=2, transfer_id=9),
+    r.Cancel(stream_id=1, attempt=2),
+    r.ResendOutput(stream_id=1, attempt=2, from_index=3),
+    r.Forget(stream_id=1, attempt=2),
+    r.FlushCache(request_id=8),
+    r.Malformed(reason="not msgpack"),
+)
+
+SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
+    s.Register(
+        server_id="prefill-0",
+        incarnation=123456789,
+        role=Role.PREFILL,
+        protocol_version=1,
+        pid=4242,
+        model_id="digest",
+        vocab_size=49152,
+        context_tokens=8192,
+        pool_tokens=65536,
+        page_size=16,
+        tp_size=2,
+        kv_host="127.0.0.1",
+        kv_control_ports=(4001, 4002),
+        engine_version="0.5.16",
+    ),
+    s.ServerHeartbeat(
+        server_id="prefill-0",
+        incarnation=123456789,
+        loop_age_s=0.125,
+        controller_alive=True,
+        counters=COUNTERS,
+    ),
+    s.Received(stream_id=1, attempt=2, seq=3),
+    s.ResyncRequest(stream_id=1, attempt=2, have_seq=-1),
+    s.Progress(
+        stream_id=1,
+        attempt=2,
+        seq=3,
+        num_known_tokens=40,
+        num_computed_tokens=30,
+        num_invalidated_tokens=20,
+    ),
+    s.Output(
+        stream_id=1,
+        attempt=2,
+        first_index=3,
+        token_ids=pack_ids([8, 9]),
+        logprobs=(TokenLogprob(token_id=8, logprob=-0.5, top=((8, -0.5), (9, -1.5))),),
+        finish=Finish(reason=FinishReason.STOP, matched_token_id=2, message="end"),
+        num_cached_tokens=30,
+    ),
+    s.HandoffReport(
+        stream_id=1,
+        attempt=2,
+        transfer_id=9,
+        ok=True,
+        reason="none",
+        num_tokens=40,
+        num_bytes=1_843_200,
+        seconds=0.0625,
+    ),
+    s.StreamFailed(stream_id=1, attempt=2, code="INTERNAL", message="broken"),
+    s.Closed(stream_id=1, attempt=2),
+    s.CacheFlushed(request_id=8, ok=True),
+    s.Draining(server_id="prefill-0"),
+    s.MalformedByRouter(reason="not msgpack"),
+)
+
+CONTROL: tuple[msgspec.Struct, ...] = (
+    c.Telemetry(
+        server_id="prefill-0",
+        incarnation=123456789,
+        report=3,
+        num_free_tokens=10,
+        num_cached_tokens=20,
+        num_total_tokens=100,
+        streams=(
+            c.StreamTelemetry(
+                stream_id=1,
+                num_known_tokens=40,
+                num_computed_tokens=30,
+                residency=c.Residency.DEVICE,
+                committed=True,
+                active=True,
+                idle_s=1.5,
+                gaps_s=(0.5, 0.75),
+                priority=2,
+            ),
+        ),
+    ),
+    c.ControllerHello(),
+    c.Plan(
+        server_id="prefill-0",
+        epoch=1_795_237_200_123,
+        version=4,
+        victims=(
+            c.PlanEntry(stream_id=1, action=c.PreemptionAction.RECOMPUTE, reason="idle for 1.5 s"),
+        ),
+    ),
+    c.ControllerStatus(
+        epoch=1_795_237_200_123,
+        num_servers=1,
+        num_streams=2,
+        num_plans=3,
+        num_malformed_frames=4,
+    ),
+)

@@ -1,0 +1,300 @@
+"""A core without servers, for tests of the gRPC service and of the clients.
+
+Every character of text is one token. The answer is what the test says; it comes token by token as
+fast as it is fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from router.interface import (
+    Acknowledged,
+    ClusterInfo,
+    CommitOptions,
+    DoneEvent,
+    OpenOptions,
+    Segment,
+    ServerInfo,
+    StreamEvent,
+    StreamStatus,
+    TokenEvent,
+    Usage,
+)
+from router.service_server import GrpcServer
+from streamfill.errors import (
+    CancelledStreamError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StreamError,
+    StreamNotFoundError,
+    UnavailableError,
+)
+from streamfill.messages.common import Role, ServerCounters, StreamMode, TokenLogprob
+from streamfill.observability.lifetime import Lifetime, LifetimeEvent
+from streamfill.stream.ids import ServerId
+from streamfill.stream.state import StreamState
+
+VOCAB_SIZE = 1000
+CONTEXT_TOKENS = 100
+STEP_S = 60.0
+"""Every wait of the tests is bounded by this; none of them takes noticeable time."""
+
+
+@dataclass
+class FakeManager:
+    """The core. A test sets the fields and looks at ``streams``."""
+
+    answer: Callable[[], Iterator[str]] = lambda: iter(("Hello", " ", "world"))
+    ready: bool = True
+    hold_answer: bool = False
+    """No token comes until the stream ends."""
+    streams: dict[int, FakeStream] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    any_commit: asyncio.Event = field(default_factory=asyncio.Event)
+    is_draining: bool = False
+
+    async def open(self, options: OpenOptions) -> FakeStream:
+        if not self.ready or self.is_draining:
+            raise UnavailableError("no prefill server is alive")
+        stream = FakeStream(self, 2**63 + len(self.streams), options)
+        self.streams[stream.stream_id] = stream
+        return stream
+
+    def get(self, stream_id: int) -> FakeStream:
+        if stream_id not in self.streams:
+            raise StreamNotFoundError(f"there is no stream {stream_id}")
+        return self.streams[stream_id]
+
+    def info(self) -> ClusterInfo:
+        server = ServerInfo(
+            server_id="prefill-0",
+            role=Role.PREFILL,
+            state="alive",
+            pid=4711,
+            num_assigned_streams=len(self.streams),
+            heartbeat_age_s=0.5,
+            loop_age_s=0.25,
+            controller_alive=True,
+            counters=ServerCounters(num_streams=len(self.streams), num_free_tokens=9),
+        )
+        return ClusterInfo(
+            model="fake",
+            vocab_size=VOCAB_SIZE,
+            context_tokens=CONTEXT_TOKENS,
+            pool_tokens=500,
+            ready=self.ready,
+            decode_available=False,
+            num_open_streams=len(self.streams),
+            num_streams_by_outcome={"DONE": 3},
+            num_malformed_frames=1,
+            servers=[server] if self.ready else [],
+        )
+
+    async def wait_readiness_change(self) -> bool:
+        await self.changed.wait()
+        self.changed.clear()
+        return self.ready
+
+    async def flush_caches(self, timeout_s: float) -> Mapping[ServerId, bool]:
+        return {ServerId("prefill-0"): not self.streams}
+
+    async def drain(self, timeout_s: float) -> None:
+        self.is_draining = True
+        for stream in self.streams.values():
+            await stream.cancel("draining")
+
+    def set_ready(self, ready: bool) -> None:
+        self.ready = ready
+        self.changed.set()
+
+
+@dataclass
+class FakeStream:
+    """One stream; an event queue without merging but for acknowledgements."""
+
+    manager: FakeManager
+    stream_id: int
+    options: OpenOptions
+    tokens: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_invalidated_tokens: int = 0
+    last_seq: int = 0
+    refused_seqs: list[int] = field(default_factory=list)
+    committed: CommitOptions | None = None
+    num_fetched_events: int = 0
+    cancelled_because: str | None = None
+    failure: StreamError | None = None
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.lifetime = Lifetime()
+        self.lifetime.record(LifetimeEvent.OPENED)
+        self._wake = asyncio.Event()
+        self._acknowledged_waits = False
+
+    @property
+    def mode(self) -> StreamMode:
+        return self.options.mode
+
+    def status(self) -> StreamStatus:
+        state = StreamState.COMMITTED if self.committed else StreamState.OPEN
+        return StreamStatus(
+            stream_id=self.stream_id,
+            request_id=self.options.request_id,
+            mode=self.mode,
+            priority=self.options.priority,
+            state=StreamState.ABORTED if self.cancelled_because else state,
+            acknowledged=self._acknowledged(),
+            num_output_tokens=0,
+        )
+
+    async def append(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
+        self._check(StreamMode.APPEND)
+        if self._is_new(client_seq):
+            self._set_tokens(self.tokens + _tokens(segment))
+            self._note(client_seq)
+        return self._acknowledged()
+
+    async def update(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
+        self._check(StreamMode.UPDATE)
+        if self._is_new(client_seq):
+            self._set_tokens(_tokens(segment))
+            self._note(client_seq)
+        return self._acknowledged()
+
+    async def commit(self, options: CommitOptions, client_seq: int | None = None) -> None:
+        if not self._is_new(client_seq):
+            return
+        if self.committed:
+            raise FailedPreconditionError(f"stream {self.stream_id} is already committed")
+        if options.final_segment is not None:
+            self._set_tokens(self.tokens + _tokens(options.final_segment))
+        if not self.tokens:
+            raise InvalidArgumentError(f"stream {self.stream_id} has an empty prompt")
+        self.committed = options
+        self.manager.any_commit.set()
+        self.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
+        self._note(client_seq)
+
+    async def events(self) -> AsyncIterator[StreamEvent]:
+        while self.committed is None or self.manager.hold_answer:
+            if self.failure is not None:
+                raise self.failure
+            if self._acknowledged_waits:
+                self._acknowledged_waits = False
+                yield self._acknowledged()
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+        logprob = None
+        index = -1
+        for index, text in enumerate(self.manager.answer()):
+            if self.failure is not None:
+                raise self.failure
+            if self.committed.sampling.num_logprobs is not None:
+                logprob = TokenLogprob(token_id=index, logprob=-0.5, top=((index, -0.5), (9, -2.0)))
+            self.num_fetched_events += 1
+            yield TokenEvent(index=index, token_id=index, text=text, logprob=logprob)
+        self.done = True
+        self.lifetime.record(LifetimeEvent.DONE)
+        yield self._done_event(index + 1)
+
+    async def cancel(self, reason: str) -> None:
+        if self.cancelled_because is None and not self.done:
+            self.cancelled_because = reason
+            self.fail(CancelledStreamError(f"cancelled: {reason}"))
+
+    def note_refused(self, client_seq: int) -> None:
+        self.refused_seqs.append(client_seq)
+
+    def fail(self, error: StreamError) -> None:
+        """End the stream as a server would."""
+        self.failure = error
+        self._wake.set()
+        self.ended.set()
+
+    def compute(self) -> None:
+        """The prefill has come to the end of what is known."""
+        self.num_computed_tokens = len(self.tokens)
+        self._acknowledged_waits = True
+        self._wake.set()
+
+    def _check(self, mode: StreamMode) -> None:
+        if self.committed:
+            raise FailedPreconditionError(f"stream {self.stream_id} is committed")
+        if self.mode is not mode:
+            raise FailedPreconditionError(f"stream {self.stream_id} is in {self.mode.value} mode")
+
+    def _is_new(self, client_seq: int | None) -> bool:
+        return client_seq is None or client_seq > self.last_seq
+
+    def _note(self, client_seq: int | None) -> None:
+        self.last_seq = self.last_seq if client_seq is None else client_seq
+        self._acknowledged_waits = True
+        self._wake.set()
+
+    def _set_tokens(self, tokens: list[int]) -> None:
+        if len(tokens) > CONTEXT_TOKENS:
+            raise InvalidArgumentError(
+                f"the prompt has {len(tokens)} tokens, the context takes {CONTEXT_TOKENS}",
+                details={"limit_tokens": CONTEXT_TOKENS},
+            )
+        same = 0
+        while same < min(len(tokens), len(self.tokens)) and tokens[same] == self.tokens[same]:
+            same += 1
+        self.num_invalidated_tokens += max(0, self.num_computed_tokens - same)
+        self.num_computed_tokens = min(self.num_computed_tokens, same)
+        self.tokens = tokens
+
+    def _acknowledged(self) -> Acknowledged:
+        return Acknowledged(
+            client_seq=self.last_seq,
+            num_received_tokens=len(self.tokens),
+            num_computed_tokens=self.num_computed_tokens,
+            num_invalidated_tokens=self.num_invalidated_tokens,
+        )
+
+    def _done_event(self, num_output_tokens: int) -> DoneEvent:
+        return DoneEvent(
+            finish_reason="stop",
+            text_tail="!",
+            matched_stop="END",
+            usage=Usage(
+                num_prompt_tokens=len(self.tokens),
+                num_output_tokens=num_output_tokens,
+                num_cached_tokens=self.num_computed_tokens,
+                num_invalidated_tokens=self.num_invalidated_tokens,
+            ),
+            prefill_server="prefill-0",
+            decode_server="",
+            decoded_by_prefill=True,
+            handoff="none",
+            num_attempts=1,
+            lifetime=self.lifetime,
+        )
+
+
+@asynccontextmanager
+async def serve(manager: FakeManager) -> AsyncIterator[str]:
+    """The real gRPC service over ``manager``, on a free port. Gives ``host:port``."""
+    server = GrpcServer(manager, "127.0.0.1", 0)
+    port = await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0.0)
+
+
+def _tokens(segment: Segment) -> list[int]:
+    if segment.token_ids is not None:
+        return list(segment.token_ids)
+    if segment.messages is not None:
+        return [
+            ord(character) % VOCAB_SIZE for one in segment.messages for character in one["content"]
+        ]
+    return [ord(character) % VOCAB_SIZE for character in segment.text or ""]

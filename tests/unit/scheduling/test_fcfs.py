@@ -1,0 +1,186 @@
+"""First come, first served, example by example."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamfill.scheduling.fcfs import FcfsPolicy
+from streamfill.scheduling.plan import DeferReason, RunReason, StepPlan
+from streamfill.scheduling.policy import Policy
+from streamfill.scheduling.snapshot import Snapshot
+from tests.unit.scheduling.builders import snapshot, stream
+
+policy: Policy = FcfsPolicy()
+
+
+def runs(shot: Snapshot) -> list[tuple[int, int, bool]]:
+    """(stream, up to, commit) of each run."""
+    return [(run.stream_id, run.up_to, run.is_commit) for run in policy.decide(shot).runs]
+
+
+def deferred(plan: StepPlan) -> dict[int, DeferReason]:
+    return {each.stream_id: each.reason for each in plan.deferred}
+
+
+def test_nothing_to_do() -> None:
+    """Without streams, or with everything computed, the plan is empty."""
+    assert policy.decide(snapshot()) == StepPlan((), ())
+    assert policy.decide(snapshot(stream(1, 50, 50))) == StepPlan((), ())
+
+
+def test_several_streams_share_a_step() -> None:
+    """Streams run in the order of their oldest segment until the budget is spent."""
+    shot = snapshot(
+        stream(1, 100, pending_since_s=3.0),
+        stream(2, 100, pending_since_s=1.0),
+        stream(3, 100, pending_since_s=2.0),
+        stream(4, 100, pending_since_s=4.0),
+        budget=256,
+    )
+    assert runs(shot) == [(2, 100, False), (3, 100, False), (1, 56, False)]
+    assert deferred(policy.decide(shot)) == {4: DeferReason.NO_BUDGET}
+
+
+def test_committed_streams_go_first_by_time_of_commit() -> None:
+    """A commit goes before all older uncommitted work, and behind older commits."""
+    shot = snapshot(
+        stream(1, 100, pending_since_s=1.0, priority=9),
+        stream(2, 100, committed_s=9.0),
+        stream(3, 100, committed_s=8.0),
+    )
+    assert runs(shot) == [(3, 100, True), (2, 100, True), (1, 56, False)]
+
+
+def test_priority_orders_uncommitted_streams() -> None:
+    """Higher priority goes before older segments."""
+    shot = snapshot(
+        stream(1, 100, pending_since_s=1.0), stream(2, 100, pending_since_s=5.0, priority=1)
+    )
+    assert [run[0] for run in runs(shot)] == [2, 1]
+
+
+@pytest.mark.parametrize(("page_size", "num_tokens"), [(1, 1), (16, 16)])
+def test_wholly_cached_commit_computes_its_last_page(page_size: int, num_tokens: int) -> None:
+    """A commit with nothing left to compute still runs, for the logits of its last token."""
+    plan = policy.decide(snapshot(stream(1, 160, 160, committed_s=1.0), page_size=page_size))
+    (run,) = plan.runs
+    assert (run.up_to, run.num_tokens, run.is_commit) == (160, num_tokens, True)
+
+
+def test_long_commit_runs_in_chunks() -> None:
+    """A committed prompt longer than the budget fills the cache first and commits with the rest."""
+    chunk = policy.decide(snapshot(stream(1, 600, committed_s=1.0))).runs
+    assert chunk == ((1, 256, 256, False, RunReason.COMMIT_CHUNK),)
+    rest = policy.decide(snapshot(stream(1, 600, 512, committed_s=1.0))).runs
+    assert rest == ((1, 88, 600, True, RunReason.COMMIT),)
+
+
+def test_commit_that_fits_no_more_starts_as_a_chunk() -> None:
+    """What an earlier commit leaves of the budget is used for the next one's cache."""
+    shot = snapshot(stream(1, 200, committed_s=1.0), stream(2, 100, committed_s=2.0))
+    assert runs(shot) == [(1, 200, True), (2, 56, False)]
+
+
+def test_segment_runs_end_at_pages() -> None:
+    """A part of a page is left for the commit, and is no reason to run."""
+    assert runs(snapshot(stream(1, 100), page_size=16)) == [(1, 96, False)]
+    assert policy.decide(snapshot(stream(1, 100, 96), page_size=16)) == StepPlan((), ())
+
+
+def test_unaligned_prefix_is_recomputed_from_its_page() -> None:
+    """Only whole pages of what is computed count, so a run starts at a page."""
+    (run,) = policy.decide(snapshot(stream(1, 64, 20), page_size=16)).runs
+    assert (run.num_tokens, run.up_to) == (48, 64)
+
+
+def test_stream_in_flight_gets_no_second_run() -> None:
+    """A stream whose run is with the engine waits; others go on."""
+    plan = policy.decide(snapshot(stream(1, 100, in_flight=True), stream(2, 100)))
+    assert [run.stream_id for run in plan.runs] == [2]
+    assert deferred(plan) == {1: DeferReason.IN_FLIGHT}
+
+
+def test_slots_limit_runs() -> None:
+    """No more runs than free request slots, the first in turn first."""
+    plan = policy.decide(
+        snapshot(stream(1, 10), stream(2, 10), stream(3, 10, committed_s=1.0), max_requests=2)
+    )
+    assert [run.stream_id for run in plan.runs] == [3, 1]
+    assert deferred(plan) == {2: DeferReason.NO_SLOT}
+
+
+def test_memory_limits_uncommitted_work() -> None:
+    """New tokens and a page per run fit into what is free or can be evicted; the rest waits."""
+    plan = policy.decide(
+        snapshot(stream(1, 64), stream(2, 64), stream(3, 64), free=64, evictable=80, page_size=16)
+    )
+    assert [(run.stream_id, run.up_to) for run in plan.runs] == [(1, 64), (2, 48)]
+    assert deferred(plan) == {3: DeferReason.NO_MEMORY}
+
+
+def test_own_prefix_makes_no_room() -> None:
+    """A stream's own evictable prefix is locked by its run and cannot be counted on."""
+    shot = snapshot(stream(1, 200, 100, evictable=100), evictable=150, free=0)
+    assert runs(shot) == [(1, 149, False)]
+
+
+def test_first_commit_is_tried_without_memory() -> None:
+    """The first commit goes to the engine even if memory looks short; later ones wait for it."""
+    plan = policy.decide(
+        snapshot(
+            stream(1, 100, committed_s=1.0),
+            stream(2, 1, committed_s=2.0),
+            stream(3, 1),
+            free=0,
+        )
+    )
+    assert plan.runs == ((1, 100, 100, True, RunReason.COMMIT_TRIED),)
+    assert deferred(plan) == {2: DeferReason.NO_MEMORY, 3: DeferReason.YIELDS}
+
+
+def test_long_commit_is_tried_by_the_chunk() -> None:
+    """A commit over the budget is tried with whole pages of the budget, not all at once."""
+    plan = policy.decide(
+        snapshot(stream(1, 600, committed_s=1.0), budget=250, free=3, page_size=16)
+    )
+    assert plan.runs == ((1, 240, 240, False, RunReason.COMMIT_TRIED),)
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_uncommitted_work_yields_to_a_commit_that_waits_for_memory(in_flight: bool) -> None:
+    """Nobody takes the memory that a committed stream waits for, here or inside the engine."""
+    waiting = stream(1, 100, committed_s=1.0, in_flight=in_flight, waiting_on_memory=in_flight)
+    plan = policy.decide(snapshot(waiting, stream(2, 10), free=50))
+    assert 2 not in [run.stream_id for run in plan.runs]
+    assert deferred(plan)[2] is DeferReason.YIELDS
+
+
+def test_evicted_kv_comes_back_only_into_spare_memory() -> None:
+    """Recomputing for an idle stream may not cost another stream its KV; new context may."""
+    other = stream(2, 100, 100, reached=100, evictable=100)
+    evicted = stream(1, 100, 0, reached=100)
+    plan = policy.decide(snapshot(evicted, other, free=0, evictable=101))
+    assert deferred(plan) == {1: DeferReason.NO_MEMORY}
+    grown = stream(1, 101, 0, reached=100)
+    assert runs(snapshot(grown, other, free=0, evictable=101)) == [(1, 100, False)]
+    (run,) = policy.decide(snapshot(evicted, other, free=101, evictable=100)).runs
+    assert (run.up_to, run.reason) == (100, RunReason.RECOMPUTE)
+
+
+def test_spare_memory_is_given_once() -> None:
+    """What one recomputation takes of the spare memory is not there for the next."""
+    plan = policy.decide(
+        snapshot(
+            stream(1, 100, 0, reached=100),
+            stream(2, 100, 0, reached=100),
+            stream(3, 200, 200, reached=200, evictable=200),
+            free=150,
+            evictable=200,
+        )
+    )
+    assert [(run.stream_id, run.up_to) for run in plan.runs] == [(1, 100), (2, 48)]
+
+
+def test_plan_counts_its_tokens() -> None:
+    """A plan's token count is that of its runs."""
+    assert policy.decide(snapshot(stream(1, 10), stream(2, 20))).num_tokens == 30
