@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 HANDOFF_WAIT_S = 10.0
 """Longer than any transfer that is worth waiting for; the router or the transport report failures
 long before."""
-NUM_ARRIVALS_KEPT = 4096
-"""Transfers remembered for a ``Generate`` that comes after its KV."""
+NUM_SETTLED_KEPT = 4096
+"""Transfers remembered for a ``Generate`` that comes after its KV, or after its failure."""
 
 
 class DecodeCore(ServingCore):
@@ -47,7 +47,7 @@ class DecodeCore(ServingCore):
     ) -> None:
         super().__init__(engine, send, policy, step_tokens=step_tokens, clock=clock)
         self._receiver = receiver
-        self._arrived: OrderedDict[int, None] = OrderedDict()
+        self._settled: OrderedDict[int, None] = OrderedDict()
         self._held: dict[int, IncomingTransfer] = {}
 
     def step(self, messages: Sequence[Inbound]) -> None:
@@ -79,10 +79,7 @@ class DecodeCore(ServingCore):
                 num_tokens=len(incoming.token_ids),
                 num_cached=num_cached,
             )
-            self._arrived[transfer_id] = None
-            while len(self._arrived) > NUM_ARRIVALS_KEPT:
-                self._arrived.popitem(last=False)
-            self._end_wait(transfer_id)
+            self._settle(transfer_id)
 
     def transport_counters(self) -> TransportCounters:
         stats = self._receiver.stats()
@@ -93,14 +90,21 @@ class DecodeCore(ServingCore):
 
     def _place_answer(self, record: StreamRecord) -> None:
         answer = record.answer
-        if answer is None or answer.transfer_id is None or answer.transfer_id in self._arrived:
+        if answer is None or answer.transfer_id is None or answer.transfer_id in self._settled:
             super()._place_answer(record)
             return
         answer.wait_until_s = self._clock() + HANDOFF_WAIT_S
         record.advance(Phase.WAITING_KV)
 
     def _handoff_failed(self, message: r.HandoffFailed) -> None:
-        self._end_wait(message.transfer_id)
+        self._settle(message.transfer_id)
+
+    def _settle(self, transfer_id: int) -> None:
+        """Nobody waits for this transfer, nor will."""
+        self._settled[transfer_id] = None
+        while len(self._settled) > NUM_SETTLED_KEPT:
+            self._settled.popitem(last=False)
+        self._end_wait(transfer_id)
 
     def _end_wait(self, transfer_id: int) -> None:
         for record in list(self._records.values()):

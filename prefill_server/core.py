@@ -97,6 +97,9 @@ class PrefillCore(ServingCore):
             self._hand_off(record, answer.handoff)
 
     def _hand_off(self, record: StreamRecord, target: HandoffTarget) -> None:
+        if target.transfer_id in self._pending:
+            self._report_failure(record, target, f"transfer {target.transfer_id} was used before")
+            return
         exported = self.engine.export_kv(record.ids)
         if exported is None:
             self._report_failure(

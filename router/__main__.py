@@ -73,8 +73,9 @@ async def _run(config: RouterConfig) -> None:
     server = GrpcServer(manager, config.host, config.grpc_port)
     await manager.start()
     try:
-        ports = {"grpc_port": await server.start(), "zmq_port": manager.zmq_port}
-        print("READY", json.dumps(ports), flush=True)
+        grpc_port, zmq_port = await server.start(), manager.zmq_port
+        log_event(logger, "ready", grpc_port=grpc_port, zmq_port=zmq_port)
+        print("READY", json.dumps({"grpc_port": grpc_port, "zmq_port": zmq_port}), flush=True)
         await signals.first.wait()
         log_event(logger, "draining", num_open_streams=manager.info().num_open_streams)
         await server.begin_drain()

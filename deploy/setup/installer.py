@@ -33,7 +33,7 @@ from deploy.setup.console import Console, StepError
 _HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = _HERE.parent.parent
 
-OLDEST_PYTHON: Final = (3, 10)
+OLDEST_PYTHON: Final = (3, 11)
 TOO_NEW_PYTHON: Final = (3, 13)
 
 TORCH_VERSION: Final = "2.13.0"

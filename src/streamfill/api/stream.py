@@ -91,9 +91,7 @@ class Stream:
     @property
     def stream_id(self) -> int:
         """Minted by the router."""
-        if self._stream_id is None:
-            raise FailedPreconditionError("the stream is not open; use it inside `async with`")
-        return self._stream_id
+        return self._check_open()
 
     @property
     def progress(self) -> Progress:
@@ -172,6 +170,7 @@ class Stream:
 
     async def cancel(self, reason: str = "") -> None:
         """Give the stream up, on every server. Idempotent."""
+        self._check_open()
         if self._end is None:
             try:
                 async with self._send_lock:
@@ -181,12 +180,18 @@ class Stream:
                 pass  # it has ended meanwhile, which is what was wanted
         await self._drop_call()
 
+    def _check_open(self) -> int:
+        if self._stream_id is None:
+            raise FailedPreconditionError("the stream is not open; use it inside `async with`")
+        return self._stream_id
+
     def _is_computed(self) -> bool:
         return not self._pending and self._progress.is_computed
 
     async def _operate(self, request: pb.StreamRequest) -> Progress:
         """Send an operation and wait for its answer. A caller who is cancelled meanwhile leaves the
         operation in place: gRPC would otherwise cancel the whole call."""
+        self._check_open()
         await asyncio.shield(asyncio.ensure_future(self._send_operation(request)))
         return self._progress
 
@@ -199,13 +204,14 @@ class Stream:
             self._last_segment_sent_s = time.monotonic()
             try:
                 await self._write(request)
-            except BaseException:
-                del self._pending[seq]
-                raise
-        await answered
+            except StreamError:
+                if self._pending.pop(seq, None) is not None:
+                    raise
+        await answered  # the reader may know already why the stream has ended
 
     async def send_commit(self, commit: pb.Commit) -> tuple[float, float]:
         """For the answer's source only."""
+        self._check_open()
         return await asyncio.shield(asyncio.ensure_future(self._send_commit(commit)))
 
     async def _send_commit(self, commit: pb.Commit) -> tuple[float, float]:

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class StreamfillStub:
-    """Missing associated documentation comment in .proto file."""
+    """The router of a cluster.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -87,7 +88,8 @@ class StreamfillStub:
 
 
 class StreamfillServicer:
-    """Missing associated documentation comment in .proto file."""
+    """The router of a cluster.
+    """
 
     def Stream(self, request_iterator, context):
         """One stream, from its opening to the end of its answer. The first message must be `open`.
@@ -224,7 +226,8 @@ def add_StreamfillServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Streamfill:
-    """Missing associated documentation comment in .proto file."""
+    """The router of a cluster.
+    """
 
     @staticmethod
     def Stream(request_iterator,

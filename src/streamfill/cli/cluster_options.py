@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import msgspec.toml
 
 from streamfill.config import ClusterConfig, check_cluster, from_mapping, load_cluster_file
 from streamfill.errors import ConfigError
@@ -87,8 +87,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError("--set", setting, "write KEY=VALUE, such as prefill.threads=2")
         try:
-            parsed[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = msgspec.toml.decode(f"value = {value}")["value"]
+        except msgspec.DecodeError:
             parsed[key.strip()] = value.strip()
     return parsed
 

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (without the program's name) and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser(words).parse_args(words)
+    args.words = words
     command = _load(args.command)
     try:
         return command.run(args)

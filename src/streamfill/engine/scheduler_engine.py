@@ -31,11 +31,12 @@ from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogp
 
 class _EosOnly:
     """Stands for the tokenizer where SGLang's min-new-tokens penalizer asks for the ids that end an
-    answer."""
+    answer. It asks every request of a batch, those without a minimum too."""
 
-    def __init__(self, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, eos_token_ids: frozenset[int], vocab_size: int) -> None:
         self.additional_stop_token_ids = set(eos_token_ids)
-        self.eos_token_id = min(eos_token_ids, default=0)
+        # SGLang wants one in any case; the id behind the vocabulary is its own padding there.
+        self.eos_token_id = min(eos_token_ids, default=vocab_size)
 
 
 @dataclass
@@ -62,7 +63,7 @@ class SchedulerEngine:
         self.staging = StagingPool(staging_limit_bytes, device=self.kv_pool.device)
         page_size = scheduler.page_size
         eos_token_ids = frozenset(scheduler.model_config.hf_eos_token_id or ())
-        self._eos_only = _EosOnly(eos_token_ids)
+        self._eos_only = _EosOnly(eos_token_ids, scheduler.model_config.vocab_size)
         self._facts = EngineFacts(
             vocab_size=scheduler.model_config.vocab_size,
             context_tokens=scheduler.model_config.context_len,
@@ -241,7 +242,7 @@ class SchedulerEngine:
         if len(scheduler.waiting_queue) != num_waiting + 1:
             raise RuntimeError(f"SGLang did not queue request {key}")
         request = scheduler.waiting_queue[-1]
-        request.tokenizer = self._eos_only if params.min_new_tokens > 0 else None
+        request.tokenizer = self._eos_only
         if output_ids and request.to_finish is None:
             request.output_ids = array("q", output_ids)
             if num_logprobs is not None:

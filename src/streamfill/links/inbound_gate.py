@@ -68,9 +68,11 @@ class InboundGate:
         """Forget every stream: the router that knew them is gone."""
         self._streams.clear()
 
-    def drop(self, stream_id: int) -> None:
-        """Forget one stream that the scheduler gave up."""
-        self._streams.pop(stream_id, None)
+    def drop(self, stream_id: int, attempt: int) -> None:
+        """Forget one stream that the scheduler gave up, unless a newer attempt was opened since."""
+        known = self._streams.get(stream_id)
+        if known is not None and known[0] <= attempt:
+            del self._streams[stream_id]
 
     def _admit_operation(self, stream_id: int, attempt: int, seq: int) -> Admission:
         known = self._streams.get(stream_id)

@@ -12,6 +12,7 @@ scheduler thread only exchanges plain messages with it through two queues and ne
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -105,7 +106,7 @@ class ServerLink:
         """Queue a message; the link's thread sends it at once."""
         if isinstance(message, s.StreamFailed):
             with self._gate_lock:
-                self._gate.drop(message.stream_id)
+                self._gate.drop(message.stream_id, message.attempt)
         self._outbox.append(message)
         self._outbox_waker.set()
 
@@ -143,7 +144,7 @@ class ServerLink:
         next_heartbeat = time.monotonic()
         try:
             while not self._closing:
-                poller.poll(max(0.0, next_heartbeat - time.monotonic()) * 1000)
+                poller.poll(max(0, math.ceil((next_heartbeat - time.monotonic()) * 1000)))
                 self._outbox_waker.clear()
                 self._receive(socket)
                 self._flush(socket)

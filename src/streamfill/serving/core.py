@@ -48,9 +48,6 @@ logger = logging.getLogger(__name__)
 DONE_RETENTION_S = 120.0
 """The router forgets a finished stream within seconds; this bounds the memory if it cannot."""
 _SCHEDULED = (Phase.OPEN, Phase.COMMITTED, Phase.ANSWERING)
-MAX_REPLANS = 3
-"""A plan that relied on KV which was evicted is made anew; more often than this within one step is
-not worth it."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +111,14 @@ class ServingCore:
         try:
             self._dispatch(message)
         except (ProtocolError, ValueError) as error:
-            stream_id = getattr(message, "stream_id", None)
-            log_event(
-                logger, "bad_message", level=logging.WARNING, stream_id=stream_id, error=str(error)
+            if not isinstance(message, r.Splice | r.Commit | r.Generate):
+                raise
+            record = self._records.get(message.stream_id)
+            if record is not None and record.attempt <= message.attempt:
+                self._drop(record)
+            self._report_failed(
+                message.stream_id, message.attempt, ErrorCode.INTERNAL, str(error)
             )
-            record = self._records.get(stream_id) if stream_id is not None else None
-            if record is not None:
-                self._fail(record, ErrorCode.INTERNAL, str(error))
 
     def collect(self) -> None:
         """Take over what the engine finished."""
@@ -138,10 +136,12 @@ class ServingCore:
     def schedule(self) -> None:
         """Decide what to compute, and start it."""
         self._rank_victims()
-        for _ in range(MAX_REPLANS):
+        while True:
             plan = self._policy.decide(self._snapshot())
-            if self._carry_out(plan):
-                return
+            if self._is_sound(plan):
+                break
+        for run in plan.runs:
+            self._start(self._records[run.stream_id], run)
 
     def telemetry(self) -> tuple[StreamTelemetry, ...]:
         """All streams that are not over, for the preemption controller."""
@@ -241,7 +241,7 @@ class ServingCore:
         if record is None or record.phase is not Phase.OPEN:
             return
         old_ids = record.ids[:] if message.keep_tokens < record.num_computed else None
-        record.splice(message.keep_tokens, array("q", unpack_ids(message.token_ids)), self._clock())
+        record.splice(message.keep_tokens, self._unpack(message.token_ids), self._clock())
         record.seq = message.seq
         record.commit_follows = message.commit_follows
         if old_ids is not None:
@@ -253,17 +253,10 @@ class ServingCore:
         record = self._find(message.stream_id, message.attempt)
         if record is None or record.phase is not Phase.OPEN:
             return
-        if message.num_prompt_tokens != len(record.ids):
-            log_event(
-                logger,
-                "prompt_length_differs",
-                level=logging.ERROR,
-                stream_id=record.stream_id,
-                router_tokens=message.num_prompt_tokens,
-                server_tokens=len(record.ids),
+        if message.num_prompt_tokens != len(record.ids) or not record.ids:
+            raise ProtocolError(
+                f"commit of {message.num_prompt_tokens} tokens, but {len(record.ids)} are here"
             )
-            self._fail(record, ErrorCode.INTERNAL, "the prompt's length differs from the router's")
-            return
         record.seq = message.seq
         record.answer = Answer(message.sampling, num_brought=0, handoff=message.handoff)
         record.committed_s = self._clock()
@@ -272,6 +265,7 @@ class ServingCore:
 
     def _generate(self, message: r.Generate) -> None:
         old = self._records.get(message.stream_id)
+        prompt_ids, output_ids = self._unpack(message.prompt_ids), self._unpack(message.output_ids)
         if old is not None:
             if old.attempt > message.attempt:
                 return
@@ -283,8 +277,9 @@ class ServingCore:
                 self._report_progress(old)  # sent again: a sign of life is all it wants
                 return
             self._drop(old)
+        if not prompt_ids:
+            raise ProtocolError("an answer to an empty prompt was asked for")
         now_s = self._clock()
-        prompt_ids, output_ids = unpack_ids(message.prompt_ids), unpack_ids(message.output_ids)
         record = StreamRecord(
             stream_id=message.stream_id,
             attempt=message.attempt,
@@ -292,7 +287,7 @@ class ServingCore:
             priority=0,
             opened_s=now_s,
         )
-        record.splice(0, array("q", prompt_ids) + array("q", output_ids), now_s)
+        record.splice(0, prompt_ids + output_ids, now_s)
         record.answer = Answer(
             message.sampling, num_brought=len(output_ids), transfer_id=message.transfer_id
         )
@@ -326,6 +321,19 @@ class ServingCore:
         elif record.answer is not None:
             self._send_output(record, max(message.from_index, record.answer.num_brought))
 
+    def _unpack(self, packed: bytes) -> array[int]:
+        """Token ids, type code ``q``.
+
+        Raises:
+            ProtocolError: an id is not in the vocabulary; computing it would take the server down.
+        """
+        token_ids = array("q", unpack_ids(packed))
+        if token_ids:
+            for token_id in (min(token_ids), max(token_ids)):
+                if not 0 <= token_id < self.engine.facts.vocab_size:
+                    raise ProtocolError(f"token id {token_id} is not in the vocabulary")
+        return token_ids
+
     def _find(self, stream_id: int, attempt: int) -> StreamRecord | None:
         record = self._records.get(stream_id)
         return record if record is not None and record.attempt == attempt else None
@@ -346,8 +354,9 @@ class ServingCore:
         record.last_computed_s = now_s
         self.num_computed_tokens += in_flight.num_new_tokens
         useful = min(in_flight.up_to, in_flight.keep_tokens)
-        computed = min(useful, self.engine.cached_tokens(record.ids[:useful]))
-        record.note_computed(computed)
+        record.note_computed(self.engine.cached_tokens(record.ids[:useful]))
+        # Computed it was, even if its KV was taken at once: it must not pass for new context again.
+        record.num_reached = max(record.num_reached, useful)
         self.engine.tag(record.stream_id, record.ids[: record.num_computed])
         self._report_progress(record)
 
@@ -386,10 +395,10 @@ class ServingCore:
             return finish
         token_id = answer.token_ids[-1]
         stops = self.engine.facts.eos_token_ids.union(answer.sampling.stop_token_ids)
-        if token_id in stops and not answer.sampling.ignore_eos:
-            return Finish(reason=FinishReason.STOP, matched_token_id=token_id)
         if answer.sampling.max_new_tokens <= 1:
             return Finish(reason=FinishReason.LENGTH)
+        if token_id in stops and not answer.sampling.ignore_eos:
+            return Finish(reason=FinishReason.STOP, matched_token_id=token_id)
         return None
 
     def _send_output(self, record: StreamRecord, first_index: int) -> None:
@@ -436,7 +445,7 @@ class ServingCore:
                     stream_id=StreamId(record.stream_id),
                     arrival_s=record.opened_s,
                     last_segment_s=record.last_splice_s,
-                    pending_since_s=record.pending_since_s,
+                    pending_since_s=record.pending_since_s(facts.page_size),
                     committed_s=record.committed_s,
                     num_known_tokens=len(record.ids),
                     num_computed_tokens=record.num_computed,
@@ -463,16 +472,17 @@ class ServingCore:
             now_s=self._clock(),
         )
 
-    def _carry_out(self, plan: StepPlan) -> bool:
-        """Start the planned requests. False: the plan relied on KV that is gone, decide again."""
+    def _is_sound(self, plan: StepPlan) -> bool:
+        """Whether the KV that the plan relies on is there. What is gone is noted, so that the next
+        plan knows; nothing is evicted meanwhile, so this is False at most once per stream."""
+        sound = True
         for run in plan.runs:
             record = self._records[run.stream_id]
             cached = self.engine.cached_tokens(record.ids[: record.num_computed])
             if cached < record.num_computed:
                 record.num_computed = cached
-                return False
-            self._start(record, run)
-        return True
+                sound = False
+        return sound
 
     def _start(self, record: StreamRecord, run: StreamRun) -> None:
         self._num_requests += 1
@@ -522,25 +532,29 @@ class ServingCore:
     # Endings
 
     def _fail(self, record: StreamRecord, code: ErrorCode, message: str) -> None:
+        self._drop(record)
+        self._report_failed(record.stream_id, record.attempt, code, message)
+
+    def _report_failed(self, stream_id: int, attempt: int, code: ErrorCode, message: str) -> None:
         log_event(
             logger,
             "stream_failed",
             level=logging.ERROR,
-            stream_id=record.stream_id,
+            stream_id=stream_id,
+            attempt=attempt,
             code=code,
             message=message,
         )
         self._send(
-            s.StreamFailed(
-                stream_id=record.stream_id, attempt=record.attempt, code=code.value, message=message
-            )
+            s.StreamFailed(stream_id=stream_id, attempt=attempt, code=code.value, message=message)
         )
-        self._drop(record)
 
     def _drop(self, record: StreamRecord) -> None:
         """Forget a stream and stop its work. Its KV stays in the tree, as ordinary evictable
         cache."""
         self._records.pop(record.stream_id, None)
+        # Or the tags of all streams that ever used a shared prefix would pile up on it.
+        self.engine.untag(record.stream_id, record.ids, 0)
         if record.in_flight is not None:
             self._by_key.pop(record.in_flight.key, None)
             self.engine.abort(record.in_flight.key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from array import array
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -89,8 +90,10 @@ class StreamRecord:
     """Longest prefix that was ever computed and not invalidated since; more than ``num_computed``
     after an eviction."""
     num_invalidated: int = 0
-    pending_since_s: float = 0.0
-    """When the oldest splice arrived that is not wholly computed."""
+    _segment_ends: array[int] = field(default_factory=lambda: array("q"))
+    """Where the tokens of each splice end that are still valid, ascending."""
+    _segment_arrivals_s: array[float] = field(default_factory=lambda: array("d"))
+    """When they arrived."""
     last_splice_s: float = 0.0
     last_computed_s: float = 0.0
     committed_s: float | None = None
@@ -123,8 +126,6 @@ class StreamRecord:
         """
         if not 0 <= keep_tokens <= len(self.ids):
             raise ValueError(f"cannot keep {keep_tokens} of {len(self.ids)} tokens")
-        if self.num_missing == 0:
-            self.pending_since_s = now_s
         if keep_tokens < self.num_computed:
             self.num_invalidated += self.num_computed - keep_tokens
             self.num_computed = keep_tokens
@@ -133,6 +134,7 @@ class StreamRecord:
             self.in_flight.keep_tokens = min(self.in_flight.keep_tokens, keep_tokens)
         del self.ids[keep_tokens:]
         self.ids.extend(new_ids)
+        self._note_segment(keep_tokens, now_s)
         if self.last_splice_s:
             self.gaps_s.append(now_s - self.last_splice_s)
         self.last_splice_s = now_s
@@ -141,6 +143,15 @@ class StreamRecord:
         """The first ``num_tokens`` were seen in the tree."""
         self.num_computed = max(self.num_computed, num_tokens)
         self.num_reached = max(self.num_reached, self.num_computed)
+
+    def pending_since_s(self, page_size: int) -> float:
+        """When the oldest splice arrived of which whole pages are not computed; of no meaning where
+        there is none."""
+        next_page_end = self.num_computed - self.num_computed % page_size + page_size
+        index = bisect_left(self._segment_ends, next_page_end)
+        if index == len(self._segment_ends):
+            return self.last_splice_s
+        return self._segment_arrivals_s[index]
 
     @property
     def awaits_commit(self) -> bool:
@@ -156,6 +167,19 @@ class StreamRecord:
         """Whole pages are known that were never computed; what was merely evicted does not
         count."""
         return len(self.ids) // page_size > self.num_reached // page_size
+
+    def _note_segment(self, keep_tokens: int, now_s: float) -> None:
+        ends, arrivals_s = self._segment_ends, self._segment_arrivals_s
+        cut_s: float | None = None
+        while ends and ends[-1] > keep_tokens:
+            ends.pop()
+            cut_s = arrivals_s.pop()
+        if cut_s is not None and keep_tokens > (ends[-1] if ends else 0):
+            ends.append(keep_tokens)
+            arrivals_s.append(cut_s)
+        if len(self.ids) > keep_tokens:
+            ends.append(len(self.ids))
+            arrivals_s.append(now_s)
 
     def telemetry(self, now_s: float, page_size: int) -> StreamTelemetry:
         """This stream for the preemption controller."""

@@ -59,6 +59,12 @@ class TestCluster:
         self.servers.append(server)
         return await server.start()
 
+    async def serve_unregistered(self) -> FakeServer:
+        """A connection that never says who it is."""
+        stranger = FakeServer(self.manager.zmq_port, "stranger", Role.PREFILL, self.vocab_size)
+        self.servers.append(stranger)
+        return stranger
+
     async def prefill(self, number: int = 0, **facts: Any) -> FakeServer:
         return await self.serve(f"prefill-{number}", Role.PREFILL, **facts)
 

@@ -1,0 +1,25 @@
+"""One running cluster for all integration tests: a tiny random model, one prefill and one decode server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamfill.models.tiny import make_tiny_model
+from tests.support.cluster import RunningCluster, start_cluster
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a byte-level BPE tokenizer."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", tokenizer="bpe")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[RunningCluster]:
+    """The shared cluster. Tests leave it as they found it; what kills processes starts its own."""
+    running = start_cluster(tmp_path_factory.mktemp("cluster"), tiny_model, "tests")
+    yield running
+    running.stop()

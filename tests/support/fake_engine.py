@@ -1,0 +1,372 @@
+"""An engine without a model: ``FakeEngine`` implements ``streamfill.engine.interface.Engine``.
+
+Time passes only in ``advance``, which is one forward pass:
+
+1. Waiting requests start in their order while slots and memory suffice; the first that does not fit
+   stops the rest. A request takes the pages of its whole prompt and answer when it starts.
+2. Every running request computes: a segment is over at once, an answer gets one token. Computed
+   prompts go into the cache, where others find them from then on.
+
+The next token is a function of all tokens before it (`next_token`), so answers can be predicted.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from streamfill.engine.interface import EngineFacts, ExportedKv, Load, Memory, RequestUpdate
+from streamfill.kv_transfer.interface import IncomingTransfer
+from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
+from tests.support.fake_cache import CachedPage, FakeCache
+
+VOCAB_SIZE = 1000
+KV_BYTES_PER_TOKEN = 4
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    """What the fake model says behind ``token_ids``."""
+    return zlib.crc32(array("q", token_ids).tobytes()) % VOCAB_SIZE
+
+
+def predict(prompt_ids: Sequence[int], sampling: Sampling, eos: frozenset[int]) -> list[int]:
+    """The whole answer to a prompt."""
+    answer: list[int] = []
+    while len(answer) < sampling.max_new_tokens:
+        answer.append(next_token([*prompt_ids, *answer]))
+        if _is_stop(answer[-1], sampling, eos):
+            break
+    return answer
+
+
+def kv_bytes(token_ids: Sequence[int]) -> bytes:
+    """KV of a prefix: four bytes per token that depend on all tokens up to it."""
+    digest = 0
+    out = bytearray()
+    for token_id in token_ids:
+        digest = zlib.crc32(token_id.to_bytes(8, "little"), digest)
+        out += digest.to_bytes(4, "little")
+    return bytes(out)
+
+
+@dataclass(eq=False)
+class _Request:
+    key: str
+    stream_id: int
+    prompt_ids: array[int]
+    output_ids: array[int]
+    sampling: Sampling | None
+    """None: a segment."""
+    num_seen: int = 0
+    """Output tokens that were polled or brought along."""
+    is_running: bool = False
+    is_computed: bool = False
+    """Its prompt is in the cache."""
+    to_abort: bool = False
+    finish: Finish | None = None
+    num_cached_tokens: int = 0
+    locked: list[CachedPage] = field(default_factory=list)
+    num_own_pages: int = 0
+    """Taken from the pool and not in the cache."""
+
+    @property
+    def all_ids(self) -> array[int]:
+        return self.prompt_ids + self.output_ids
+
+    @property
+    def num_tokens_left(self) -> int:
+        if self.sampling is None:
+            return 0
+        return max(0, self.sampling.max_new_tokens - len(self.output_ids))
+
+
+class FakeEngine:
+    """Fake of ``engine.interface.Engine``."""
+
+    def __init__(
+        self,
+        *,
+        pool_tokens: int = 4096,
+        page_size: int = 1,
+        max_requests: int = 16,
+        eos_token_ids: frozenset[int] = frozenset(),
+        staging_limit_bytes: int = 1 << 20,
+    ) -> None:
+        self._facts = EngineFacts(
+            vocab_size=VOCAB_SIZE,
+            context_tokens=pool_tokens,
+            pool_tokens=pool_tokens - 2 * page_size,
+            page_size=page_size,
+            max_requests=max_requests,
+            eos_token_ids=eos_token_ids,
+        )
+        self.cache = FakeCache(page_size)
+        self.num_pool_pages = pool_tokens // page_size
+        self.num_forward_passes = 0
+        self.largest_batch = 0
+        self.started: list[tuple[str, int, int]] = []
+        """(kind, stream id, tokens) of every request, in order."""
+        self._requests: dict[str, _Request] = {}
+        self._queue: list[_Request] = []
+        self._staging_limit_bytes = staging_limit_bytes
+        self._staged: dict[int, int] = {}
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._facts
+
+    @property
+    def num_evicted_tokens(self) -> int:
+        return self.cache.num_evicted_tokens
+
+    @property
+    def staging_bytes(self) -> int:
+        """Exported and not released."""
+        return sum(self._staged.values())
+
+    # Requests
+
+    def start_segment(self, key: str, stream_id: int, token_ids: array[int]) -> None:
+        self._start(_Request(key, stream_id, token_ids[:], array("q"), None), "segment")
+
+    def start_answer(
+        self,
+        key: str,
+        stream_id: int,
+        prompt_ids: array[int],
+        output_ids: Sequence[int],
+        sampling: Sampling,
+    ) -> None:
+        assert len(prompt_ids), "an answer to nothing"
+        brought = array("q", output_ids)
+        request = _Request(key, stream_id, prompt_ids[:], brought, sampling, len(brought))
+        self._start(request, "answer")
+
+    def abort(self, key: str) -> None:
+        request = self._requests.get(key)
+        if request is None or request.finish is not None:
+            return
+        if request.is_running:
+            request.to_abort = True
+            return
+        self._queue.remove(request)
+        request.finish = Finish(reason=FinishReason.ABORT, message="aborted")
+
+    def fail(self, key: str, message: str) -> None:
+        """For tests: the engine gives a waiting request up by itself."""
+        self.abort(key)
+        self._requests[key].finish = Finish(reason=FinishReason.ABORT, message=message)
+
+    def poll(self) -> list[RequestUpdate]:
+        updates: list[RequestUpdate] = []
+        for request in list(self._requests.values()):
+            new_ids = tuple(request.output_ids[request.num_seen :])
+            if not new_ids and request.finish is None:
+                continue
+            request.num_seen += len(new_ids)
+            if request.finish is not None:
+                del self._requests[request.key]
+            wants_logprobs = (
+                request.sampling is not None and request.sampling.num_logprobs is not None
+            )
+            updates.append(
+                RequestUpdate(
+                    key=request.key,
+                    token_ids=new_ids,
+                    logprobs=tuple(
+                        TokenLogprob(token_id=token_id, logprob=-0.5) for token_id in new_ids
+                    )
+                    if wants_logprobs
+                    else (),
+                    finish=request.finish,
+                    num_cached_tokens=request.num_cached_tokens,
+                )
+            )
+        return updates
+
+    def advance(self) -> None:
+        """One forward pass over everything that fits."""
+        self._admit()
+        batch = [request for request in self._requests.values() if request.is_running]
+        self.num_forward_passes += bool(batch)
+        self.largest_batch = max(self.largest_batch, len(batch))
+        for request in batch:
+            self._compute(request)
+        self.check()
+
+    # Cache
+
+    def cached_tokens(self, token_ids: array[int]) -> int:
+        return len(self.cache.match(token_ids)) * self.facts.page_size
+
+    def tag(self, stream_id: int, token_ids: array[int]) -> None:
+        for page in self.cache.match(token_ids):
+            page.streams.add(stream_id)
+
+    def untag(self, stream_id: int, token_ids: array[int], keep_tokens: int) -> None:
+        for index, page in enumerate(self.cache.match(token_ids)):
+            if index * self.facts.page_size >= keep_tokens:
+                page.streams.discard(stream_id)
+
+    def set_victim_order(self, ranks: Mapping[int, int]) -> None:
+        self.cache.ranks = dict(ranks)
+
+    def memory(self) -> Memory:
+        page_size = self.facts.page_size
+        return Memory(
+            free_tokens=self._num_free_pages * page_size,
+            evictable_tokens=(self.cache.num_pages - self.cache.num_locked_pages) * page_size,
+            total_tokens=self.num_pool_pages * page_size,
+        )
+
+    def load(self) -> Load:
+        num_running = sum(request.is_running for request in self._requests.values())
+        return Load(
+            num_waiting=len(self._queue),
+            num_running=num_running,
+            num_free_slots=self.facts.max_requests - num_running,
+            num_total_slots=self.facts.max_requests,
+        )
+
+    def waiting_keys(self) -> frozenset[str]:
+        return frozenset(request.key for request in self._queue)
+
+    def flush(self) -> bool:
+        if any(request.is_running for request in self._requests.values()) or self._queue:
+            return False
+        self.cache.clear()
+        return True
+
+    def evict(self, num_tokens: int) -> None:
+        """For tests: take this much KV away, in the victim order."""
+        self.cache.evict(num_tokens // self.facts.page_size)
+
+    # KV
+
+    def export_kv(self, token_ids: array[int]) -> ExportedKv | None:
+        num_tokens = self.cached_tokens(token_ids)
+        num_bytes = num_tokens * KV_BYTES_PER_TOKEN
+        if not num_tokens or self.staging_bytes + num_bytes > self._staging_limit_bytes:
+            return None
+        content = bytearray(kv_bytes(token_ids[:num_tokens]))
+        exported = ExportedKv(
+            num_tokens=num_tokens, staging=torch.frombuffer(content, dtype=torch.uint8)
+        )
+        self._staged[id(exported)] = num_bytes
+        return exported
+
+    def release_staging(self, exported: ExportedKv) -> None:
+        del self._staged[id(exported)]  # KeyError: given back twice
+
+    def import_kv(self, incoming: IncomingTransfer) -> int:
+        expected = kv_bytes(incoming.token_ids)[incoming.first_token * KV_BYTES_PER_TOKEN :]
+        assert bytes(incoming.staging.numpy()) == expected, "KV of other tokens"
+        cached = self.cache.match(incoming.token_ids)
+        num_cached = len(cached) * self.facts.page_size
+        if num_cached < incoming.first_token:
+            return num_cached
+        self.cache.lock(cached)
+        num_pages = len(incoming.token_ids) // self.facts.page_size - len(cached)
+        fits = self._take(num_pages)
+        self.cache.unlock(cached)
+        if not fits:
+            return num_cached
+        self.cache.insert(incoming.token_ids)
+        self.check()
+        return len(incoming.token_ids)
+
+    def check(self) -> None:
+        """Memory is never given out twice, and no count is lost."""
+        assert self._num_free_pages >= 0
+        assert self.cache.num_pages == sum(1 for _ in self.cache.all_pages())
+        assert self.cache.num_locked_pages == sum(
+            page.num_locks > 0 for page in self.cache.all_pages()
+        )
+        assert sum(r.is_running for r in self._requests.values()) <= self.facts.max_requests
+
+    # Inside
+
+    @property
+    def _num_free_pages(self) -> int:
+        own = sum(request.num_own_pages for request in self._requests.values())
+        return self.num_pool_pages - own - self.cache.num_pages
+
+    def _start(self, request: _Request, kind: str) -> None:
+        assert request.key not in self._requests, "a key is used twice"
+        assert len(request.all_ids) <= self.facts.context_tokens
+        self.started.append((kind, request.stream_id, len(request.all_ids)))
+        self._requests[request.key] = request
+        self._queue.append(request)
+
+    def _take(self, num_pages: int) -> bool:
+        """Make room for pages, by eviction if need be; takes nothing yet."""
+        missing = num_pages - self._num_free_pages
+        if missing > self.cache.num_pages - self.cache.num_locked_pages:
+            return False
+        if missing > 0:
+            self.cache.evict(missing)
+        return True
+
+    def _admit(self) -> None:
+        num_running = sum(request.is_running for request in self._requests.values())
+        while self._queue and num_running < self.facts.max_requests:
+            request = self._queue[0]
+            ids, page_size = request.all_ids, self.facts.page_size
+            # An answer needs the logits of the last token, so that is computed in any case.
+            end = len(ids) - (request.sampling is not None)
+            cached = self.cache.match(ids[:end])
+            self.cache.lock(cached)
+            num_pages = -(-(len(ids) + request.num_tokens_left) // page_size) - len(cached)
+            if not self._take(num_pages):
+                self.cache.unlock(cached)
+                return
+            self._queue.pop(0)
+            num_running += 1
+            request.is_running = True
+            request.locked = cached
+            request.num_own_pages = num_pages
+            request.num_cached_tokens = len(cached) * page_size
+
+    def _compute(self, request: _Request) -> None:
+        if not request.is_computed:
+            request.is_computed = True
+            self._absorb(request, request.all_ids)
+        if request.to_abort:
+            request.finish = Finish(reason=FinishReason.ABORT, message="aborted")
+        elif request.sampling is None:
+            request.finish = Finish(reason=FinishReason.LENGTH)
+        else:
+            request.output_ids.append(next_token(request.all_ids))
+            request.finish = self._finish_of(request, request.sampling)
+        if request.finish is not None:
+            self._absorb(request, request.all_ids[:-1] if request.sampling else request.all_ids)
+            self.cache.unlock(request.locked)
+            request.locked = []
+            request.num_own_pages = 0
+            request.is_running = False
+
+    def _absorb(self, request: _Request, token_ids: array[int]) -> None:
+        """What the request computed goes into the cache; what is there already is given back."""
+        num_covered = len(request.locked)
+        pages = self.cache.insert(token_ids)
+        self.cache.lock(pages)
+        self.cache.unlock(request.locked)
+        request.locked = pages
+        request.num_own_pages -= len(pages) - num_covered
+        assert request.num_own_pages >= 0
+
+    def _finish_of(self, request: _Request, sampling: Sampling) -> Finish | None:
+        if len(request.output_ids) >= sampling.max_new_tokens:
+            return Finish(reason=FinishReason.LENGTH)
+        token_id = request.output_ids[-1]
+        if _is_stop(token_id, sampling, self.facts.eos_token_ids):
+            return Finish(reason=FinishReason.STOP, matched_token_id=token_id)
+        return None
+
+
+def _is_stop(token_id: int, sampling: Sampling, eos: frozenset[int]) -> bool:
+    return not sampling.ignore_eos and (token_id in eos or token_id in sampling.stop_token_ids)

@@ -1,0 +1,148 @@
+"""The router as a process: its command line, its start, its signals, its weight."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from router.__main__ import EXIT_BAD_START, main
+from streamfill.api import Client
+from streamfill.errors import UnavailableError
+from streamfill.models.tiny import make_tiny_model
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+PROCESS_TIMEOUT_S = 60.0
+"""The router starts within a second; a loaded machine may need many."""
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter with the sources on its path."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_TIMEOUT_S,
+        check=False,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+    )
+
+
+def test_help_is_printed() -> None:
+    """With the one option."""
+    done = run_python("-m", "router", "--help")
+    assert done.returncode == 0
+    assert "--config-file" in done.stdout
+
+
+def test_the_router_loads_no_engine() -> None:
+    """Neither torch nor sglang nor transformers: it runs on a small machine."""
+    program = (
+        "import sys, router.__main__\n"
+        "heavy = {'torch', 'sglang', 'transformers'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = run_python("-c", program)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["key=--config-file", "cannot be read"]),
+        ("{", ["no valid JSON"]),
+        ('{"grpc_prot": 1}', ["key=grpc_prot", "no known option"]),
+    ],
+)
+def test_a_wrong_configuration_stops_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: list[str]
+) -> None:
+    """With key, value and remedy on stderr, and a status of its own."""
+    path = tmp_path / "router.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["--config-file", str(path)]) == EXIT_BAD_START
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert all(word in output.err for word in ["config_error", *words])
+
+
+def test_a_wrong_model_path_stops_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line names the path."""
+    missing = str(tmp_path / "no-model")
+    path = tmp_path / "router.json"
+    settings = {"model_path": missing, "host": "127.0.0.1", "grpc_port": 0, "zmq_port": 0}
+    path.write_text(json.dumps(settings))
+    assert main(["--config-file", str(path)]) == EXIT_BAD_START
+    assert missing in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"), num_layers=1)
+
+
+def write_config(folder: Path, model: Path, grpc_port: int = 0) -> Path:
+    path = folder / "router.json"
+    settings = {"model_path": str(model), "host": "127.0.0.1", "zmq_port": 0}
+    path.write_text(json.dumps({**settings, "grpc_port": grpc_port}))
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
+    tmp_path: Path, model: Path, number: signal.Signals
+) -> None:
+    """READY carries both ports; a stream is refused without a server; the exit status is 0."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router", "--config-file", str(write_config(tmp_path, model))),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+    )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT_S)
+        word, _, ports = line.decode().partition(" ")
+        assert word == "READY"
+        assert set(json.loads(ports)) == {"grpc_port", "zmq_port"}
+        async with Client(f"127.0.0.1:{json.loads(ports)['grpc_port']}") as client:
+            assert not (await client.server_info()).ready
+            with pytest.raises(UnavailableError, match="no prefill server"):
+                await client.complete("hello")
+        process.send_signal(number)
+        _, errors = await asyncio.wait_for(process.communicate(), PROCESS_TIMEOUT_S)
+        assert process.returncode == 0
+        events = [line.split()[3] for line in errors.decode().splitlines()]
+        assert [event for event in events if event != "readiness"] == [
+            *("ready", "draining", "stopped")
+        ]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_a_port_in_use_stops_the_start(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the key, the port and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        path = write_config(tmp_path, model, port)
+        assert main(["--config-file", str(path)]) == EXIT_BAD_START
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"config_error key=router.grpc_port value={port} remedy=" in output.err

@@ -1,0 +1,245 @@
+"""A server's core around a fake engine, driven message by message and forward pass by pass."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TypeVar
+
+from decode_server.core import DecodeCore
+from prefill_server.core import PrefillCore
+from streamfill.kv_transfer.fake import FakeKvReceiver, FakeKvSender, FakeNetwork
+from streamfill.links.server_link import Inbound
+from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
+from streamfill.messages.codec import pack_ids, unpack_ids
+from streamfill.messages.common import FinishReason, HandoffTarget, Sampling, StreamMode
+from streamfill.scheduling.fcfs import FcfsPolicy
+from streamfill.serving.core import ServingCore
+from tests.support.fake_engine import FakeEngine
+
+M = TypeVar("M")
+
+STEP_TOKENS = 64
+GREEDY = Sampling(temperature=0.0, max_new_tokens=4)
+TO_DECODE = HandoffTarget(transfer_id=900, server_id="d0", host="nowhere", control_ports=(1,))
+
+
+class FakeClock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class ServerUnderTest:
+    """What is common to both roles."""
+
+    core: ServingCore
+
+    def __init__(self, engine: FakeEngine | None) -> None:
+        self.engine = engine or FakeEngine()
+        self.clock = FakeClock()
+        self.sent: list[s.ServerToRouter] = []
+        self.base = self.engine.memory()
+
+    def turn(self, *messages: Inbound) -> None:
+        """One turn of the server's loop, without the forward pass behind it."""
+        self.clock.now_s += 0.01
+        self.core.step(messages)
+
+    def step(self, *messages: Inbound) -> None:
+        """A turn, and a forward pass."""
+        self.turn(*messages)
+        self.engine.advance()
+
+    def run(self, *messages: Inbound, max_steps: int = 400) -> None:
+        """Steps until nothing is left to do."""
+        self.step(*messages)
+        for _ in range(max_steps):
+            before = (self.engine.num_forward_passes, len(self.sent), len(self.engine.started))
+            self.step()
+            if before == (self.engine.num_forward_passes, len(self.sent), len(self.engine.started)):
+                return
+        raise AssertionError(f"still busy after {max_steps} steps")
+
+    def take(self, kind: type[M], stream_id: int | None = None) -> list[M]:
+        """Messages of one kind that were sent, and forget them."""
+        taken: list[M] = []
+        for message in list(self.sent):
+            wanted = stream_id is None or getattr(message, "stream_id", None) == stream_id
+            if isinstance(message, kind) and wanted:
+                taken.append(message)
+                self.sent.remove(message)
+        return taken
+
+    def progress(self, stream_id: int = 1) -> s.Progress:
+        """The newest one."""
+        return self.take(s.Progress, stream_id)[-1]
+
+    def answer(self, stream_id: int = 1) -> tuple[list[int], FinishReason | None]:
+        """All output of a stream that was sent since the last call, put together as the router
+        does."""
+        tokens: list[int] = []
+        first: int | None = None
+        finish: FinishReason | None = None
+        for output in self.take(s.Output, stream_id):
+            first = output.first_index if first is None else first
+            assert output.first_index == first + len(tokens), "a gap, or tokens sent twice"
+            assert finish is None, "output behind the end"
+            tokens += unpack_ids(output.token_ids)
+            finish = output.finish.reason if output.finish is not None else None
+        return tokens, finish
+
+    def assert_nothing_is_left(self) -> None:
+        """All counters are back at their base; only the cache may have grown."""
+        self.run()
+        counters = self.core.counters(0)
+        assert counters.num_streams == 0
+        assert counters.num_waiting == counters.num_running == 0
+        assert counters.num_pending_tokens == 0
+        assert counters.num_used_tokens == self.base.used_tokens == 0
+        assert counters.num_free_slots == counters.num_total_slots
+        assert counters.num_transfers == counters.staging_bytes == 0
+        assert not any(page.streams for page in self.engine.cache.all_pages()), "tags pile up"
+
+
+class PrefillUnderTest(ServerUnderTest):
+    """A prefill server on one rank."""
+
+    def __init__(
+        self, engine: FakeEngine | None = None, network: FakeNetwork | None = None
+    ) -> None:
+        super().__init__(engine)
+        self.network = network or FakeNetwork()
+        self.sender = FakeKvSender("p0", self.network)
+        self.core: PrefillCore = PrefillCore(
+            self.engine,
+            self.sent.append,
+            FcfsPolicy(),
+            self.sender,
+            rank=0,
+            step_tokens=STEP_TOKENS,
+            clock=self.clock,
+        )
+
+    def turn(self, *messages: Inbound) -> None:
+        self.core.poll_transfers()
+        super().turn(*messages)
+
+    def open(self, stream_id: int = 1, **fields: int) -> None:
+        """Open a stream, nothing else."""
+        self.turn(opened(stream_id, **fields))
+
+
+class DecodeUnderTest(ServerUnderTest):
+    """A decode server on one rank."""
+
+    def __init__(
+        self, engine: FakeEngine | None = None, network: FakeNetwork | None = None
+    ) -> None:
+        super().__init__(engine)
+        self.network = network or FakeNetwork()
+        self.receiver = FakeKvReceiver("d0", self.network)
+        self.core: DecodeCore = DecodeCore(
+            self.engine,
+            self.sent.append,
+            FcfsPolicy(),
+            self.receiver,
+            step_tokens=STEP_TOKENS,
+            clock=self.clock,
+        )
+
+    def turn(self, *messages: Inbound) -> None:
+        self.core.take_in(self.core.receive())
+        super().turn(*messages)
+
+
+def tokens(num_tokens: int, start: int = 1) -> list[int]:
+    """Some token ids; other ``start``, other ids from the first one on."""
+    return [(start * 131 + index * 7) % 997 for index in range(num_tokens)]
+
+
+def opened(stream_id: int = 1, *, attempt: int = 1, priority: int = 0) -> r.OpenStream:
+    """An ``OpenStream``."""
+    return r.OpenStream(
+        stream_id=stream_id, attempt=attempt, mode=StreamMode.UPDATE, priority=priority
+    )
+
+
+def splice(
+    token_ids: Sequence[int],
+    *,
+    keep: int = 0,
+    seq: int = 1,
+    stream_id: int = 1,
+    attempt: int = 1,
+    commit_follows: bool = False,
+) -> r.Splice:
+    """A ``Splice``."""
+    return r.Splice(
+        stream_id=stream_id,
+        attempt=attempt,
+        seq=seq,
+        keep_tokens=keep,
+        token_ids=pack_ids(token_ids),
+        commit_follows=commit_follows,
+    )
+
+
+def commit(
+    num_prompt_tokens: int,
+    *,
+    seq: int = 2,
+    stream_id: int = 1,
+    attempt: int = 1,
+    sampling: Sampling = GREEDY,
+    handoff: HandoffTarget | None = None,
+) -> r.Commit:
+    """A ``Commit``."""
+    return r.Commit(
+        stream_id=stream_id,
+        attempt=attempt,
+        seq=seq,
+        num_prompt_tokens=num_prompt_tokens,
+        sampling=sampling,
+        handoff=handoff,
+    )
+
+
+def generate(
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int] = (),
+    *,
+    stream_id: int = 1,
+    attempt: int = 1,
+    sampling: Sampling = GREEDY,
+    transfer_id: int | None = None,
+) -> r.Generate:
+    """A ``Generate``."""
+    return r.Generate(
+        stream_id=stream_id,
+        attempt=attempt,
+        prompt_ids=pack_ids(prompt_ids),
+        output_ids=pack_ids(output_ids),
+        sampling=sampling,
+        transfer_id=transfer_id,
+    )
+
+
+def cancel(stream_id: int = 1, attempt: int = 1) -> r.Cancel:
+    """A ``Cancel``."""
+    return r.Cancel(stream_id=stream_id, attempt=attempt)
+
+
+def forget(stream_id: int = 1, attempt: int = 1) -> r.Forget:
+    """A ``Forget``."""
+    return r.Forget(stream_id=stream_id, attempt=attempt)
+
+
+def ids_array(token_ids: Sequence[int]) -> array[int]:
+    """As the engine wants them."""
+    return array("q", token_ids)
