@@ -31,8 +31,7 @@ check: setup  ## lint, format, types and the fast tests
 	$(BIN)/python -m pytest -m "not slow and not integration and not e2e and not gpu" $(PYTEST_ARGS)
 
 proto: setup  ## generate the gRPC stubs from the .proto file again
-	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src --grpc_python_out=src \
-		src/streamfill/api/streamfill.proto
+	$(BIN)/python src/streamfill/api/generate.py
 
 clean:  ## remove .venv and caches; converted models stay
 	rm -rf $(VENV) build dist .setup.lock .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -81,6 +81,14 @@ class DecodeCore(ServingCore):
             )
             self._settle(transfer_id)
 
+    def give_up(self, transfer_ids: Sequence[int]) -> None:
+        """Let go of KV that never arrived on the other ranks; who waits for it recomputes."""
+        for transfer_id in transfer_ids:
+            incoming = self._held.pop(transfer_id, None)
+            if incoming is not None:
+                self._receiver.release(incoming)
+            self._settle(transfer_id)
+
     def transport_counters(self) -> TransportCounters:
         stats = self._receiver.stats()
         return TransportCounters(

@@ -58,6 +58,10 @@ class DecodeRuntime(SchedulerRuntime):
         if self._decode_core is not None:
             self._decode_core.take_in(transfer_ids)
 
+    def give_up_transfers(self, transfer_ids: tuple[int, ...]) -> None:
+        if self._decode_core is not None:
+            self._decode_core.give_up(transfer_ids)
+
     def close_transport(self) -> None:
         if self._receiver is not None:
             self._receiver.close()

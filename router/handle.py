@@ -168,7 +168,7 @@ class ClientHandle:
         self._check_open()
         if number is not None:
             session.segments.tokenised(number)
-        session.send_changes(prompt.record(splices), number)
+        session.send_changes(prompt.record(splices), number, commit_follows=True)
         session.commit(options)
 
     def _check_open(self) -> None:

@@ -92,9 +92,9 @@ class PrefillLeg:
         self._repetition.sent(now_s)
         self._count()
 
-    def splice(self, logged: LoggedSplice, now_s: float) -> None:
+    def splice(self, logged: LoggedSplice, now_s: float, *, commit_follows: bool) -> None:
         """Send a change that was just recorded."""
-        message = self._message(logged)
+        message = self._message(logged, commit_follows=commit_follows)
         self._sent_seq = message.seq
         self._send(self.server, message)
         self._repetition.sent(now_s)
@@ -179,13 +179,14 @@ class PrefillLeg:
         self._repetition.sent(now_s)
         return True
 
-    def _message(self, logged: LoggedSplice) -> r.Splice:
+    def _message(self, logged: LoggedSplice, *, commit_follows: bool = False) -> r.Splice:
         return r.Splice(
             stream_id=self._stream_id,
             attempt=self.attempt,
             seq=logged.seq - self._seq_offset,
             keep_tokens=logged.splice.keep_tokens,
             token_ids=pack_ids(logged.splice.new_token_ids),
+            commit_follows=commit_follows,
         )
 
     def _count(self) -> None:

@@ -164,12 +164,14 @@ class Session:
         """The client did something."""
         self._touched_s = time.monotonic()
 
-    def send_changes(self, logged: list[LoggedSplice], segment: int | None) -> None:
+    def send_changes(
+        self, logged: list[LoggedSplice], segment: int | None, *, commit_follows: bool = False
+    ) -> None:
         """Send what was just recorded in the prompt's log."""
         now_s = time.monotonic()
         if self._prefill is not None:
             for each in logged:
-                self._prefill.splice(each, now_s)
+                self._prefill.splice(each, now_s, commit_follows=commit_follows)
         if segment is not None:
             self.segments.sent(segment, self.prompt.log.last_seq, self.prompt.log.num_tokens)
         self._plan(now_s)

@@ -58,7 +58,7 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     threads: int = 0
     """CPU threads of each server. 0: an equal share of the cores."""
     pool_tokens: int | None = None
-    """KV pool size in tokens. None: SGLang decides on a GPU; on the CPU 65,536, less where memory is short."""
+    """KV pool size in tokens. None: SGLang decides on a GPU; on the CPU 32,768, less where memory is short."""
     page_size: int | None = None
     """None: the measured default of the platform."""
     step_tokens: int | None = None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,9 @@ class RunningCluster:
             raise
 
 
-def start_cluster(folder: Path, model: Path, name: str, toml: str = "") -> RunningCluster:
+def start_cluster(
+    folder: Path, model: Path, name: str, toml: str = "", settings: Sequence[str] = ()
+) -> RunningCluster:
     """Start a cluster and wait until every process is ready.
 
     Args:
@@ -70,15 +73,20 @@ def start_cluster(folder: Path, model: Path, name: str, toml: str = "") -> Runni
         model: Hugging Face model folder.
         name: of the cluster.
         toml: further lines of the cluster file; tables other than [model] and [launcher].
+        settings: ``KEY=VALUE`` of any key of the cluster file, as for ``streamfill up --set``.
     """
     config = folder / f"{name}.toml"
     config.write_text(
         f'name = "{name}"\n[model]\npath = "{model}"\n'
         f"[launcher]\nready_timeout_s = {START_TIMEOUT_S}\n{toml}\n"
     )
+    command = [sys.executable, "-m", "streamfill.cli.main", "up", "--config", str(config)]
+    command += ["--port", "0"]
+    for setting in settings:
+        command += ["--set", setting]
     with (folder / "up.log").open("wb") as output:
         launcher = subprocess.Popen(
-            [sys.executable, "-m", "streamfill.cli.main", "up", "--config", str(config), "--port", "0"],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "STREAMFILL_HOME": str(folder)},

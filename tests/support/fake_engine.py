@@ -161,6 +161,10 @@ class FakeEngine:
         self.abort(key)
         self._requests[key].finish = Finish(reason=FinishReason.ABORT, message=message)
 
+    def waiting_keys_in_order(self) -> list[str]:
+        """For tests."""
+        return [request.key for request in self._queue]
+
     def poll(self) -> list[RequestUpdate]:
         updates: list[RequestUpdate] = []
         for request in list(self._requests.values()):
@@ -207,10 +211,9 @@ class FakeEngine:
         for page in self.cache.match(token_ids):
             page.streams.add(stream_id)
 
-    def untag(self, stream_id: int, token_ids: array[int], keep_tokens: int) -> None:
-        for index, page in enumerate(self.cache.match(token_ids)):
-            if index * self.facts.page_size >= keep_tokens:
-                page.streams.discard(stream_id)
+    def untag(self, stream_id: int, token_ids: array[int]) -> None:
+        for page in self.cache.match(token_ids):
+            page.streams.discard(stream_id)
 
     def set_victim_order(self, ranks: Mapping[int, int]) -> None:
         self.cache.ranks = dict(ranks)

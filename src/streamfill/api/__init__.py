@@ -8,7 +8,8 @@ from __future__ import annotations
 from streamfill.api.answer import Answer
 from streamfill.api.client import Client
 from streamfill.api.stream import Stream
-from streamfill.api.sync import SyncAnswer, SyncClient, SyncStream
+from streamfill.api.sync import SyncClient
+from streamfill.api.sync_stream import SyncAnswer, SyncStream
 from streamfill.api.types import (
     ClusterInfo,
     Metadata,

@@ -69,6 +69,15 @@ class Answer(AsyncIterator[Token]):
         self._source.finish(self._result)
         raise StopAsyncIteration
 
+    async def texts(self) -> AsyncIterator[str]:
+        """The text as it comes, for printing. Unlike the texts of the tokens it has the tail: what
+        was held back at the end because a character or a stop string might have gone on."""
+        async for token in self:
+            if token.text:
+                yield token.text
+        if self.result.text_tail:
+            yield self.result.text_tail
+
     async def read(self) -> Result:
         """The whole answer at once: reads what is left of it.
 

@@ -6,8 +6,8 @@
         async with client.stream(mode="append") as stream:
             await stream.append("The first part of a long document ...")
             await stream.append("... and the rest.")
-            async for token in stream.commit("Sum it up.", max_tokens=64, temperature=0.0):
-                print(token.text, end="")
+            async for text in stream.commit("Sum it up.", max_tokens=64).texts():
+                print(text, end="")
             print(stream.result.timing.ttft_s)
 
 Errors are those of ``streamfill.errors``. All calls of one client share one connection.

@@ -41,6 +41,7 @@ class AnswerBuilder:
         about = done.metadata
         return Result(
             text="".join(one.text for one in self._tokens) + done.text_tail,
+            text_tail=done.text_tail,
             tokens=tuple(self._tokens),
             finish_reason=done.finish_reason,
             matched_stop=None if which is None else getattr(done, which),

@@ -5,8 +5,8 @@
     with SyncClient("127.0.0.1:50051") as client:
         with client.stream() as stream:
             stream.append("The first part of a long document ...")
-            for token in stream.commit("Sum it up.", max_tokens=64, temperature=0.0):
-                print(token.text, end="")
+            for text in stream.commit("Sum it up.", max_tokens=64).texts():
+                print(text, end="")
 
 The asyncio client does the work, in a thread of its own; methods, results and errors are the same.
 Threads may share a client, but each stream and each answer has one user at a time.
@@ -14,7 +14,7 @@ Threads may share a client, but each stream and each answer has one user at a ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,127 +23,12 @@ from streamfill.api.answer import Answer
 from streamfill.api.client import DEFAULT_TARGET, Client
 from streamfill.api.loop_thread import LoopThread
 from streamfill.api.stream import Stream
-from streamfill.api.types import ClusterInfo, Mode, Progress, Result, SamplingOptions, Token
+from streamfill.api.sync_stream import SyncAnswer, SyncStream
+from streamfill.api.types import ClusterInfo, Mode, Result, SamplingOptions
 from streamfill.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class SyncAnswer(Iterator[Token]):
-    """The tokens of one answer, in order; then ``result``. As ``Answer``."""
-
-    def __init__(self, loop: LoopThread, answer: Answer) -> None:
-        self._loop = loop
-        self._answer = answer
-
-    def __iter__(self) -> SyncAnswer:
-        return self
-
-    def __next__(self) -> Token:
-        token = self._loop.run(_next(self._answer))
-        if token is None:
-            raise StopIteration
-        return token
-
-    def read(self) -> Result:
-        """The whole answer at once: reads what is left of it."""
-        return self._loop.run(self._answer.read())
-
-    @property
-    def result(self) -> Result:
-        """The whole answer, when all its tokens have been read."""
-        return self._answer.result
-
-    def close(self) -> None:
-        """Give up what is left of the answer. Idempotent."""
-        self._loop.run(self._answer.aclose())
-
-    def __enter__(self) -> SyncAnswer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class SyncStream:
-    """One stream, used inside ``with``. As ``Stream``."""
-
-    def __init__(self, loop: LoopThread, stream: Stream) -> None:
-        self._loop = loop
-        self._stream = stream
-
-    def __enter__(self) -> SyncStream:
-        self._loop.run(self._stream.__aenter__())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._loop.run(self._stream.__aexit__(kind, error, traceback))
-
-    @property
-    def stream_id(self) -> int:
-        """Minted by the router."""
-        return self._stream.stream_id
-
-    @property
-    def progress(self) -> Progress:
-        """How far the prompt has come, as last heard."""
-        return self._stream.progress
-
-    @property
-    def result(self) -> Result:
-        """The whole answer, when it is complete."""
-        return self._stream.result
-
-    def append(
-        self,
-        text: str | bytes | None = None,
-        *,
-        token_ids: Sequence[int] | None = None,
-        messages: Sequence[Mapping[str, str]] | None = None,
-    ) -> Progress:
-        """Put a piece behind the context; returns when the router has it."""
-        return self._loop.run(self._stream.append(text, token_ids=token_ids, messages=messages))
-
-    def update(
-        self,
-        text: str | bytes | None = None,
-        *,
-        token_ids: Sequence[int] | None = None,
-        messages: Sequence[Mapping[str, str]] | None = None,
-    ) -> Progress:
-        """Replace the whole context."""
-        return self._loop.run(self._stream.update(text, token_ids=token_ids, messages=messages))
-
-    def commit(
-        self,
-        text: str | bytes | None = None,
-        *,
-        token_ids: Sequence[int] | None = None,
-        messages: Sequence[Mapping[str, str]] | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> SyncAnswer:
-        """The prompt is complete, with an optional last piece; iterate over what this returns."""
-        answer = self._stream.commit(text, token_ids=token_ids, messages=messages, **sampling)
-        return SyncAnswer(self._loop, answer)
-
-    def wait_computed(self, timeout_s: float | None = None) -> Progress:
-        """Wait until the KV of everything that was sent is computed."""
-        return self._loop.run(self._stream.wait_computed(timeout_s))
-
-    def cancel(self, reason: str = "") -> None:
-        """Give the stream up, on every server. Idempotent."""
-        self._loop.run(self._stream.cancel(reason))
 
 
 class SyncClient:
@@ -261,8 +146,3 @@ class SyncClient:
         if self._loop is None:
             raise FailedPreconditionError("the client is not open; use it inside `with`")
         return self._loop
-
-
-async def _next(answer: Answer) -> Token | None:
-    """None at the end: a future cannot carry ``StopAsyncIteration``."""
-    return await anext(answer, None)

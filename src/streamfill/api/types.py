@@ -114,6 +114,9 @@ class Result:
     """A whole answer."""
 
     text: str
+    """The text of all tokens, and the tail."""
+    text_tail: str
+    """Text that was held back and belongs to no later token."""
     tokens: tuple[Token, ...]
     finish_reason: str
     """``stop``, ``length`` or ``abort``."""

@@ -17,8 +17,9 @@ from streamfill.messages.common import Finish, Sampling, TokenLogprob
 if TYPE_CHECKING:
     from array import array
 
-    from streamfill.kv_transfer.interface import IncomingTransfer
     from torch import Tensor
+
+    from streamfill.kv_transfer.interface import IncomingTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,8 @@ class Engine(Protocol):
         """Note that the nodes of this prefix belong to the stream."""
         ...
 
-    def untag(self, stream_id: int, token_ids: array[int], keep_tokens: int) -> None:
-        """The stream no longer needs its nodes behind ``keep_tokens``."""
+    def untag(self, stream_id: int, token_ids: array[int]) -> None:
+        """The nodes of this sequence no longer belong to the stream."""
         ...
 
     def set_victim_order(self, ranks: Mapping[int, int]) -> None:

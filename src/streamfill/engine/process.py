@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 CPU_STEP_TOKENS = 256
 GPU_STEP_TOKENS = 8192
-CPU_POOL_TOKENS = 65_536
+CPU_POOL_TOKENS = 32_768
 """Where the configuration says nothing and this much fits a quarter of the free memory."""
 CPU_MEMORY_SHARE = 0.25
 CPU_KV_ITEM_BYTES = 4
@@ -67,6 +67,7 @@ def main(role: Role, build: Build, argv: list[str] | None = None) -> int:
         if config.role is not role:
             raise ConfigError("role", config.role.value, f"this is a {role.value} server")
         configure_logging(config.server_id, config.log_level)
+        _quiet_sglang(config.log_level)
         return run(config, build, started_s)
     except StreamfillError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -134,6 +135,7 @@ def run_rank(
     configure_logging(
         config.server_id if rank == 0 else f"{config.server_id}.{rank}", config.log_level
     )
+    _quiet_sglang(config.log_level)
     _set_process_title(config.server_id, rank)
     try:
         gpu_id = config.base_gpu_id + rank
@@ -190,19 +192,19 @@ def step_tokens_of(config: ServerConfig, device: str) -> int:
 def prepare_environment(config: ServerConfig) -> None:
     """Environment that SGLang and torch read when they are imported; what the user set stays."""
     threads = str(max(1, config.threads))
-    num_cores = os.cpu_count() or 1
-    for name, value in {
-        # SGLang wants to be told where the ranks of one machine run
-        # (utils.numa_utils.init_threads_binding).
-        "SGLANG_CPU_OMP_THREADS_BIND": "|".join(
-            str(rank % num_cores) for rank in range(config.tp_size)
-        ),
+    variables = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "SGLANG_SET_CPU_AFFINITY": "0",
-    }.items():
+    }
+    if config.tp_size > 1:
+        # SGLang wants to be told where ranks of one NUMA node run (utils.numa_utils).
+        num_cores = os.cpu_count() or 1
+        cores = [str(rank % num_cores) for rank in range(config.tp_size)]
+        variables["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(cores)
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
@@ -274,6 +276,19 @@ def model_digest(folder: Path) -> str:
     """Tells models apart by their configuration, so that servers of one cluster do not mix two."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _quiet_sglang(log_level: str) -> None:
+    """SGLang logs every batch at INFO; ours says what happens to streams."""
+    logging.getLogger("sglang").setLevel(logging.DEBUG if log_level == "debug" else logging.WARNING)
+
+
+def leave(code: int) -> None:
+    """End the process at once. Torch's teardown takes two seconds, and nothing is left to save."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _set_process_title(server_id: str, rank: int) -> None:

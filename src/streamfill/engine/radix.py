@@ -84,24 +84,22 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
     def peek(self, token_ids: array[int]) -> int:
         """Length of the cached prefix of ``token_ids`` (type code ``q``), without touching the
         tree."""
-        length = 0
-        for node, matched in self._walk(token_ids):
-            del node
-            length += matched
-        return length
+        return sum(matched for _, matched in self._walk(token_ids))
 
     def tag(self, stream_id: int, token_ids: array[int]) -> None:
-        """Add the stream to every node that holds part of ``token_ids``."""
-        for node, _ in self._walk(token_ids):
-            streams_of(node, create=True).add(stream_id)
+        """Add the stream to every node that holds part of ``token_ids``; they count as used now.
 
-    def untag(self, stream_id: int, token_ids: array[int], keep_tokens: int) -> None:
-        """Take the stream from every node that begins at or behind ``keep_tokens``."""
-        offset = 0
-        for node, matched in self._walk(token_ids):
-            if offset >= keep_tokens:
-                streams_of(node).discard(stream_id)
-            offset += matched
+        A node that holds more is split: what the stream does not need must not be kept for it.
+        """
+        node = self.match_prefix(MatchPrefixParams(key=RadixKey(token_ids))).last_device_node
+        while node is not self.root_node:
+            streams_of(node, create=True).add(stream_id)
+            node = node.parent
+
+    def untag(self, stream_id: int, token_ids: array[int]) -> None:
+        """Take the stream from every node along ``token_ids``."""
+        for node, _ in self._walk(token_ids):
+            streams_of(node).discard(stream_id)
 
     def _walk(self, token_ids: array[int]) -> list[tuple[TreeNode, int]]:
         """Nodes along ``token_ids`` with the matched length of each."""

@@ -38,6 +38,10 @@ ROUTER_SILENT_S = 5.0
 """The router sends heartbeats four times a second; five silent seconds mean that it is gone or was
 replaced."""
 CLOSE_TIMEOUT_S = 2.0
+LINGER_MS = 200
+"""What is queued at the end gets so long to leave."""
+MAX_QUEUED_MESSAGES = 50_000
+"""Towards a router that does not read; as many as it queues for us. Minutes of tokens."""
 
 
 class RouterLost:
@@ -51,18 +55,17 @@ class ServerLink:
     """Link of one server to the router. Owned by the scheduler thread; ``close`` ends the
     thread."""
 
-    def __init__(
-        self, endpoint: str, register: s.Register, on_refused: Callable[[str], None]
-    ) -> None:
+    def __init__(self, endpoint: str, register: s.Register, on_end: Callable[[str], None]) -> None:
         """
         Args:
             endpoint: ZeroMQ address of the router.
             register: who this server is.
-            on_refused: called in the link's thread when the router refuses the server.
+            on_end: called in the link's thread with the reason why there is no link any more: the
+                router refuses the server, or the endpoint cannot be used.
         """
         self._endpoint = endpoint
         self._register = register
-        self._on_refused = on_refused
+        self._on_end = on_end
         self._inbox: deque[Inbound] = deque()
         self._outbox: deque[s.ServerToRouter] = deque()
         self._inbox_waker = Waker()
@@ -78,6 +81,11 @@ class ServerLink:
         self._router_heard = 0.0
         self._register_sent = 0.0
         self._log_malformed = RateLimited(period_s=1.0)
+        self._log_full = RateLimited()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._socket: zmq.Socket[bytes] | None = None
+        """Used in the link's thread only."""
         self.num_malformed_frames = 0
         self._thread = threading.Thread(target=self._run, name="router-link", daemon=True)
 
@@ -93,6 +101,10 @@ class ServerLink:
     def fileno(self) -> int:
         """Readable when ``drain`` has something."""
         return self._inbox_waker.fileno()
+
+    def wake(self) -> None:
+        """Make ``fileno`` readable although nothing arrived."""
+        self._inbox_waker.set()
 
     def drain(self) -> list[Inbound]:
         """What arrived since the last call, in order."""
@@ -133,46 +145,56 @@ class ServerLink:
         self._outbox_waker.close()
 
     def _run(self) -> None:
-        context = zmq.Context()
-        socket = context.socket(zmq.DEALER)
-        socket.linger = 200
-        socket.maxmsgsize = 2 * MAX_FRAME_BYTES
-        socket.connect(self._endpoint)
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        poller.register(self._outbox_waker.fileno(), zmq.POLLIN)
-        next_heartbeat = time.monotonic()
+        self._poller.register(self._outbox_waker.fileno(), zmq.POLLIN)
         try:
+            self._connect()
+            next_heartbeat = time.monotonic()
             while not self._closing:
-                poller.poll(max(0, math.ceil((next_heartbeat - time.monotonic()) * 1000)))
+                self._poller.poll(max(0, math.ceil((next_heartbeat - time.monotonic()) * 1000)))
                 self._outbox_waker.clear()
-                self._receive(socket)
-                self._flush(socket)
+                self._receive()
+                self._flush()
                 now = time.monotonic()
                 if now >= next_heartbeat:
                     next_heartbeat = now + HEARTBEAT_INTERVAL_S
-                    self._beat(socket, now)
-            self._flush(socket)
-        except zmq.ZMQError as error:
-            log_event(logger, "router_link_broken", level=logging.ERROR, error=str(error))
+                    self._beat(now)
+            self._flush()
+        except Exception as error:  # noqa: BLE001  without this thread the server is dead
+            log_event(logger, "router_link_broken", level=logging.ERROR, exception=error)
             self._put(RouterLost())
+            self._on_end(f"the link to the router at {self._endpoint} broke: {error}")
         finally:
-            socket.close()
-            context.term()
+            if self._socket is not None:
+                self._socket.close()
+            self._context.term()
 
-    def _beat(self, socket: zmq.Socket[bytes], now: float) -> None:
-        if self._router_incarnation is not None and now - self._router_heard > ROUTER_SILENT_S:
-            log_event(
-                logger,
-                "router_silent",
-                level=logging.WARNING,
-                silent_s=round(now - self._router_heard, 1),
-            )
-            self._lose_router()
+    def _connect(self) -> None:
+        """Open a connection, a new one if need be: ZeroMQ itself does not come back from every
+        error. What was queued on the old one is dropped; its reader has not read for long."""
+        if self._socket is not None:
+            self._poller.unregister(self._socket)
+            self._socket.close(linger=0)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = LINGER_MS
+        self._socket.sndhwm = self._socket.rcvhwm = MAX_QUEUED_MESSAGES
+        self._socket.maxmsgsize = 2 * MAX_FRAME_BYTES
+        self._socket.connect(self._endpoint)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._router_heard = time.monotonic()
+
+    def _beat(self, now: float) -> None:
+        silent_s = now - self._router_heard
+        if silent_s > ROUTER_SILENT_S:
+            if self._router_incarnation is not None:
+                log_event(
+                    logger, "router_silent", level=logging.WARNING, silent_s=round(silent_s, 1)
+                )
+                self._lose_router()
+            self._connect()
         if self._router_incarnation is None:
             if now - self._register_sent >= REGISTER_RETRY_S:
                 self._register_sent = now
-                self._transmit(socket, self._register)
+                self._transmit(self._register)
             return
         self._transmit(
             socket,
@@ -185,10 +207,10 @@ class ServerLink:
             ),
         )
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> None:
-        while True:
+    def _receive(self) -> None:
+        while self._socket is not None:
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
@@ -199,11 +221,11 @@ class ServerLink:
                 self.num_malformed_frames += 1
                 if self._log_malformed.allow():
                     log_event(logger, "malformed_frame", level=logging.WARNING, error=str(error))
-                self._transmit(socket, s.MalformedByRouter(reason=str(error)[:500]))
+                self._transmit(s.MalformedByRouter(reason=str(error)[:500]))
                 continue
-            self._accept(socket, message)
+            self._accept(message)
 
-    def _accept(self, socket: zmq.Socket[bytes], message: r.RouterToServer) -> None:
+    def _accept(self, message: r.RouterToServer) -> None:
         self._router_heard = time.monotonic()
         match message:
             case r.Registered(router_incarnation=incarnation):
@@ -216,7 +238,7 @@ class ServerLink:
                 if self._router_incarnation not in (None, incarnation):
                     self._lose_router()
             case r.RegistrationRefused(reason=reason):
-                self._on_refused(reason)
+                self._on_end(f"the router refuses this server: {reason}")
             case r.Malformed(reason=reason):
                 log_event(logger, "router_could_not_read", level=logging.ERROR, reason=reason)
             case _:
@@ -225,7 +247,7 @@ class ServerLink:
                 if admission.deliver:
                     self._put(message)
                 if admission.reply is not None:
-                    self._transmit(socket, admission.reply)
+                    self._transmit(admission.reply)
 
     def _lose_router(self) -> None:
         self._router_incarnation = None
@@ -238,16 +260,23 @@ class ServerLink:
         self._inbox.append(message)
         self._inbox_waker.set()
 
-    def _flush(self, socket: zmq.Socket[bytes]) -> None:
+    def _flush(self) -> None:
         while self._outbox:
-            self._transmit(socket, self._outbox.popleft())
+            self._transmit(self._outbox.popleft())
 
-    def _transmit(self, socket: zmq.Socket[bytes], message: s.ServerToRouter) -> None:
+    def _transmit(self, message: s.ServerToRouter) -> None:
+        if self._socket is None:
+            return
         try:
-            socket.send(encode(message), zmq.NOBLOCK)
+            self._socket.send(encode(message), zmq.NOBLOCK)
         except zmq.Again:
             # The queue to a router that does not read is full. It misses messages, notices by their
             # numbers, and asks.
-            log_event(
-                logger, "router_queue_full", level=logging.WARNING, dropped=type(message).__name__
-            )
+            if self._log_full.allow():
+                log_event(
+                    logger,
+                    "router_queue_full",
+                    level=logging.WARNING,
+                    dropped=type(message).__name__,
+                    num_suppressed=self._log_full.num_suppressed,
+                )

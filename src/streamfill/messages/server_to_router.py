@@ -89,7 +89,7 @@ class Output(_Message, frozen=True, kw_only=True, tag="output"):
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
     num_cached_tokens: int = 0
-    """Prompt tokens that this server found in its cache when it started the answer."""
+    """Prompt tokens that this server had in its cache when it was asked for the answer."""
 
 
 class HandoffReport(_Message, frozen=True, kw_only=True, tag="handoff_report"):

@@ -116,9 +116,7 @@ class ServingCore:
             record = self._records.get(message.stream_id)
             if record is not None and record.attempt <= message.attempt:
                 self._drop(record)
-            self._report_failed(
-                message.stream_id, message.attempt, ErrorCode.INTERNAL, str(error)
-            )
+            self._report_failed(message.stream_id, message.attempt, ErrorCode.INTERNAL, str(error))
 
     def collect(self) -> None:
         """Take over what the engine finished."""
@@ -245,7 +243,7 @@ class ServingCore:
         record.seq = message.seq
         record.commit_follows = message.commit_follows
         if old_ids is not None:
-            self.engine.untag(record.stream_id, old_ids, message.keep_tokens)
+            self.engine.untag(record.stream_id, old_ids)
         self._look_again(record)
         self._report_progress(record)
 
@@ -366,7 +364,8 @@ class ServingCore:
             raise RuntimeError(f"stream {record.stream_id:x} answers without an answer")
         first_index = answer.num_brought + len(answer.token_ids)
         if not answer.token_ids:
-            answer.num_cached_tokens = update.num_cached_tokens
+            # Its own chunks, computed since the commit, do not count.
+            answer.num_cached_tokens = min(answer.num_cached_tokens, update.num_cached_tokens)
             self.num_computed_tokens += len(record.ids) - update.num_cached_tokens
         answer.token_ids.extend(update.token_ids)
         answer.logprobs.extend(update.logprobs)
@@ -527,6 +526,8 @@ class ServingCore:
         evicted it."""
         record.num_computed = 0
         record.note_computed(self.engine.cached_tokens(record.ids))
+        if record.answer is not None:
+            record.answer.num_cached_tokens = record.num_computed
         self.engine.tag(record.stream_id, record.ids[: record.num_computed])
 
     # Endings
@@ -554,7 +555,7 @@ class ServingCore:
         cache."""
         self._records.pop(record.stream_id, None)
         # Or the tags of all streams that ever used a shared prefix would pile up on it.
-        self.engine.untag(record.stream_id, record.ids, 0)
+        self.engine.untag(record.stream_id, record.ids)
         if record.in_flight is not None:
             self._by_key.pop(record.in_flight.key, None)
             self.engine.abort(record.in_flight.key)

@@ -9,7 +9,8 @@ their decisions.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -22,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
 """Ranks load their part of the model side by side; the slowest may be this late."""
-MAX_PARTIAL = 4096
-"""Transfers that arrived on some ranks only; those whose other part failed are dropped, oldest
-first."""
+PARTIAL_TIMEOUT_S = 60.0
+"""A transfer that arrived on some ranks only is given up: its other part failed, and nobody waits
+for it any more. Its parts hold staging memory."""
 
 
 class _Port(msgspec.Struct, frozen=True, tag="port"):
@@ -37,6 +38,14 @@ class _Arrived(msgspec.Struct, frozen=True, tag="arrived"):
     transfer_ids: tuple[int, ...]
 
 
+@dataclass
+class _Partial:
+    """A transfer that has not arrived everywhere."""
+
+    since_s: float
+    ranks: set[int] = field(default_factory=set)
+
+
 class RankMailbox:
     """One per rank; rank 0 listens, the others tell. With one rank there is no socket at all."""
 
@@ -44,9 +53,12 @@ class RankMailbox:
         """``endpoint``: a ZeroMQ ``ipc://`` address that only this server uses."""
         self._rank = rank
         self._num_ranks = num_ranks
-        self._partial: OrderedDict[int, set[int]] = OrderedDict()
+        self._partial: dict[int, _Partial] = {}
+        """By transfer id, the oldest first."""
         self._socket: zmq.Socket[bytes] | None = None
-        self._decoder = msgspec.msgpack.Decoder(_Port | _Arrived)
+        self._decoder: msgspec.msgpack.Decoder[_Port | _Arrived] = msgspec.msgpack.Decoder(
+            _Port | _Arrived  # type: ignore[arg-type]
+        )
         if num_ranks > 1:
             self._socket = zmq.Context.instance().socket(zmq.PULL if rank == 0 else zmq.PUSH)
             self._socket.linger = 0
@@ -68,7 +80,7 @@ class RankMailbox:
             return (port,)
         ports = {0: port}
         while len(ports) < self._num_ranks:
-            if not self._socket.poll(START_TIMEOUT_S * 1000):
+            if not self._socket.poll(round(START_TIMEOUT_S * 1000)):
                 raise TransportError(
                     f"ranks {sorted(set(range(self._num_ranks)) - set(ports))} did not start"
                 )
@@ -82,21 +94,35 @@ class RankMailbox:
         if transfer_ids and self._socket is not None:
             self._socket.send(msgspec.msgpack.encode(_Arrived(self._rank, tuple(transfer_ids))))
 
-    def complete(self, transfer_ids: list[int]) -> list[int]:
+    def complete(self, transfer_ids: list[int], now_s: float) -> list[int]:
         """On rank 0, given what arrived here: what has now arrived on every rank."""
         if self._socket is None:
             return transfer_ids
-        complete = self._note(0, transfer_ids)
+        complete = self._note(0, transfer_ids, now_s)
         while self._socket.poll(0):
             message = self._decoder.decode(self._socket.recv())
             if isinstance(message, _Arrived):
-                complete += self._note(message.rank, message.transfer_ids)
-        while len(self._partial) > MAX_PARTIAL:
-            transfer_id, _ = self._partial.popitem(last=False)
-            log_event(
-                logger, "partial_transfer_dropped", level=logging.WARNING, transfer_id=transfer_id
-            )
+                complete += self._note(message.rank, message.transfer_ids, now_s)
         return complete
+
+    def give_up(self, now_s: float) -> list[int]:
+        """On rank 0: what arrived on some ranks only, too long ago. Every rank is to let go of
+        it, in the same turn."""
+        overdue: list[int] = []
+        for transfer_id, partial in self._partial.items():
+            if now_s - partial.since_s < PARTIAL_TIMEOUT_S:
+                break
+            overdue.append(transfer_id)
+        for transfer_id in overdue:
+            partial = self._partial.pop(transfer_id)
+            log_event(
+                logger,
+                "partial_transfer_dropped",
+                level=logging.WARNING,
+                transfer_id=transfer_id,
+                ranks=sorted(partial.ranks),
+            )
+        return overdue
 
     def wake_sources(self) -> list[Any]:
         """What becomes readable when another rank reports."""
@@ -107,12 +133,12 @@ class RankMailbox:
         if self._socket is not None:
             self._socket.close()
 
-    def _note(self, rank: int, transfer_ids: list[int] | tuple[int, ...]) -> list[int]:
+    def _note(self, rank: int, transfer_ids: Sequence[int], now_s: float) -> list[int]:
         complete: list[int] = []
         for transfer_id in transfer_ids:
-            ranks = self._partial.setdefault(transfer_id, set())
-            ranks.add(rank)
-            if len(ranks) == self._num_ranks:
+            partial = self._partial.setdefault(transfer_id, _Partial(now_s))
+            partial.ranks.add(rank)
+            if len(partial.ranks) == self._num_ranks:
                 del self._partial[transfer_id]
                 complete.append(transfer_id)
         return complete

@@ -51,6 +51,7 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
     num_cached_tokens: int = 0
+    """Of the prompt, found in the tree when the answer was asked for."""
 
 
 @dataclass

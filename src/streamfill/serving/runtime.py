@@ -22,10 +22,10 @@ from typing import Any
 import zmq
 
 from streamfill.config import ServerConfig
-from streamfill.errors import ConfigError
 from streamfill.engine.interface import EngineFacts
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.engine.version import PINNED_SGLANG_VERSION
+from streamfill.errors import ConfigError
 from streamfill.links.server_link import ServerLink
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import server_to_router as s
@@ -90,14 +90,17 @@ class SchedulerRuntime(abc.ABC):
         """Look after the transport; returns transfers that arrived completely on this rank."""
         return []
 
-    def take_transfers(self, transfer_ids: tuple[int, ...]) -> None:
+    def take_transfers(self, transfer_ids: tuple[int, ...]) -> None:  # noqa: B027  optional
         """Transfers that arrived completely on every rank."""
+
+    def give_up_transfers(self, transfer_ids: tuple[int, ...]) -> None:  # noqa: B027  optional
+        """Transfers that arrived on some ranks only."""
 
     def poll_controller(self) -> tuple[Plan | None, bool]:
         """A newer plan, and whether the controller lives."""
         return None, False
 
-    def close_transport(self) -> None:
+    def close_transport(self) -> None:  # noqa: B027  optional
         """End the threads of the transport."""
 
     # turn.ServerRuntime
@@ -111,7 +114,7 @@ class SchedulerRuntime(abc.ABC):
             self._link = ServerLink(
                 self.config.router_endpoint,
                 self._registration(self._engine.facts, ports),
-                self._refused,
+                self._end,
             )
             self._link.start()
             for source in [self._link, *self.wake_sources(), *self.mailbox.wake_sources()]:
@@ -125,7 +128,7 @@ class SchedulerRuntime(abc.ABC):
             raise RuntimeError("only rank 0 gathers")
         now_s = time.monotonic()
         plan, controller_alive = self.poll_controller()
-        arrived = self.mailbox.complete(self.poll_transport())
+        arrived = self.mailbox.complete(self.poll_transport(), now_s)
         if now_s - self._counted_s >= COUNTERS_INTERVAL_S:
             self._counted_s = now_s
             link.tick(core.counters(link.num_malformed_frames), controller_alive)
@@ -133,6 +136,7 @@ class SchedulerRuntime(abc.ABC):
             now_s=now_s,
             messages=tuple(link.drain()),
             transfer_ids=tuple(arrived),
+            lost_transfer_ids=tuple(self.mailbox.give_up(now_s)),
             plan=plan,
             controller_alive=controller_alive,
             shut_down=self._must_stop(now_s),
@@ -146,9 +150,13 @@ class SchedulerRuntime(abc.ABC):
             self.mailbox.report(self.poll_transport())
         if turn.transfer_ids:
             self.take_transfers(turn.transfer_ids)
+        if turn.lost_transfer_ids:
+            self.give_up_transfers(turn.lost_transfer_ids)
         core.step(turn.messages)
         if turn.shut_down:
             self._scheduler.gracefully_exit = True
+            if self._link is not None:
+                self._link.wake()  # an idle loop would sleep once more before it looks
 
     def on_abort(self, message: Any) -> None:
         if self._engine is not None:
@@ -213,12 +221,10 @@ class SchedulerRuntime(abc.ABC):
             engine_version=f"sglang {PINNED_SGLANG_VERSION}",
         )
 
-    def _refused(self, reason: str) -> None:
+    def _end(self, reason: str) -> None:
         """Called in the link's thread: there is nobody to serve, so the process ends."""
-        error = ConfigError(
-            "server_id", self.config.server_id, f"the router refuses this server: {reason}"
-        )
-        log_event(logger, "registration_refused", level=logging.ERROR, reason=reason)
+        error = ConfigError("server_id", self.config.server_id, reason)
+        log_event(logger, "router_link_ended", level=logging.ERROR, reason=reason)
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
 

@@ -20,6 +20,8 @@ class Turn:
     messages: tuple[Inbound, ...]
     transfer_ids: tuple[int, ...]
     """KV transfers that have arrived on every rank."""
+    lost_transfer_ids: tuple[int, ...]
+    """KV transfers that arrived on some ranks and never will on the others."""
     plan: Plan | None
     """A newer preemption plan."""
     controller_alive: bool

@@ -242,9 +242,11 @@ async def test_a_cancelled_caller_leaves_its_stream_alive(
 async def test_a_stream_is_used_inside_async_with(client: Client) -> None:
     """Before, nothing is open."""
     stream = client.stream()
-    for work in (stream.append("a"), stream.commit("a").read(), stream.cancel()):
+    for work in (stream.append("a"), stream.cancel()):
         with pytest.raises(FailedPreconditionError, match="inside `async with`"):
             await work
+    with pytest.raises(FailedPreconditionError, match="inside `async with`"):
+        stream.commit("a")
 
 
 async def test_cancel_says_why(client: Client, manager: FakeManager) -> None:
@@ -269,6 +271,14 @@ async def test_whole_prompts(client: Client, manager: FakeManager) -> None:
     assert result.usage.num_prompt_tokens == 5
     options = list(manager.streams.values())[-1].options
     assert (options.priority, options.request_id, options.deadline_s) == (4, "r", 9.0)
+
+
+async def test_the_texts_of_an_answer_are_its_whole_text(
+    client: Client, manager: FakeManager
+) -> None:
+    """With the tail, and without the tokens that show nothing."""
+    manager.answer = lambda: iter(("Hel", "", "lo"))
+    assert [text async for text in client.generate("abc").texts()] == ["Hel", "lo", "!"]
 
 
 async def test_errors_carry_code_message_fields_and_cause(client: Client) -> None:

@@ -52,6 +52,7 @@ async def test_whole_prompts() -> None:
         answer = client.generate("abc")
         assert next(answer).text == "Hello"
         assert answer.read().text == "Hello world!"
+        assert list(client.generate("abc").texts()) == ["Hello", " ", "world", "!"]
         assert client.complete(token_ids=[1], max_tokens=4).token_ids == (0, 1, 2)
         with pytest.raises(InvalidArgumentError, match="top_p"):
             client.complete("abc", top_p=2.0)

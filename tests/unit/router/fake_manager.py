@@ -287,7 +287,7 @@ async def serve(manager: FakeManager) -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        await server.stop(0.0)
+        await server.stop(0.1)
 
 
 def _tokens(segment: Segment) -> list[int]:

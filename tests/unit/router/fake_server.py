@@ -1,4 +1,4 @@
-"""A server for the router's tests: speaks the wire protocol in the test's own loop, without a model.
+"""A server for the router's tests: speaks the wire protocol in the test's own loop, with no model.
 
 It answers like a real one, and every server the same: the answer to a prompt is a function of the
 prompt. So a test compares what a client got with `expected_answer`, whatever went wrong on the way.
@@ -286,7 +286,7 @@ class FakeServer:
         )
 
     async def _fail(self, stream_id: int, attempt: int, failure: tuple[str, str]) -> None:
-        self._gate.drop(stream_id)
+        self._gate.drop(stream_id, attempt)
         self._remove(stream_id)
         code, text = failure
         await self.send(
@@ -302,7 +302,7 @@ class FakeServer:
         transfer_id: int | None,
     ) -> None:
         for index in range(stream.first_output, end):
-            while index >= self.output_limit:
+            while index >= self.output_limit:  # noqa: ASYNC110  a test raises it at any time
                 await asyncio.sleep(0.005)
             finish = self.finish_at.get(index)
             if finish is None and index + 1 >= sampling.max_new_tokens:

@@ -268,7 +268,7 @@ async def test_stop_token_shows_no_text(cluster: TestCluster) -> None:
 
 
 async def test_one_token_needs_no_decode_server(cluster: TestCluster) -> None:
-    """With max_new_tokens = 1 the prefill server does it all, and nothing is said of a fall-back."""
+    """With max_new_tokens = 1 the prefill server does it all, which is no fall-back."""
     prefill, decode = await cluster.prefill(), await cluster.decode()
     handle = await cluster.open()
     await handle.append(ids(20))

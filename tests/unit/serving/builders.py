@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from decode_server.core import DecodeCore
 from prefill_server.core import PrefillCore
@@ -39,12 +39,23 @@ class ServerUnderTest:
     """What is common to both roles."""
 
     core: ServingCore
+    _made: ClassVar[list[ServerUnderTest]] = []
 
     def __init__(self, engine: FakeEngine | None) -> None:
+        self._made.append(self)
         self.engine = engine or FakeEngine()
         self.clock = FakeClock()
         self.sent: list[s.ServerToRouter] = []
         self.base = self.engine.memory()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close every server made so far."""
+        while cls._made:
+            cls._made.pop().close()
+
+    def close(self) -> None:
+        """End the fake transport."""
 
     def turn(self, *messages: Inbound) -> None:
         """One turn of the server's loop, without the forward pass behind it."""
@@ -126,6 +137,9 @@ class PrefillUnderTest(ServerUnderTest):
             clock=self.clock,
         )
 
+    def close(self) -> None:
+        self.sender.close()
+
     def turn(self, *messages: Inbound) -> None:
         self.core.poll_transfers()
         super().turn(*messages)
@@ -152,6 +166,9 @@ class DecodeUnderTest(ServerUnderTest):
             step_tokens=STEP_TOKENS,
             clock=self.clock,
         )
+
+    def close(self) -> None:
+        self.receiver.close()
 
     def turn(self, *messages: Inbound) -> None:
         self.core.take_in(self.core.receive())

@@ -1,0 +1,250 @@
+"""The bidirectional call under a stream of the asyncio client.
+
+A reader task takes every event in: acknowledgements wake whoever waits for them, tokens go into a
+bounded queue, so that a slow reader of the answer slows the router down instead of filling this
+process. A task of the user that is cancelled leaves the call alone: gRPC itself would cancel the
+call with any task that writes to it or reads from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from streamfill.api import replies
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.status_details import from_error_event, from_rpc_error
+from streamfill.api.types import Progress, Result
+from streamfill.errors import (
+    CancelledStreamError,
+    FailedPreconditionError,
+    InternalError,
+    StreamError,
+)
+
+if TYPE_CHECKING:
+    from streamfill.api.streamfill_pb2_grpc import StreamfillStub
+
+MAX_QUEUED_TOKENS = 256
+"""Of the answer, read from the call and not yet by the user."""
+
+CANCEL_TIMEOUT_S = 2.0
+"""How long ``cancel`` waits for the router's word before it drops the call."""
+
+
+class StreamCall:
+    """One call, from ``open`` to ``drop``. Everything happens in the loop that made it.
+
+    Attributes:
+        stream_id: None until the router has answered.
+        progress: as last heard.
+        end: why the call is over, None while it lives; FailedPreconditionError after a good end.
+    """
+
+    def __init__(self, stub: StreamfillStub) -> None:
+        self.stream_id: int | None = None
+        self.progress = Progress()
+        self.end: StreamError | None = None
+        self._loop = asyncio.get_running_loop()
+        self._send_lock = asyncio.Lock()
+        self._last_seq = 0
+        self._last_segment_sent_s: float | None = None
+        self._pending: dict[int, asyncio.Future[None]] = {}
+        self._commit_seq: int | None = None
+        self._changed = asyncio.Condition()
+        self._answer_queue: asyncio.Queue[tuple[pb.Token | pb.Done | StreamError, float]]
+        self._answer_queue = asyncio.Queue(MAX_QUEUED_TOKENS)
+        self._call: grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamEvent]
+        self._call = stub.Stream(None)
+        self._reader = asyncio.create_task(self._read_events())
+
+    async def open(self, opening: pb.Open) -> None:
+        """Open the stream. Raises ``StreamError``."""
+        await self._write(pb.StreamRequest(open=opening))
+        await self.wait_until(lambda: self.stream_id is not None)
+
+    async def operate(self, request: pb.StreamRequest) -> None:
+        """Send an append or update under the next number; returns when it is acknowledged.
+
+        Raises:
+            StreamError: it was refused, or the call is over.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._operate(request)))
+
+    async def commit(self, commit: pb.Commit) -> tuple[float, float]:
+        """Send the commit. Returns as ``AnswerSource.start``."""
+        return await asyncio.shield(asyncio.ensure_future(self._commit(commit)))
+
+    async def next_answer_event(self) -> tuple[pb.Token | pb.Done, float]:
+        """As ``AnswerSource.next_event``."""
+        if self._answer_queue.empty() and self.end is not None:
+            raise self.end
+        event, arrival_s = await self._answer_queue.get()
+        if isinstance(event, StreamError):
+            raise event
+        return event, arrival_s
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that an event brings about. Raises ``end`` if it never will be."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: condition() or self.end is not None)
+        if self.end is not None and not condition():
+            raise self.end
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether everything that was sent has arrived and is computed."""
+        return not self._pending and self.progress.is_computed
+
+    async def cancel(self, reason: str) -> None:
+        """Ask the router to end the stream, and wait until it has."""
+        request = pb.StreamRequest(cancel=pb.Cancel(reason=reason))
+        try:
+            async with self._send_lock:
+                await self._write(request)
+        except StreamError:
+            return  # it has ended meanwhile, which is what was wanted
+        await asyncio.wait({self._reader}, timeout=CANCEL_TIMEOUT_S)
+
+    def cancel_soon(self) -> None:
+        """End the call without waiting, from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._call.cancel)
+
+    async def drop(self) -> None:
+        """End the call if it lives, and its reader. Idempotent."""
+        self._call.cancel()
+        self._reader.cancel()
+        await asyncio.wait({self._reader})
+
+    async def _operate(self, request: pb.StreamRequest) -> None:
+        async with self._send_lock:
+            self._last_seq += 1
+            seq = request.seq = self._last_seq
+            answered: asyncio.Future[None] = self._loop.create_future()
+            self._pending[seq] = answered
+            self._last_segment_sent_s = time.monotonic()
+            try:
+                await self._write(request)
+            except StreamError:
+                if self._pending.pop(seq, None) is not None:
+                    raise
+        await answered  # the reader may know already why the stream has ended
+
+    async def _commit(self, commit: pb.Commit) -> tuple[float, float]:
+        async with self._send_lock:
+            self._last_seq += 1
+            self._commit_seq = self._last_seq
+            now_s = time.monotonic()
+            if commit.HasField("final_segment") or self._last_segment_sent_s is None:
+                self._last_segment_sent_s = now_s
+            await self._write(pb.StreamRequest(seq=self._last_seq, commit=commit))
+            return now_s, self._last_segment_sent_s
+
+    async def _write(self, request: pb.StreamRequest) -> None:
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.InvalidStateError as error:  # the call is over
+            await self._reader
+            if self.end is None:
+                raise
+            raise self.end from error
+
+    async def _read_events(self) -> None:
+        """The reader task. Ends with the call, and tells everybody why."""
+        end: StreamError = CancelledStreamError("this client gave the stream up")
+        try:
+            while True:
+                event = await self._call.read()
+                if not isinstance(event, pb.StreamEvent):
+                    break
+                await self._take_in(event)
+            end = FailedPreconditionError(f"stream {self.stream_id} is complete")
+        except grpc.aio.AioRpcError as error:
+            end = from_rpc_error(error)
+            end.__cause__ = error
+        except asyncio.CancelledError:
+            pass  # by `drop` or `cancel_soon`, or because the loop closes
+        except Exception as error:  # noqa: BLE001 - the edge of the loop; told to every waiter
+            end = InternalError(f"a reply cannot be used: {error!r}")
+            end.__cause__ = error
+        finally:
+            await self._finish_reading(end)
+
+    async def _take_in(self, event: pb.StreamEvent) -> None:
+        match event.WhichOneof("event"):
+            case "opened":
+                self.stream_id = event.opened.stream_id
+                await self._notify()
+            case "acknowledged":
+                self.progress = replies.progress(event.acknowledged)
+                for seq in [seq for seq in self._pending if seq <= self.progress.seq]:
+                    _resolve(self._pending.pop(seq), None)
+                await self._notify()
+            case "token":
+                await self._answer_queue.put((event.token, time.monotonic()))
+            case "done":
+                await self._answer_queue.put((event.done, time.monotonic()))
+            case "error":
+                await self._take_in_error(event.error)
+            case _:
+                pass  # an event of a later version of the protocol
+
+    async def _take_in_error(self, event: pb.Error) -> None:
+        error = from_error_event(event)
+        if event.seq == self._commit_seq:
+            self._commit_seq = None
+            await self._answer_queue.put((error, time.monotonic()))
+        elif event.seq in self._pending:
+            _resolve(self._pending.pop(event.seq), error)
+
+    async def _finish_reading(self, end: StreamError) -> None:
+        self.end = end
+        for seq in list(self._pending):
+            _resolve(self._pending.pop(seq), end)
+        if not self._answer_queue.full():  # a reader with a full queue meets `end` behind it
+            self._answer_queue.put_nowait((end, time.monotonic()))
+        await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class StreamAnswerSource:
+    """An ``AnswerSource`` over the events of a call. ``on_result`` gets the whole answer."""
+
+    def __init__(
+        self, call: StreamCall, commit: pb.Commit, on_result: Callable[[Result], None]
+    ) -> None:
+        self._call = call
+        self._commit = commit
+        self._on_result = on_result
+
+    async def start(self) -> tuple[float, float]:
+        return await self._call.commit(self._commit)
+
+    async def next_event(self) -> tuple[pb.Token | pb.Done, float]:
+        return await self._call.next_answer_event()
+
+    def finish(self, result: Result) -> None:
+        self._on_result(result)
+
+    def abandon(self) -> None:
+        self._call.cancel_soon()
+
+
+def _resolve(future: asyncio.Future[None], error: StreamError | None) -> None:
+    """Wake the operation, unless its caller has gone."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
