@@ -62,6 +62,9 @@ class DecodeRuntime(SchedulerRuntime):
         if self._decode_core is not None:
             self._decode_core.give_up(transfer_ids)
 
+    def num_malformed_frames(self) -> int:
+        return 0 if self._receiver is None else self._receiver.stats().num_malformed_frames
+
     def close_transport(self) -> None:
         if self._receiver is not None:
             self._receiver.close()

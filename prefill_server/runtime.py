@@ -92,6 +92,10 @@ class PrefillRuntime(SchedulerRuntime):
             )
         return controller.poll(), controller.alive
 
+    def num_malformed_frames(self) -> int:
+        num_frames = 0 if self._sender is None else self._sender.stats().num_malformed_frames
+        return num_frames + (self._controller.num_malformed_frames if self._controller else 0)
+
     def close_transport(self) -> None:
         if self._sender is not None:
             self._sender.close()

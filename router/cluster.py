@@ -112,12 +112,12 @@ class Cluster:
     def room_tokens(self) -> int:
         """For prompt and answer together, such that SGLang does not shorten the answer further.
 
-        SGLang's own bounds (``Scheduler.init_req_max_new_tokens``): two tokens less than the
-        context, and two pages less than the pool.
+        SGLang's own bound is two tokens less than the context
+        (``Scheduler.init_req_max_new_tokens``); servers register what it leaves.
         """
-        room = min(self._context_tokens, self.context_tokens) - 2
+        room = min(self._context_tokens - 2, self.context_tokens)
         for server in self._of(Role.PREFILL):
-            room = min(room, server.facts.pool_tokens - 2 * server.facts.page_size)
+            room = min(room, server.facts.pool_tokens)
         return room
 
     def new_stream_id(self) -> StreamId:
@@ -153,7 +153,7 @@ class Cluster:
             self._usable_waiters.add(waiter)
             try:
                 await asyncio.wait_for(waiter, max(0.0, deadline_s - time.monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return self.is_usable(Role.PREFILL)
             finally:
                 self._usable_waiters.discard(waiter)

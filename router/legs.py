@@ -209,6 +209,8 @@ class GenerateLeg:
         """Its server has nothing left to do for the stream."""
         self.began_s = 0.0
         self.transfer_id = message.transfer_id
+        self.num_cached_tokens = 0
+        """Prompt tokens that the server found in its cache when it started."""
         self._stream_id = message.stream_id
         self._message: r.Generate | None = message
         self._send = send
@@ -231,6 +233,11 @@ class GenerateLeg:
         if self._message is not None:
             self._message = None
             self._repetition.acknowledged(now_s, all_of_it=True)
+
+    def found_prompt(self, num_prompt_tokens: int) -> bool:
+        """Whether the server had all whole pages of the prompt in its cache."""
+        page_size = self.server.facts.page_size
+        return self.num_cached_tokens >= num_prompt_tokens - num_prompt_tokens % page_size
 
     def transfer_failed(self) -> None:
         """The KV that it may be waiting for will not come."""

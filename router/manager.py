@@ -168,7 +168,7 @@ class Manager:
         self._note_readiness()
         try:
             await asyncio.wait_for(self._all_ended.wait(), timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             log_event(logger, "drain_timeout", num_open_streams=len(self._sessions))
         self._cancel_all("the router is shutting down")
         deadline_s = time.monotonic() + timing.DRAIN_CANCEL_WAIT_S

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from streamfill.messages.common import Role
 from streamfill.stream.ids import ServerId
@@ -17,16 +17,13 @@ STREAM_WEIGHT_TOKENS = 512
 """What an open stream counts before its tokens are known: a typical segment."""
 
 
-class ServerState(str, Enum):
+class ServerState(StrEnum):
     """How a server is."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
     DRAINING = "draining"
     DEAD = "dead"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 from router import timing
 from router.answer import Answer
@@ -342,6 +343,8 @@ class Session:
                 self._on_handoff_report(message)
             case s.StreamFailed():
                 self._on_failed(leg, message)
+            case _:
+                assert_never(message)
         self._plan(now_s)
 
     def _leg_of(self, server: Server, attempt: int) -> _Leg | None:
@@ -424,7 +427,9 @@ class Session:
             self._cluster.num_stale_messages += 1  # a repetition of what was handed off
             return
         self._heard_s = now_s
-        if self._num_cached_tokens is None and isinstance(leg, PrefillLeg):
+        if isinstance(leg, GenerateLeg):
+            leg.num_cached_tokens = output.num_cached_tokens
+        elif self._num_cached_tokens is None:
             self._num_cached_tokens = output.num_cached_tokens
         if output.first_index > committed.answer.num_tokens:
             self._ask_for_missing(leg, committed, now_s)
@@ -514,7 +519,11 @@ class Session:
             no_target = self._target is None
             self._decoded_by_prefill = no_target and committed.sampling.max_new_tokens > 1
         elif self._handoff == "none" and self._generate.transfer_id is not None:
-            self._handoff = "failed: not reported before the end of the answer"
+            # A short answer overtakes the report, and tells as well whether the KV was there.
+            if self._generate.found_prompt(self.prompt.log.num_tokens):
+                self._handoff = "done"
+            else:
+                self._handoff = "failed: not reported before the end of the answer"
         done = DoneEvent(
             finish_reason=finish.reason.value,
             text_tail=answer.flush(),

@@ -23,3 +23,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
     running = start_cluster(tmp_path_factory.mktemp("cluster"), tiny_model, "tests")
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def lone_cluster(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[RunningCluster]:
+    """One prefill server with a small pool and nobody to hand over to."""
+    # On all cores it would wait for whatever else runs there, in every single operation.
+    toml = "[prefill]\nthreads = 1\npool_tokens = 1950\n[decode]\ncount = 0"
+    running = start_cluster(tmp_path_factory.mktemp("lone"), tiny_model, "lone", toml)
+    yield running
+    running.stop()

@@ -5,6 +5,7 @@ Frames that are no messages are in ``test_garbage``, a start that cannot work in
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -131,7 +132,8 @@ async def test_second_commit_of_the_client_library(client: Client) -> None:
         await stream.append(PROMPT)
         first = stream.commit(max_tokens=40, temperature=0.0, ignore_eos=True)
         token_ids = [(await anext(first)).token_id for _ in range(3)]
-        with pytest.raises(FailedPreconditionError):
+        await asyncio.sleep(0.2)  # tokens of the first answer wait to be read
+        with pytest.raises(FailedPreconditionError, match="already committed"):
             await anext(stream.commit(max_tokens=2))
         token_ids += [token.token_id async for token in first]
     assert token_ids == await one_shot(client, PROMPT, 40)
@@ -245,15 +247,26 @@ async def test_one_shot_longer_than_the_pool(small: RunningCluster) -> None:
         names_both(refusal.value, 700, pool_tokens)
 
 
-async def test_prompt_that_just_fits(client: Client, small: RunningCluster) -> None:
+async def test_prompt_that_just_fits_the_pool(client: Client, small: RunningCluster) -> None:
     """The longest prompt that is taken is also answered; one token more is refused."""
     async with Client(small.address) as small_client:
         pool_tokens = (await small_client.wait_ready()).pool_tokens
         longest = [token % 900 + 10 for token in range(pool_tokens - 1)]
-        answer = await small_client.complete(token_ids=longest, max_tokens=1, temperature=0.0)
+        answer = await small_client.complete(token_ids=longest, max_tokens=5, temperature=0.0)
         with pytest.raises(InvalidArgumentError):
             await small_client.complete(token_ids=[*longest, 7], max_tokens=1)
     assert list(answer.token_ids) == await one_shot(client, longest, 1)
+    assert answer.finish_reason == "length"
+
+
+async def test_prompt_that_just_fits_the_context(client: Client) -> None:
+    """The same for the context."""
+    context_tokens = (await client.server_info()).context_tokens
+    longest = [token % 900 + 10 for token in range(context_tokens - 1)]
+    answer = await client.complete(token_ids=longest, max_tokens=5, temperature=0.0)
+    assert (len(answer.tokens), answer.finish_reason) == (1, "length")
+    with pytest.raises(InvalidArgumentError):
+        await client.complete(token_ids=[*longest, 7], max_tokens=1)
 
 
 def names_both(error: StreamError, num_tokens: int, limit_tokens: int) -> None:

@@ -137,6 +137,10 @@ class StreamCall:
 
     async def _commit(self, commit: pb.Commit) -> tuple[float, float]:
         async with self._send_lock:
+            if self._commit_seq is not None:
+                # Its refusal would come in between the tokens of the first answer.
+                already = f"stream {self.stream_id} is already committed"
+                raise self.end or FailedPreconditionError(already)
             self._last_seq += 1
             self._commit_seq = self._last_seq
             now_s = time.monotonic()

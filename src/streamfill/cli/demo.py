@@ -40,7 +40,7 @@ from streamfill.launcher.signals import StopRequest, stop_on_signal
 from streamfill.models.progress import show_progress
 from streamfill.models.resolve import resolve_model
 
-_DEFAULT_QUESTION: Final = "What does streamfill do while the prompt is still arriving?"
+_DEFAULT_QUESTION: Final = "What does the router keep for each stream?"
 _EXIT_DIFFERENT: Final = 1
 _EXIT_STOPPED: Final = 130  # 128 + SIGINT, as shells have it
 _TEXT_WIDTH: Final = 100
@@ -217,7 +217,7 @@ def _print_picture(lines: list[str], is_terminal: bool) -> None:
         if line.startswith(" "):
             text.highlight_regex(r"=+", "cyan")
             text.highlight_regex(r"\?", "bold yellow")
-            text.highlight_regex(r"[12]?-.*\|$", "green")
+            text.highlight_regex(r"1?2?-*\|$", "green")
         else:
             text.stylize("bold")
         console.print(text)

@@ -17,8 +17,8 @@ from streamfill.errors import EngineVersionError
 from streamfill.models.default import default_model_folder, is_default_model_ready
 from streamfill.models.home import streamfill_home
 
-_SERVER_BYTES: Final = 2 << 30
-"""A server with the default model takes about 2 GiB."""
+_SERVER_BYTES: Final = 5 << 29
+"""A server with the default model takes about 2.5 GiB."""
 _PACKAGES: Final = ("torch", "transformers", "grpcio", "pyzmq", "msgspec")
 
 
@@ -75,7 +75,7 @@ def _memory() -> Finding:
     memory = psutil.virtual_memory()
     value = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"
     enough = memory.available >= 2 * _SERVER_BYTES
-    problem = "" if enough else "a prefill and a decode server take about 4 GiB"
+    problem = "" if enough else "a prefill and a decode server take about 5 GiB"
     return Finding(name="memory", value=value, problem=problem)
 
 

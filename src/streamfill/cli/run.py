@@ -82,10 +82,9 @@ async def _stream(address: str, plan: Plan) -> Result:
                 await asyncio.sleep(plan.delay_s)
             await _send(stream, plan, text)
         answer = _commit(stream, plan)
-        async for token in answer:
-            print(token.text, end="", flush=True)
-        shown = sum(len(token.text) for token in answer.result.tokens)
-        print(answer.result.text[shown:])
+        async for text in answer.texts():
+            print(text, end="", flush=True)
+        print()
         return answer.result
 
 

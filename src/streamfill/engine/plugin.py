@@ -1,24 +1,24 @@
 """How a streamfill server gets into SGLang's scheduler process.
 
 Entry point of the group ``sglang.srt.plugins``. In a process that ``engine.process`` started it
-hooks these functions of SGLang 0.5.16; in any other process it does nothing:
+hooks these functions of SGLang 0.5.16 (named below ``sglang.srt``); in any other process it does
+nothing:
 
-=========================================================  ====================================================
-function                                                    why
-=========================================================  ====================================================
-``managers.scheduler.Scheduler.__init__`` (after)           hand the finished scheduler to the server
-``scheduler_components.request_receiver.                    rank 0 adds what came for us to what SGLang received,
-SchedulerRequestReceiver._pull_raw_reqs`` (after)           so that SGLang's broadcast takes it to all ranks
-``managers.scheduler.Scheduler.process_input_requests``     take it out again, on every rank, and take a turn
-(around)
-``scheduler_components.ipc_channels.                        no tokenizer and no detokenizer process: outputs are
-SchedulerIpcChannels.create`` (after)                       read off the requests, aborts are caught here
-``sampling.sampling_batch_info.SamplingBatchInfo.           seeds per request; penalties of tokens that were
-from_schedule_batch`` (after)                               sampled elsewhere
-``layers.sampler.sampling_from_probs_torch``,               as above
-``layers.sampler.top_k_top_p_min_p_sampling_from_probs_
-torch`` (replaced)
-=========================================================  ====================================================
+``managers.scheduler.Scheduler.__init__`` (after)
+    hand the finished scheduler to the server
+``managers.scheduler_components.request_receiver.SchedulerRequestReceiver._pull_raw_reqs`` (after)
+    rank 0 adds what came for us to what SGLang received, so that SGLang's broadcast takes it to all
+    ranks
+``managers.scheduler.Scheduler.process_input_requests`` (around)
+    take it out again, on every rank, and take a turn
+``managers.scheduler_components.ipc_channels.SchedulerIpcChannels.create`` (after)
+    no tokenizer and no detokenizer process: outputs are read off the requests, aborts are caught
+    here
+``sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch`` (after)
+    seeds per request; penalties of tokens that were sampled elsewhere
+``layers.sampler.sampling_from_probs_torch``,
+``layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch`` (replaced)
+    as above
 """
 
 from __future__ import annotations

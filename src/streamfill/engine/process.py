@@ -1,8 +1,8 @@
 """The server process: SGLang's scheduler, alone, with our runtime inside it.
 
-Depends on ``sglang.srt.server_args`` (``ServerArgs``, ``PortArgs``), ``managers.scheduler`` (``Scheduler``,
-``configure_scheduler_process``) and ``sglang.srt.plugins.load_plugins``. SGLang's HTTP front end, tokenizer and detokenizer
-processes are never started: the router has their work.
+Depends on ``sglang.srt.server_args`` (``ServerArgs``, ``PortArgs``), ``managers.scheduler``
+(``Scheduler``, ``configure_scheduler_process``) and ``sglang.srt.plugins.load_plugins``. SGLang's
+HTTP front end, tokenizer and detokenizer processes are never started: the router has their work.
 
 With tensor parallelism rank 0 is the process that was started, and it starts one child per further
 rank.
@@ -52,7 +52,8 @@ def main(role: Role, build: Build, argv: list[str] | None = None) -> int:
     server packages."""
     parser = argparse.ArgumentParser(
         prog=f"{role.value}_server",
-        description=f"One streamfill {role.value} server. Started by `streamfill up`, which writes its configuration.",
+        description=f"One streamfill {role.value} server. "
+        "Started by `streamfill up`, which writes its configuration.",
     )
     parser.add_argument(
         "--config-file",
@@ -108,7 +109,7 @@ def run(config: ServerConfig, build: Build, started_s: float) -> int:
                 child.kill()
 
 
-def run_rank(
+def run_rank(  # noqa: PLR0917  what a spawned process is given, by position
     config: ServerConfig,
     build: Build,
     server_args: Any,
@@ -140,7 +141,7 @@ def run_rank(
     try:
         gpu_id = config.base_gpu_id + rank
         scheduler = Scheduler(server_args, port_args, gpu_id, rank, 0, 0, 0, 0, None)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever SGLang raises, the launcher is told
         log_event(logger, "engine_start_failed", level=logging.ERROR, exception=error)
         return 1
     log_event(
@@ -154,7 +155,7 @@ def run_rank(
     runtime.announce_ready()
     try:
         scheduler.run_event_loop()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the edge of the server's loop
         # The scheduler's state cannot be trusted any more. The launcher starts a new process, the
         # router moves the streams.
         log_event(logger, "engine_failed", level=logging.CRITICAL, exception=error)
@@ -165,7 +166,7 @@ def run_rank(
     return 0
 
 
-def _run_child(
+def _run_child(  # noqa: PLR0917  as above
     config: ServerConfig,
     build: Build,
     pickled_args: bytes,
@@ -175,7 +176,7 @@ def _run_child(
 ) -> None:
     prepare_environment(config)
     torchvision_fix.install()
-    server_args, port_args = pickle.loads(pickled_args)  # noqa: S301 - from our own parent process
+    server_args, port_args = pickle.loads(pickled_args)  # from our own parent process
     configure_logging(f"{config.server_id}.{rank}", config.log_level)
     sys.exit(
         run_rank(config, build, server_args, port_args, model_id, rank, mailbox, time.monotonic())

@@ -47,7 +47,7 @@ NO_STREAM_RANK = -1
 """Of nodes that no open stream uses: they go first."""
 
 
-class _StreamRank(EvictionStrategy):
+class _StreamRank(EvictionStrategy):  # type: ignore[misc]  # sglang is untyped
     """Evicts by the rank of the best-protected open stream on a node, then least recently used."""
 
     def __init__(self) -> None:
@@ -175,6 +175,7 @@ class KvPool:
     def gather(self, slots: torch.Tensor, staging: torch.Tensor) -> None:
         """Copy the KV of ``slots`` into ``staging``, uint8 [len(slots) * bytes per token]."""
         gather(self.layout, self._k_buffers, self._v_buffers, slots, out=staging)
+        self._finish_copies()
 
     def import_kv(self, incoming: IncomingTransfer) -> int:
         """Insert received KV into the tree. Returns the length of the sequence's cached prefix
@@ -199,14 +200,19 @@ class KvPool:
             if slots is None:
                 return cached
             skip = cached - incoming.first_token
-            scatter(
-                self.layout,
-                incoming.staging,
-                self._k_buffers,
-                self._v_buffers,
-                slots,
-                skip_tokens=skip,
-            )
+            try:
+                scatter(
+                    self.layout,
+                    incoming.staging,
+                    self._k_buffers,
+                    self._v_buffers,
+                    slots,
+                    skip_tokens=skip,
+                )
+            except ValueError:
+                self._allocator.free(slots)
+                raise
+            self._finish_copies()
             value = torch.cat([prefix_slots, slots])
             result = self._tree.insert(InsertParams(key=RadixKey(token_ids), value=value))
             already = result.prefix_len - cached
@@ -215,6 +221,11 @@ class KvPool:
         finally:
             self._tree.dec_lock_ref(match.last_device_node)
         return num_tokens
+
+    def _finish_copies(self) -> None:
+        """On a GPU copies run on; the transport's threads, on other CUDA streams, come after."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _allocate(self, num_tokens: int) -> torch.Tensor | None:
         missing = num_tokens - self._allocator.available_size()

@@ -55,7 +55,7 @@ def sample_from_probs(
     return _sample_rows(probs, sampling_seed, positions).to(torch.int32)
 
 
-def sample_from_filtered_probs(
+def sample_from_filtered_probs(  # noqa: PLR0917 - SGLang's signature
     probs: torch.Tensor,
     top_ks: torch.Tensor,
     top_ps: torch.Tensor,

@@ -1,8 +1,9 @@
 """``Engine`` on top of SGLang's scheduler, called from inside the scheduler's own loop.
 
-Depends on ``managers.scheduler.Scheduler`` (``handle_generate_request``, ``abort_request``, ``waiting_queue``,
-``flush_cache``, ``max_total_num_tokens``), ``managers.io_struct`` (``TokenizedGenerateReqInput``, ``AbortReq``),
-``managers.schedule_batch`` (``Req``, the ``FINISH_*`` reasons) and ``sampling.sampling_params.SamplingParams``.
+Depends on ``managers.scheduler.Scheduler`` (``handle_generate_request``, ``abort_request``,
+``waiting_queue``, ``flush_cache``, ``max_total_num_tokens``), ``managers.io_struct``
+(``TokenizedGenerateReqInput``, ``AbortReq``), ``managers.schedule_batch`` (``Req``, the
+``FINISH_*`` reasons) and ``sampling.sampling_params.SamplingParams``.
 
 Life of a request: ``start_*`` builds SGLang's request and puts it into the waiting queue → SGLang
 runs it → ``poll`` reads its outputs off the ``Req`` object → the poll after its end reports
@@ -64,10 +65,15 @@ class SchedulerEngine:
         page_size = scheduler.page_size
         eos_token_ids = frozenset(scheduler.model_config.hf_eos_token_id or ())
         self._eos_only = _EosOnly(eos_token_ids, scheduler.model_config.vocab_size)
+        # validate_input_length would refuse prompts within 6 tokens of the context or the pool,
+        # which init_req_max_new_tokens finds room for; the router has promised what the facts below
+        # say.
+        scheduler.max_req_input_len = scheduler.max_req_len - 1
         self._facts = EngineFacts(
             vocab_size=scheduler.model_config.vocab_size,
-            context_tokens=scheduler.model_config.context_len,
-            # init_req_max_new_tokens keeps a page and a token free behind the prompt.
+            # init_req_max_new_tokens: the last token and the one before it are never given out.
+            context_tokens=scheduler.model_config.context_len - 2,
+            # The same: it keeps a page and a token free behind the prompt.
             pool_tokens=scheduler.max_total_num_tokens - 3 * page_size - 2,
             page_size=page_size,
             max_requests=scheduler.max_running_requests,
@@ -207,7 +213,8 @@ class SchedulerEngine:
         return self.kv_pool.import_kv(incoming)
 
     def flush(self) -> bool:
-        # Not the device allocator's cache: the pool stays, and on a CPU it costs a third of a second.
+        # Not the device allocator's cache: the pool stays, and on a CPU it costs a third of a
+        # second.
         return bool(self._scheduler.flush_cache(empty_cache=False))
 
     def _start(

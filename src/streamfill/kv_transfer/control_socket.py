@@ -10,6 +10,7 @@ from streamfill.errors import ProtocolError, TransportError
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
 from streamfill.messages.handoff import Reject, ToReceiver, ToSender
+from streamfill.observability.logging import RateLimited
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +40,14 @@ class ControlSocket:
         """
         self._counters = counters
         self._decoder: FrameDecoder[ToReceiver] = FrameDecoder(ToReceiver)
+        self._log_malformed = RateLimited()
         self._socket = context.socket(zmq.ROUTER)
         try:
             self._socket.set(zmq.LINGER, 0)
             # A reply to a sender that is gone is an error that we count, not silence.
             self._socket.set(zmq.ROUTER_MANDATORY, 1)
-            self._socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            # A frame up to this size is counted and answered; beyond, ZeroMQ cuts its sender off.
+            self._socket.set(zmq.MAXMSGSIZE, 2 * MAX_FRAME_BYTES)
             self._socket.bind(f"tcp://{host or '*'}:{port or '*'}")
             endpoint = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
         except zmq.ZMQError as error:
@@ -80,7 +83,12 @@ class ControlSocket:
             return route, self._decoder.decode(frames[0])
         except ProtocolError as error:
             self._counters.add(ReceiverCount.MALFORMED_FRAMES)
-            _log.warning("malformed frame dropped: %s", error)
+            if self._log_malformed.allow():
+                _log.warning(
+                    "malformed frame dropped: %s (%d more since the last such line)",
+                    error,
+                    self._log_malformed.num_suppressed,
+                )
             return route, error
 
     def reply(self, route: bytes, message: ToSender) -> None:

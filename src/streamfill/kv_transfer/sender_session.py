@@ -35,6 +35,7 @@ from streamfill.messages.handoff import (
     ToSender,
     Welcome,
 )
+from streamfill.observability.logging import RateLimited
 
 _log = logging.getLogger(__name__)
 
@@ -82,12 +83,13 @@ class SenderSession:
         self._group: PairGroup | None = None
         self._store: RendezvousStore | None = None
         self._last_heard_s = self._last_ping_s = time.monotonic()
+        self._log_malformed = RateLimited()
         self._socket = context.socket(zmq.DEALER)
         try:
             self._socket.set(zmq.LINGER, LINGER_MS)
             self._socket.set(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
             self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_LAST_MS)
-            self._socket.set(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            self._socket.set(zmq.MAXMSGSIZE, 2 * MAX_FRAME_BYTES)
             self._socket.connect(f"tcp://{address.host}:{address.control_port}")
         except zmq.ZMQError as error:
             self._socket.close(0)
@@ -139,7 +141,8 @@ class SenderSession:
             message = self._decoder.decode(frames[0])
         except ProtocolError as error:
             self._counters.add(SenderCount.MALFORMED_FRAMES)
-            _log.warning("malformed frame from %s dropped: %s", self._address, error)
+            if self._log_malformed.allow():
+                _log.warning("malformed frame from %s dropped: %s", self._address, error)
             return None
         self._last_heard_s = time.monotonic()
         store = self._store

@@ -97,7 +97,7 @@ async def running_cluster(
         stop.on_second = supervisor.kill_all
         try:
             await unless_stopped(supervisor.start(), stop)
-            await unless_stopped(_wait_registered(plan.address, config), stop)
+            await unless_stopped(_wait_registered(plan.address, config, supervisor), stop)
             startup_s = time.monotonic() - started
             state.enter(ClusterPhase.READY, supervisor.statuses, startup_s)
             yield RunningCluster(
@@ -127,8 +127,14 @@ async def unless_stopped(work: Awaitable[T], stop: StopRequest) -> T:
         await asyncio.wait({task, signalled})
 
 
-async def _wait_registered(address: str, config: ClusterConfig) -> ClusterInfo:
-    """Returns when the router counts every server among the living."""
+async def _wait_registered(
+    address: str, config: ClusterConfig, supervisor: Supervisor
+) -> ClusterInfo:
+    """Returns when the router counts every server among the living.
+
+    Raises:
+        LaunchError: a process died meanwhile, or the time is over.
+    """
     wanted = {"prefill": config.prefill.count, "decode": config.decode.count}
     deadline = time.monotonic() + config.launcher.ready_timeout_s
     async with Client(address) as client:
@@ -142,6 +148,7 @@ async def _wait_registered(address: str, config: ClusterConfig) -> ClusterInfo:
                 if info.ready and all(alive.count(role) >= n for role, n in wanted.items()):
                     return info
                 missing = f"the router sees {len(alive)} of {sum(wanted.values())} servers alive"
+            supervisor.raise_death()
             if time.monotonic() > deadline:
                 reason = f"started, but after {config.launcher.ready_timeout_s:g} s {missing}"
                 raise LaunchError("the cluster", reason)

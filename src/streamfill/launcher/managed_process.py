@@ -117,6 +117,8 @@ class ManagedProcess:
         self.spec = spec
         self.failure: LaunchError | None = None
         """Why it is FAILED."""
+        self.last_death: LaunchError | None = None
+        """How its last life ended that nobody had asked to end."""
         self.ready = asyncio.Event()
         """Set for good when the process was ready for the first time."""
         self._run_dir = run_dir
@@ -155,6 +157,7 @@ class ManagedProcess:
                 return
             if self._stop_requested.is_set():
                 break
+            self.last_death = self._describe(cause)
             if not self.ready.is_set():
                 self._give_up(cause)
                 return
@@ -249,9 +252,12 @@ class ManagedProcess:
         return True
 
     def _give_up(self, cause: str) -> None:
-        tail = last_lines(self._log_file, _NUM_TAIL_LINES)
-        self.failure = LaunchError(self.spec.name, f"{cause} (log: {self._log_file})", tail)
+        self.failure = self._describe(cause)
         self._enter(ProcessState.FAILED, cause)
+
+    def _describe(self, cause: str) -> LaunchError:
+        tail = last_lines(self._log_file, _NUM_TAIL_LINES)
+        return LaunchError(self.spec.name, f"{cause} (log: {self._log_file})", tail)
 
     def _enter(self, state: ProcessState, detail: str) -> None:
         if state not in _NEXT[self._state]:

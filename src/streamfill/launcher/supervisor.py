@@ -91,6 +91,16 @@ class Supervisor:
             all_ready.cancel()
             failed.cancel()
 
+    def raise_death(self) -> None:
+        """For the start: a process that dies in its first seconds will do so again.
+
+        Raises:
+            LaunchError: one of them died since `start`.
+        """
+        for process in self._processes:
+            if process.last_death is not None:
+                raise process.last_death
+
     async def wait_hopeless(self) -> LaunchError:
         """Returns when the cluster cannot serve any more: its router, or all of its prefill
         servers, were given up."""

@@ -4,7 +4,8 @@ Table of what is known per stream, with who owns an entry:
 
 ====================  =========================================================
 ``OpenStream``         makes the entry, or replaces one of an older attempt
-``Splice``, ``Commit`` ``seq`` = next: delivered; lower: acknowledged again; higher: a gap, asked for
+``Splice``, ``Commit`` ``seq`` = next: delivered; lower: acknowledged again;
+                       higher: a gap, asked for
 ``Cancel``, ``Forget`` take the entry away
 ====================  =========================================================
 """

@@ -197,7 +197,6 @@ class ServerLink:
                 self._transmit(self._register)
             return
         self._transmit(
-            socket,
             s.ServerHeartbeat(
                 server_id=self._register.server_id,
                 incarnation=self._register.incarnation,

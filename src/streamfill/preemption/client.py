@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from streamfill.errors import ProtocolError, TransportError
-from streamfill.messages.codec import FrameDecoder, encode
+from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
 from streamfill.messages.control import (
     ControllerHello,
     ControllerStatus,
@@ -226,6 +226,8 @@ def _connect(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Sock
     # Only a live connection takes frames, so what waits for a dead controller waits in one place,
     # where a newer report can replace it.
     socket.setsockopt(zmq.IMMEDIATE, 1)
+    # A frame up to this size is counted; beyond, ZeroMQ closes the connection.
+    socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_FRAME_BYTES)
     socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE_FRAMES)
     socket.setsockopt(zmq.RCVHWM, _RECEIVE_QUEUE_FRAMES)
     socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)

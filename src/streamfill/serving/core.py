@@ -317,7 +317,9 @@ class ServingCore:
                 s.ResyncRequest(stream_id=message.stream_id, attempt=message.attempt, have_seq=-1)
             )
         elif record.answer is not None:
-            self._send_output(record, max(message.from_index, record.answer.num_brought))
+            brought = record.answer.num_brought
+            newest = brought + len(record.answer.token_ids)
+            self._send_output(record, min(max(message.from_index, brought), newest))
 
     def _unpack(self, packed: bytes) -> array[int]:
         """Token ids, type code ``q``.

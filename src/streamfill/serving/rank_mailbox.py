@@ -57,10 +57,11 @@ class RankMailbox:
         """By transfer id, the oldest first."""
         self._socket: zmq.Socket[bytes] | None = None
         self._decoder: msgspec.msgpack.Decoder[_Port | _Arrived] = msgspec.msgpack.Decoder(
-            _Port | _Arrived  # type: ignore[arg-type]
+            _Port | _Arrived
         )
         if num_ranks > 1:
-            self._socket = zmq.Context.instance().socket(zmq.PULL if rank == 0 else zmq.PUSH)
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+            self._socket = context.socket(zmq.PULL if rank == 0 else zmq.PUSH)
             self._socket.linger = 0
             if rank == 0:
                 self._socket.bind(endpoint)

@@ -100,6 +100,10 @@ class SchedulerRuntime(abc.ABC):
         """A newer plan, and whether the controller lives."""
         return None, False
 
+    def num_malformed_frames(self) -> int:
+        """Frames that this rank's transport, and the line to the controller, could not read."""
+        return 0
+
     def close_transport(self) -> None:  # noqa: B027  optional
         """End the threads of the transport."""
 
@@ -131,7 +135,8 @@ class SchedulerRuntime(abc.ABC):
         arrived = self.mailbox.complete(self.poll_transport(), now_s)
         if now_s - self._counted_s >= COUNTERS_INTERVAL_S:
             self._counted_s = now_s
-            link.tick(core.counters(link.num_malformed_frames), controller_alive)
+            num_malformed_frames = link.num_malformed_frames + self.num_malformed_frames()
+            link.tick(core.counters(num_malformed_frames), controller_alive)
         return Turn(
             now_s=now_s,
             messages=tuple(link.drain()),

@@ -114,6 +114,8 @@ async def test_dead_process_is_restarted(tmp_path: Path) -> None:
     await cluster.until("prefill-0", ProcessState.READY)
     assert ("prefill-0", ProcessState.BACKING_OFF) in cluster.history
     assert [s.num_restarts for s in cluster.supervisor.statuses] == [0, 2]
+    with pytest.raises(LaunchError, match="prefill-0 ended with exit code 7"):
+        cluster.supervisor.raise_death()
     await cluster.supervisor.drain()
     logs = sorted(path.name for path in (tmp_path / "logs").glob("prefill-0*"))
     assert logs == ["prefill-0.1.log", "prefill-0.2.log", "prefill-0.log"]

@@ -56,8 +56,9 @@ def test_a_repeated_operation_is_acknowledged_again_and_not_delivered() -> None:
     gate = InboundGate()
     for message in (_open(), _splice(1), _splice(2)):
         gate.admit(message)
-    for message in (_open(), _splice(1), _splice(2), _commit(2), _splice(0), _splice(-3)):
-        assert gate.admit(message) == (False, _received(2))
+    repeated: list[Operation] = [_open(), _splice(1), _splice(2), _commit(2), _splice(0)]
+    for again in (*repeated, _splice(-3)):
+        assert gate.admit(again) == (False, _received(2))
     assert gate.num_duplicates == 6
 
 

@@ -21,7 +21,7 @@ from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
 from streamfill.messages.common import Role, ServerCounters, StreamMode
 
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 REGISTER = s.Register(
     server_id="p0",
     incarnation=11,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from streamfill.kv_transfer.fake import FakeKvReceiver
-from streamfill.kv_transfer.interface import TransferStatus
+from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress, TransferStatus
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import unpack_ids
 from streamfill.messages.common import FinishReason, Sampling
@@ -55,9 +55,9 @@ def test_the_first_token_leaves_before_the_hand_off(
     tokens_at_submit: list[int] = []
     submit = server.sender.submit
 
-    def note_and_submit(*args: object) -> None:
+    def note_and_submit(peer: PeerAddress, transfer: OutgoingTransfer) -> None:
         tokens_at_submit.extend(server.answer()[0])
-        submit(*args)  # type: ignore[arg-type]
+        submit(peer, transfer)
 
     server.sender.submit = note_and_submit  # type: ignore[method-assign]
     server.run(commit(40, handoff=TO_DECODE))

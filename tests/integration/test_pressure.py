@@ -1,0 +1,144 @@
+"""More context than the KV pool holds, and pages of several tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamfill.api import Client
+from streamfill.api.types import ClusterInfo, Result
+from streamfill.stream.tokenizer import load_tokenizer
+from tests.support.cluster import RunningCluster, start_cluster
+from tests.support.comparing import assert_same
+from tests.support.counters import empty_caches, wait_until_at_rest
+from tests.support.playing import one_shots, play_all
+from tests.support.stories import StoryTeller
+
+pytestmark = pytest.mark.integration
+
+_NUM_STREAMS = 32
+_NUM_PIECES = 5
+_PIECE_TOKENS = 40
+_MAX_TOKENS = 16
+_POOL_TOKENS = 1950
+"""A third of the prompts, which are a little shorter than their pieces add up to."""
+_WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def tight_cluster(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[RunningCluster]:
+    """Its prefill server's pool holds a third of what the test needs at once."""
+    toml = f"[prefill]\npool_tokens = {_POOL_TOKENS}"
+    running = start_cluster(tmp_path_factory.mktemp("tight"), tiny_model, "tight", toml)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def paged_cluster(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[RunningCluster]:
+    """Pages of 16 tokens on both servers, and a tight pool."""
+    toml = f"[prefill]\npage_size = 16\npool_tokens = {_POOL_TOKENS}\n[decode]\npage_size = 16"
+    running = start_cluster(tmp_path_factory.mktemp("paged"), tiny_model, "paged", toml)
+    yield running
+    running.stop()
+
+
+async def test_streams_three_times_the_pool(
+    cluster: RunningCluster, tight_cluster: RunningCluster, tiny_model: Path
+) -> None:
+    """All finish with the answers of an ample cluster."""
+    await _assert_all_finish(tight_cluster, cluster, tiny_model, seed=1)
+
+
+async def test_streams_three_times_the_pool_without_decode_server(
+    cluster: RunningCluster, lone_cluster: RunningCluster, tiny_model: Path
+) -> None:
+    """The same where prompts and answers share one pool."""
+    await _assert_all_finish(lone_cluster, cluster, tiny_model, seed=2)
+
+
+async def test_streams_three_times_the_pool_in_pages(
+    cluster: RunningCluster, paged_cluster: RunningCluster, tiny_model: Path
+) -> None:
+    """The same with pages of 16 tokens."""
+    await _assert_all_finish(paged_cluster, cluster, tiny_model, seed=3)
+
+
+@pytest.mark.parametrize("mode", ["append", "update"])
+async def test_pages_of_16_tokens(
+    paged_cluster: RunningCluster, tiny_model: Path, mode: str
+) -> None:
+    """What is not a whole page is neither kept nor handed over, and the answers are the same."""
+    tokenizer = load_tokenizer(tiny_model)
+    teller = StoryTeller(tokenizer, seed=4)
+    stories = [
+        teller.story("append" if mode == "append" else "update", 1 + number % 7, 10 + 15 * number)
+        for number in range(16)
+    ]
+    async with Client(paged_cluster.address) as client:
+        streamed = await play_all(
+            client, stories, num_at_once=6, max_tokens=24, temperature=0.0
+        )
+        await empty_caches(client)
+        whole = await one_shots(client, stories, tokenizer, max_tokens=24, temperature=0.0)
+        await wait_until_at_rest(client, within_s=5.0)
+    for number, (ours, theirs) in enumerate(zip(streamed, whole, strict=True)):
+        assert_same(ours, theirs, f"story {number}")
+        if ours.usage.num_prompt_tokens >= 16:
+            assert ours.metadata.handoff == "done"
+
+
+async def _assert_all_finish(
+    tight: RunningCluster, ample: RunningCluster, model: Path, seed: int
+) -> None:
+    """32 streams that are all open, with all of their context sent, before the first commit."""
+    prompts = _prompts(model, seed)
+    async with Client(tight.address) as client:
+        before = await client.server_info()
+        streamed = await _stream_all(client, prompts)
+        await wait_until_at_rest(client, within_s=5.0)
+        evicted = _num_evicted(await client.server_info()) - _num_evicted(before)
+    assert sum(result.usage.num_prompt_tokens for result in streamed) >= 3 * before.pool_tokens
+    assert evicted > 0, "there was no pressure"
+    async with Client(ample.address) as client:
+        for number, (pieces, ours) in enumerate(zip(prompts, streamed, strict=True)):
+            whole = await client.complete("".join(pieces), max_tokens=_MAX_TOKENS, temperature=0.0)
+            assert_same(ours, whole, f"stream {number}")
+
+
+async def _stream_all(client: Client, prompts: list[list[str]]) -> list[Result]:
+    all_sent = asyncio.Barrier(len(prompts))
+
+    async def one(number: int, pieces: list[str]) -> Result:
+        async with client.stream() as stream:
+            for piece in pieces[:-1]:
+                await stream.append(piece)
+                await asyncio.sleep(0.003 * (number % 7))
+            await all_sent.wait()
+            answer = stream.commit(pieces[-1], max_tokens=_MAX_TOKENS, temperature=0.0)
+            return await answer.read()
+
+    every = (one(number, pieces) for number, pieces in enumerate(prompts))
+    return await asyncio.wait_for(asyncio.gather(*every), _WAIT_S)
+
+
+def _prompts(model: Path, seed: int) -> list[list[str]]:
+    """Nothing in common but words: each begins with its own number."""
+    teller = StoryTeller(load_tokenizer(model), seed)
+    return [
+        [f"{number}. ", *(teller.text(_PIECE_TOKENS) for _ in range(_NUM_PIECES))]
+        for number in range(_NUM_STREAMS)
+    ]
+
+
+def _num_evicted(info: ClusterInfo) -> int:
+    return sum(
+        server.counters["num_evicted_tokens"] for server in info.servers if server.role == "prefill"
+    )

@@ -1,0 +1,122 @@
+"""Cluster files, and options that change them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamfill.cli.cluster_options import (
+    add_cluster_options,
+    cluster_from_options,
+    parse_settings,
+)
+from streamfill.config import ClusterConfig, load_cluster_file
+from streamfill.errors import ConfigError
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+def cluster(*words: str) -> ClusterConfig:
+    """The cluster of a command line."""
+    parser = argparse.ArgumentParser()
+    add_cluster_options(parser)
+    return cluster_from_options(parser.parse_args(words))
+
+
+def test_nothing_given() -> None:
+    """Without options it is the default cluster."""
+    assert cluster() == ClusterConfig()
+
+
+def test_options_go_before_the_file(tmp_path: Path) -> None:
+    """What the command line says replaces what the file says; the rest of the file stays."""
+    file = tmp_path / "cluster.toml"
+    file.write_text('name = "f"\n[prefill]\ncount = 3\nthreads = 2\n[decode]\ncount = 4\n')
+    made = cluster(
+        "--config", str(file), "--prefill", "1", "--port", "0", "--model", "/m", "--name", "n"
+    )
+    assert (made.prefill.count, made.prefill.threads, made.decode.count) == (1, 2, 4)
+    assert (made.router.grpc_port, made.model.path, made.name) == (0, "/m", "n")
+
+
+def test_set_any_key() -> None:
+    """--set reaches every key, reads values as TOML, and takes bare words as strings."""
+    made = cluster(
+        "--set", "prefill.threads=2", "--set", "launcher.drain_timeout_s=1.5",
+        "--set", "log_level=debug", "--set", 'decode.sglang.dtype="float32"',
+    )  # fmt: skip
+    assert made.prefill.threads == 2
+    assert made.launcher.drain_timeout_s == 1.5
+    assert made.log_level == "debug"
+    assert made.decode.sglang == {"dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("k=1", 1), ("k=true", True), ("k=[1, 2]", [1, 2]), ("k=a=b", "a=b"), ("k=/x y", "/x y")],
+)
+def test_values_of_settings(setting: str, value: object) -> None:
+    """A value is TOML where it can be read as such, and a string otherwise."""
+    assert parse_settings([setting]) == {"k": value}
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "remedy"),
+    [
+        (("--set", "prefill.thread=2"), "prefill.thread", "known here: count, host, threads"),
+        (("--set", "prefil.threads=2"), "prefil", "known here: name, log_level, model"),
+        (("--set", "name.x=2"), "name.x", "name is an option, not a section"),
+        (("--set", "prefill"), "--set", "write KEY=VALUE"),
+        (("--set", "prefill.count=many"), "prefill.count", "int"),
+        (("--prefill", "0"), "prefill.count", "at least 1"),
+        (("--decode", "-1"), "decode.count", "at least 0"),
+        (("--port", "70000"), "router.grpc_port", "between 0"),
+        (("--name", "a/b"), "name", "use up to 64 letters"),
+        (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),
+    ],
+)
+def test_wrong_values(words: tuple[str, ...], key: str, remedy: str) -> None:
+    """Each wrong value is refused with its key and what would be right."""
+    with pytest.raises(ConfigError, match=re.escape(remedy)) as caught:
+        cluster(*words)
+    assert caught.value.key == key
+
+
+def test_unknown_option_in_a_file(tmp_path: Path) -> None:
+    """An unknown key of a cluster file is named with its value and the known ones."""
+    file = tmp_path / "c.toml"
+    file.write_text("[router]\nport = 5\n")
+    with pytest.raises(ConfigError, match="known here: host, grpc_port") as caught:
+        cluster("--config", str(file))
+    assert (caught.value.key, caught.value.value) == ("router.port", 5)
+
+
+@pytest.mark.parametrize("name", ["local.toml", "two-by-two.toml"])
+def test_deployed_files_load(name: str) -> None:
+    """The cluster files of the repository are valid."""
+    load_cluster_file(DEPLOY / name)
+
+
+def test_local_file_has_every_key_with_its_default() -> None:
+    """deploy/local.toml shows every key there is, and its values are the defaults."""
+    assert load_cluster_file(DEPLOY / "local.toml") == ClusterConfig()
+    text = (DEPLOY / "local.toml").read_text(encoding="utf-8")
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    shown: dict[str, Any] = tomllib.loads(uncommented)
+    assert keys(shown) == keys(msgspec.to_builtins(ClusterConfig()))
+
+
+def keys(data: dict[str, Any]) -> set[str]:
+    """Dotted names of everything in `data`."""
+    found = set()
+    for key, value in data.items():
+        found.add(key)
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}" for inner in keys(value)}
+    return found

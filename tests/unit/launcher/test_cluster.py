@@ -1,0 +1,150 @@
+"""A whole cluster as a block of code, with scripts in the place of its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamfill.config import ClusterConfig, RouterSection
+from streamfill.errors import ConfigError
+from streamfill.launcher import cluster as cluster_module
+from streamfill.launcher.cluster import RunningCluster, StoppedError, running_cluster
+from streamfill.launcher.errors import LaunchError
+from streamfill.launcher.plan import ClusterPlan, ProcessKind, ProcessSpec
+from streamfill.launcher.signals import StopRequest
+from streamfill.launcher.state import ClusterPhase, find_cluster, start_ticks
+from streamfill.launcher.supervisor import Supervisor
+
+FAKE = Path(__file__).parents[2] / "fixtures" / "launcher" / "fake_process.py"
+CONFIG = ClusterConfig(name="t", router=RouterSection(grpc_port=0))
+
+
+class Bench:
+    """Replaces the plan by two scripts, and registration by what a test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stop = StopRequest()
+        self.router_options: tuple[str, ...] = ()
+        self.is_registered = True
+        self.registering = asyncio.Event()
+
+    def plan(self, config: ClusterConfig, **rest: Any) -> ClusterPlan:
+        """Stands in for `plan_cluster`."""
+        journal = str(self.folder / "journal")
+        kinds = {"router": ProcessKind.ROUTER, "prefill-0": ProcessKind.PREFILL}
+        options = {"router": self.router_options, "prefill-0": ()}
+        specs = tuple(
+            ProcessSpec(
+                name=name,
+                kind=kind,
+                argv=(sys.executable, str(FAKE), "--journal", journal, "--name", name)
+                + options[name],
+                env={},
+                config_file=self.folder / "config" / f"{name}.json",
+                config_json=b"{}",
+            )
+            for name, kind in kinds.items()
+        )
+        return ClusterPlan(name=config.name, address="127.0.0.1:7", processes=specs)
+
+    async def wait_registered(
+        self, address: str, config: ClusterConfig, supervisor: Supervisor
+    ) -> None:
+        """Stands in for `_wait_registered`."""
+        self.registering.set()
+        while not self.is_registered:
+            supervisor.raise_death()
+            await asyncio.sleep(0.01)
+
+    def running(self) -> AbstractAsyncContextManager[RunningCluster]:
+        """The cluster of this test."""
+        return running_cluster(
+            CONFIG,
+            model_path=Path("/m"),
+            state_dir=self.folder,
+            run_dir=self.folder,
+            stop=self.stop,
+            on_change=lambda statuses: None,
+        )
+
+    def log_files(self) -> list[Path]:
+        """Of all processes."""
+        return list((self.folder / "logs").iterdir())
+
+    def pids(self) -> list[int]:
+        """Of all processes that were started so far."""
+        journal = self.folder / "journal"
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        return [int(line.split()[2]) for line in lines]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """A bench, and afterwards a look for processes that were left behind."""
+    made = Bench(tmp_path)
+    monkeypatch.setattr(cluster_module, "plan_cluster", made.plan)
+    monkeypatch.setattr(cluster_module, "_wait_registered", made.wait_registered)
+    yield made
+    assert not [pid for pid in made.pids() if start_ticks(pid) is not None]
+
+
+async def test_state_file_follows_the_cluster(bench: Bench) -> None:
+    """The state file says who runs where while the cluster is ready, and is gone afterwards."""
+    async with bench.running() as cluster:
+        state = find_cluster(bench.folder)
+        assert state is not None
+        assert (state.address, state.phase) == ("127.0.0.1:7", ClusterPhase.READY)
+        assert state.launcher_pid == os.getpid()
+        assert state.startup_s == cluster.startup_s
+        assert {p.name: p.pid for p in state.processes} == {
+            status.name: status.pid for status in cluster.supervisor.statuses
+        }
+        logs = {process.log_file for process in state.processes}
+        assert logs == {str(path) for path in bench.log_files()}
+    assert find_cluster(bench.folder) is None
+
+
+async def test_second_cluster_of_the_same_name(bench: Bench) -> None:
+    """A second start of the same name is refused and leaves the first one alone."""
+    async with bench.running():
+        with pytest.raises(ConfigError, match=f"run by process {os.getpid()}"):
+            async with bench.running():
+                pass
+        state = find_cluster(bench.folder)
+        assert state is not None
+        assert state.phase is ClusterPhase.READY
+
+
+async def test_signal_during_the_start(bench: Bench) -> None:
+    """A signal ends a start that is still waiting, and every process of it."""
+    bench.is_registered = False
+    start = asyncio.create_task(bench.running().__aenter__())
+    await bench.registering.wait()
+    assert len(bench.pids()) == 2
+    bench.stop.note()
+    with pytest.raises(StoppedError):
+        await start
+
+
+async def test_death_while_servers_register(bench: Bench) -> None:
+    """A process that dies right after it was ready stops the start; nobody waits for restarts."""
+    bench.is_registered = False
+    bench.router_options = ("--die-in-lives", "99")
+    with pytest.raises(LaunchError, match="router ended with exit code 7"):
+        async with bench.running():
+            pass
+
+
+async def test_error_inside_the_block(bench: Bench) -> None:
+    """An error of whoever uses the cluster goes on after everything was stopped."""
+    with pytest.raises(ZeroDivisionError):
+        async with bench.running():
+            raise ZeroDivisionError
