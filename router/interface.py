@@ -1,8 +1,9 @@
 """The border between the gRPC service and the router's core: plain data and one Protocol.
 
-The service (``router/service.py``) speaks gRPC and knows nothing of servers; the core (``router/manager.py``) knows
-nothing of gRPC. Both run in the router's asyncio loop. All methods raise ``errors.StreamError`` subclasses and leave
-the stream unharmed when they do, unless they say otherwise.
+The service (``router/service.py``) speaks gRPC and knows nothing of servers; the core
+(``router/manager.py``) knows nothing of gRPC. Both run in the router's asyncio loop. All
+methods raise ``errors.StreamError`` subclasses and leave the stream unharmed when they do,
+unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from streamfill.stream.state import StreamState
 class Segment:
     """A piece of context: exactly one of ``text``, ``token_ids`` or ``messages`` is given.
 
-    In append mode it goes behind what is there; in update mode it is the whole new context. ``messages`` are whole chat
-    messages (role, content); with them the stream is a chat and further text grows the content of the last message.
+    In append mode it goes behind what is there; in update mode it is the whole new context.
+    ``messages`` are whole chat messages (role, content); with them the stream is a chat and
+    further text grows the content of the last message.
     """
 
     text: str | None = None
@@ -57,7 +59,8 @@ class CommitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Acknowledged:
-    """How far the prompt has come. Sent after each operation and whenever a server reports progress."""
+    """How far the prompt has come. Sent after each operation and whenever a server reports
+    progress."""
 
     client_seq: int
     """Newest client operation that was applied."""
@@ -172,8 +175,8 @@ class StreamHandle(Protocol):
 
         Raises:
             FailedPreconditionError: the stream is in update mode, or committed.
-            InvalidArgumentError: bad ids or text, or the prompt would outgrow the context or the KV pool.
-            ResourceExhaustedError: too much is waiting to be computed.
+            InvalidArgumentError: bad ids or text, or the prompt would outgrow the context or
+                the KV pool.
         """
         ...
 
@@ -192,8 +195,9 @@ class StreamHandle(Protocol):
         ...
 
     def events(self) -> AsyncIterator[StreamEvent]:
-        """Everything that happens, until ``DoneEvent``. One consumer at a time; acknowledgements that nobody fetched
-        are merged, tokens never are. Raises the stream's ``StreamError`` when it ends badly."""
+        """Everything that happens, until ``DoneEvent``. One consumer at a time;
+        acknowledgements that nobody fetched are merged, tokens never are. Raises the stream's
+        ``StreamError`` when it ends badly."""
         ...
 
     async def cancel(self, reason: str) -> None:

@@ -1,8 +1,9 @@
 """Configuration of a cluster and of each of its processes.
 
-``ClusterConfig`` is what a cluster file (TOML) and ``streamfill up`` describe. The launcher derives from it one
-``RouterConfig``, ``ControllerConfig`` and a ``ServerConfig`` per server, and hands each to its process as a JSON file.
-Everything is frozen; a wrong or unknown value stops the start with its key and what to do.
+``ClusterConfig`` is what a cluster file (TOML) and ``streamfill up`` describe. The launcher
+derives from it one ``RouterConfig``, ``ControllerConfig`` and a ``ServerConfig`` per server, and
+hands each to its process as a JSON file. Everything is frozen; a wrong or unknown value stops the
+start with its key and what to do.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     threads: int = 0
     """CPU threads of each server. 0: an equal share of the cores."""
     pool_tokens: int | None = None
-    """KV pool size in tokens. None: SGLang decides on a GPU; on the CPU 32,768, less where memory is short."""
+    """KV pool size in tokens. None: SGLang decides on a GPU; on the CPU 32,768, less where memory
+    is short."""
     page_size: int | None = None
     """None: the measured default of the platform."""
     step_tokens: int | None = None
-    """Prefill tokens computed in one step. A commit waits for at most one step of other streams. None: 256 on the
-    CPU, 8192 on a GPU."""
+    """Prefill tokens computed in one step. A commit waits for at most one step of other
+    streams. None: 256 on the CPU, 8192 on a GPU."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -81,7 +83,8 @@ class LauncherSection(_Config, frozen=True, kw_only=True):
     ready_timeout_s: float = 180.0
     drain_timeout_s: float = 30.0
     max_restarts: int = 5
-    """Of one process in a row, each after a longer pause; a process that ran for a minute starts over."""
+    """Of one process in a row, each after a longer pause; a process that ran for a minute starts
+    over."""
 
 
 class ClusterConfig(_Config, frozen=True, kw_only=True):
@@ -149,12 +152,15 @@ def load_cluster_file(path: Path) -> ClusterConfig:
     """The cluster that a TOML file describes.
 
     Raises:
-        ConfigError: the file is not there, is no TOML, or has an unknown key or a value of the wrong kind.
+        ConfigError: the file is not there, is no TOML, or has an unknown key or a value of the
+        wrong kind.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("--config", str(path), f"cannot be read ({error.strerror}); give an existing file") from error
+        raise ConfigError(
+            "--config", str(path), f"cannot be read ({error.strerror}); give an existing file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("--config", str(path), f"is no valid TOML: {error}") from error
     return check_cluster(from_mapping(ClusterConfig, data, str(path)))
@@ -169,7 +175,9 @@ def load_process_file(kind: type[C], path: Path) -> C:
     try:
         data = msgspec.json.decode(path.read_bytes())
     except OSError as error:
-        raise ConfigError("--config-file", str(path), f"cannot be read ({error.strerror})") from error
+        raise ConfigError(
+            "--config-file", str(path), f"cannot be read ({error.strerror})"
+        ) from error
     except msgspec.DecodeError as error:
         raise ConfigError("--config-file", str(path), f"is no valid JSON: {error}") from error
     return from_mapping(kind, data, str(path))
@@ -212,9 +220,15 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
     page_sizes = (config.prefill.page_size, config.decode.page_size)
     if config.decode.count and page_sizes[0] != page_sizes[1]:
-        raise ConfigError("decode.page_size", page_sizes[1], f"must equal prefill.page_size, which is {page_sizes[0]}")
+        raise ConfigError(
+            "decode.page_size",
+            page_sizes[1],
+            f"must equal prefill.page_size, which is {page_sizes[0]}",
+        )
     if config.log_level not in ("debug", "info", "warning", "error"):
-        raise ConfigError("log_level", config.log_level, "must be one of debug, info, warning, error")
+        raise ConfigError(
+            "log_level", config.log_level, "must be one of debug, info, warning, error"
+        )
     return config
 
 
@@ -224,7 +238,8 @@ def _at_least(key: str, value: int, least: int) -> None:
 
 
 def _explain(kind: type[_Config], data: object, message: str) -> tuple[str, object, str]:
-    """Key, value and remedy of a msgspec validation error, whose text ends in a path such as ``$.prefill.count``."""
+    """Key, value and remedy of a msgspec validation error, whose text ends in a path such as
+    ``$.prefill.count``."""
     text, _, path = message.partition(" - at `$")
     keys = [part for part in path.strip("`").split(".") if part]
     unknown = "unknown field `"

@@ -6,6 +6,7 @@
     ├── ConfigError              a wrong value in the configuration; stops the start
     ├── ModelError               a model folder that cannot be read or served
     ├── EngineVersionError       an SGLang other than the pinned one
+    ├── LaunchError              a process of a cluster did not start (`launcher.errors`)
     ├── ProtocolError            a frame that is no message of ours; its sender is answered
     ├── TransportError           a link or a KV transfer failed; the work is done another way
     └── StreamError              a request was refused or ended; carries an `ErrorCode`
@@ -25,11 +26,11 @@ Errors of zmq, grpc and torch.distributed are translated into these at one borde
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from types import MappingProxyType
 
 
-class ErrorCode(str, Enum):
+class ErrorCode(StrEnum):
     """Why a request failed. Names and meanings are gRPC's canonical status codes."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"

@@ -1,4 +1,5 @@
-"""One running cluster for all integration tests: a tiny random model, one prefill and one decode server."""
+"""One running cluster for all integration tests: a tiny random model, one prefill and one decode
+server."""
 
 from __future__ import annotations
 

@@ -93,8 +93,7 @@ def answers_to_all_garbage(
             decoder.decode(stranger.ask(frames))
         stranger.send([beyond_what_zeromq_takes()])
     with Stranger(port) as flooding:
-        for _ in range(FLOOD):
-            flooding.send([b"\xc1"])
+        flooding.flood([b"\xc1"], FLOOD)
     return len(messages) + FLOOD
 
 

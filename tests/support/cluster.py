@@ -1,4 +1,5 @@
-"""A real cluster for tests: ``streamfill up`` as a user starts it, in a folder of its own, on free ports."""
+"""A real cluster for tests: ``streamfill up`` as a user starts it, in a folder of its own, on free
+ports."""
 
 from __future__ import annotations
 

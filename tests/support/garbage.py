@@ -12,8 +12,7 @@ import zmq
 
 from streamfill.messages.codec import MAX_FRAME_BYTES, encode
 
-LINGER_MS = 10_000
-"""What was sent is delivered before a stranger leaves."""
+QUIET_MS = 500
 HOST = "127.0.0.1"
 ANSWER_S = 20.0
 """Reading and answering a frame of 32 MiB takes a tenth of a second on a quiet machine."""
@@ -72,7 +71,7 @@ class Stranger:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._context.destroy(linger=LINGER_MS)
+        self._context.destroy(linger=0)
 
     def send(self, frames: list[bytes]) -> None:
         """Send one message."""
@@ -83,6 +82,14 @@ class Stranger:
         self.send(frames)
         assert self._socket.poll(ANSWER_S * 1000), f"no answer to {frames[0][:40]!r}"
         return self._socket.recv()
+
+    def flood(self, frames: list[bytes], times: int) -> None:
+        """Send the same message many times, and stay until no answer comes any more: who leaves
+        earlier takes with him what was not read yet."""
+        for _ in range(times):
+            self.send(frames)
+        while self._socket.poll(QUIET_MS):
+            self._socket.recv()
 
 
 def talk_another_protocol(port: int) -> None:

@@ -143,5 +143,6 @@ def _after_sampling_info(info: Any, cls: Any, batch: Any, *args: Any, **kwargs: 
 
     if get_server_args().sampling_backend == "pytorch":
         sampling.attach_seeds(info, batch)
+    sampling.order_penalizers(info)
     sampling.replay_outputs(info, batch)
     return info

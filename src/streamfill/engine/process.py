@@ -89,24 +89,33 @@ def run(config: ServerConfig, build: Build, started_s: float) -> int:
     server_args, port_args = build_server_args(
         config, 2 * facts.num_layers * facts.num_kv_heads * facts.head_dim * CPU_KV_ITEM_BYTES
     )
-    mailbox = f"ipc://{tempfile.mkdtemp(prefix='streamfill-')}/ranks"
-    children = [
-        multiprocessing.get_context("spawn").Process(
-            target=_run_child,
-            # As bytes: unpickling them imports sglang, which needs the preparations in _run_child.
-            args=(config, build, pickle.dumps((server_args, port_args)), model_id, rank, mailbox),
-        )
-        for rank in range(1, config.tp_size)
-    ]
-    for child in children:
-        child.start()
-    try:
-        return run_rank(config, build, server_args, port_args, model_id, 0, mailbox, started_s)
-    finally:
+    with tempfile.TemporaryDirectory(prefix="streamfill-") as folder:
+        mailbox = f"ipc://{folder}/ranks"
+        children = [
+            multiprocessing.get_context("spawn").Process(
+                target=_run_child,
+                # As bytes: unpickling them imports sglang, which needs the preparations in
+                # _run_child.
+                args=(
+                    config,
+                    build,
+                    pickle.dumps((server_args, port_args)),
+                    model_id,
+                    rank,
+                    mailbox,
+                ),
+            )
+            for rank in range(1, config.tp_size)
+        ]
         for child in children:
-            child.join(5)
-            if child.is_alive():
-                child.kill()
+            child.start()
+        try:
+            return run_rank(config, build, server_args, port_args, model_id, 0, mailbox, started_s)
+        finally:
+            for child in children:
+                child.join(5)
+                if child.is_alive():
+                    child.kill()
 
 
 def run_rank(  # noqa: PLR0917  what a spawned process is given, by position

@@ -85,9 +85,10 @@ def sample_from_filtered_probs(  # noqa: PLR0917 - SGLang's signature
     drop = (ranks >= top_ks.view(-1, 1)) | (before > top_ps.view(-1, 1))
     if need_min_p_sampling:
         drop |= sorted_probs < sorted_probs[:, :1] * min_ps.view(-1, 1)
-    kept = sorted_probs.masked_fill(drop, 0.0)
-    columns = _sample_rows(kept, sampling_seed, positions)
-    return token_ids.gather(1, columns.view(-1, 1)).view(-1).to(torch.int32)
+    # Back in the vocabulary's order: a seeded draw must not depend on whether another request of
+    # the batch has a filter.
+    kept = torch.zeros_like(probs).scatter_(1, token_ids, sorted_probs.masked_fill(drop, 0.0))
+    return _sample_rows(kept, sampling_seed, positions).to(torch.int32)
 
 
 def _sample_rows(
@@ -115,6 +116,21 @@ def _sample_seeded(weights: torch.Tensor, seed: int, position: int) -> torch.Ten
     generator.manual_seed((seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) & _MAX_SEED)
     race = torch.empty(weights.shape, dtype=torch.float64).exponential_(generator=generator)
     return (weights.to(device="cpu", dtype=torch.float64) / race).argmax()
+
+
+def order_penalizers(info: Any) -> None:
+    """Apply additive penalties before the multiplicative one, in every process.
+
+    SGLang takes them out of a set of classes, whose order is another one in each process.
+    """
+    orchestrator = info.penalizer_orchestrator
+    if orchestrator is not None:
+        orchestrator.penalizers = dict(
+            sorted(
+                orchestrator.penalizers.items(),
+                key=lambda item: (item[0].is_multiplicative, item[0].__name__),
+            )
+        )
 
 
 def replay_outputs(info: Any, batch: Any) -> None:

@@ -227,7 +227,7 @@ class SchedulerEngine:
         *,
         is_segment: bool,
     ) -> None:
-        params.normalize(None)
+        params.normalize(self._eos_only)  # refuses a minimum of tokens to those without a tokenizer
         scheduler = self._scheduler
         num_waiting = len(scheduler.waiting_queue)
         scheduler.handle_generate_request(

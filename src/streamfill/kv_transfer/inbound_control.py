@@ -21,10 +21,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 import zmq
-from typing_extensions import assert_never
 
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.control_socket import ControlSocket

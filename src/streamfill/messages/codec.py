@@ -1,7 +1,7 @@
 """Frames to messages and back. A frame is one msgpack map with a ``type`` tag.
 
-A frame that is too large or does not decode raises ``ProtocolError``; the caller counts and logs it, answers
-where there is a sender, and goes on.
+A frame that is too large or does not decode raises ``ProtocolError``; the caller counts and
+logs it, answers where there is a sender, and goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import msgspec
 from streamfill.errors import ProtocolError
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
-"""A million token ids take 4 MiB; 32 MiB leaves room for eight and stops a hostile length before it is parsed."""
+"""A million token ids take 4 MiB; 32 MiB leaves room for eight and stops a hostile length before it
+is parsed."""
 
 M = TypeVar("M")
 
@@ -32,7 +33,7 @@ class FrameDecoder(Generic[M]):
     """Decoder of one socket: frames of the union it was made for, nothing else."""
 
     def __init__(self, union: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
 
     def decode(self, frame: bytes | memoryview) -> M:
         """The message in ``frame``.
@@ -41,11 +42,15 @@ class FrameDecoder(Generic[M]):
             ProtocolError: the frame is oversized, truncated, or no message of this union.
         """
         if len(frame) > MAX_FRAME_BYTES:
-            raise ProtocolError(f"frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}")
+            raise ProtocolError(
+                f"frame of {len(frame)} bytes is over the limit of {MAX_FRAME_BYTES}"
+            )
         try:
             return self._decoder.decode(frame)
         except msgspec.MsgspecError as error:
-            raise ProtocolError(f"frame of {len(frame)} bytes is no valid message: {error}") from error
+            raise ProtocolError(
+                f"frame of {len(frame)} bytes is no valid message: {error}"
+            ) from error
         except (UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"frame of {len(frame)} bytes is malformed: {error}") from error
 
@@ -56,7 +61,11 @@ def pack_ids(token_ids: Sequence[int]) -> bytes:
     Raises:
         OverflowError: an id does not fit 32 bits.
     """
-    packed = token_ids if isinstance(token_ids, array) and token_ids.typecode == "i" else array("i", token_ids)
+    packed = (
+        token_ids
+        if isinstance(token_ids, array) and token_ids.typecode == "i"
+        else array("i", token_ids)
+    )
     if sys.byteorder == "big":
         packed = array("i", packed)
         packed.byteswap()

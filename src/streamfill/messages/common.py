@@ -83,8 +83,8 @@ class HandoffTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a server holds right now. All but the capacities go back to zero when no stream is left, except
-    ``num_cached_tokens``: the cache keeps what may be useful again."""
+    """What a server holds right now. All but the capacities go back to zero when no stream is
+    left, except ``num_cached_tokens``: the cache keeps what may be useful again."""
 
     num_streams: int = 0
     num_waiting: int = 0

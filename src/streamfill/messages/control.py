@@ -41,7 +41,9 @@ class StreamTelemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     priority: int = 0
 
 
-class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="telemetry"):
+class Telemetry(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="telemetry"
+):
     """State of one prefill server. Answered with ``Plan``."""
 
     server_id: str
@@ -54,12 +56,16 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     streams: tuple[StreamTelemetry, ...]
 
 
-class ControllerHello(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="controller_hello"):
-    """Sent by anybody who wants to know whether the controller lives. Answered with ``ControllerStatus``."""
+class ControllerHello(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="controller_hello"
+):
+    """Sent by anybody who wants to know whether the controller lives. Answered with
+    ``ControllerStatus``."""
 
 
 class PlanEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to do with one stream should memory be needed. The order of entries is the order of victims."""
+    """What to do with one stream should memory be needed. The order of entries is the order of
+    victims."""
 
     stream_id: int
     action: PreemptionAction
@@ -67,7 +73,8 @@ class PlanEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="plan"):
-    """A standing plan for one server. It holds until a newer one comes; the server never waits for it."""
+    """A standing plan for one server. It holds until a newer one comes; the server never waits for
+    it."""
 
     server_id: str
     epoch: int
@@ -77,7 +84,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     victims: tuple[PlanEntry, ...]
 
 
-class ControllerStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="controller_status"):
+class ControllerStatus(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="controller_status"
+):
     """How the controller is."""
 
     epoch: int

@@ -1,8 +1,9 @@
 """What the router sends to a server.
 
-``Splice`` and ``Commit`` change a stream: they carry ``seq`` = 1, 2, 3, … within one ``attempt``, a server applies
-each exactly once and in order, acknowledges with ``Received``, and answers a gap with ``ResyncRequest``. An attempt
-is one placement of a stream on one server; a message of an older attempt than the newest seen is dropped.
+``Splice`` and ``Commit`` change a stream: they carry ``seq`` = 1, 2, 3, … within one
+``attempt``, a server applies each exactly once and in order, acknowledges with ``Received``,
+and answers a gap with ``ResyncRequest``. An attempt is one placement of a stream on one server;
+a message of an older attempt than the newest seen is dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class RouterHeartbeat(_Message, frozen=True, kw_only=True, tag="router_heartbeat
 
 
 class OpenStream(_Message, frozen=True, kw_only=True, tag="open_stream"):
-    """A stream was placed here. Sent again it changes nothing. The splices follow with ``seq`` from 1."""
+    """A stream was placed here. Sent again it changes nothing. The splices follow with ``seq`` from
+    1."""
 
     stream_id: int
     attempt: int
@@ -57,7 +59,8 @@ class Splice(_Message, frozen=True, kw_only=True, tag="splice"):
     token_ids: bytes
     """``codec.pack_ids``."""
     commit_follows: bool = False
-    """A ``Commit`` is right behind: wait for it, and compute the rest and the first token in one step."""
+    """A ``Commit`` is right behind: wait for it, and compute the rest and the first token in one
+    step."""
 
 
 class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
@@ -74,7 +77,8 @@ class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
 
 
 class Generate(_Message, frozen=True, kw_only=True, tag="generate"):
-    """Go on with an answer: the next token behind ``prompt_ids + output_ids``. Any server can do it."""
+    """Go on with an answer: the next token behind ``prompt_ids + output_ids``. Any server can do
+    it."""
 
     stream_id: int
     attempt: int
@@ -95,7 +99,8 @@ class HandoffFailed(_Message, frozen=True, kw_only=True, tag="handoff_failed"):
 
 
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
-    """Stop all work on the stream, on any attempt up to this one, and forget it. Answered with ``Closed``, always."""
+    """Stop all work on the stream, on any attempt up to this one, and forget it. Answered with
+    ``Closed``, always."""
 
     stream_id: int
     attempt: int

@@ -1,5 +1,5 @@
-"""What a server sends to the router. Output tokens are numbered within the answer, so the router can drop what it
-already has and ask for what it misses (``ResendOutput``)."""
+"""What a server sends to the router. Output tokens are numbered within the answer, so the
+router can drop what it already has and ask for what it misses (``ResendOutput``)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class Received(_Message, frozen=True, kw_only=True, tag="received"):
 
 
 class ResyncRequest(_Message, frozen=True, kw_only=True, tag="resync_request"):
-    """The server has everything up to ``have_seq`` and then a gap (-1: it does not know the stream at all)."""
+    """The server has everything up to ``have_seq`` and then a gap (-1: it does not know the stream
+    at all)."""
 
     stream_id: int
     attempt: int

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
+from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
 
-class LifetimeEvent(str, Enum):
+class LifetimeEvent(StrEnum):
     """What can happen to a stream, roughly in order."""
 
     OPENED = "OPENED"

@@ -14,14 +14,14 @@ A stream only moves to the right and ends exactly once; the first ending wins.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from types import MappingProxyType
 
 from streamfill.errors import InternalError
 from streamfill.stream.ids import StreamId
 
 
-class StreamState(str, Enum):
+class StreamState(StrEnum):
     """Where a stream is in its life."""
 
     OPEN = "OPEN"

@@ -65,6 +65,14 @@ def test_a_seeded_draw_depends_on_weights_seed_and_position_only(
     assert together.dtype == torch.int32
 
 
+def test_a_seeded_draw_is_the_same_beside_filters() -> None:
+    """A filter of another request of the batch sends all through the filtering function."""
+    probs = _probs(50, vocab_size=200)
+    seeds, positions = list(range(50)), [7] * 50
+    plain = sampling.sample_from_probs(probs, torch.tensor(seeds), torch.tensor(positions))
+    assert _sample(probs, seeds, positions) == plain.tolist()
+
+
 def test_seeds_and_positions_make_different_draws() -> None:
     """Equal ones equal draws."""
     row = _probs(1, vocab_size=10_000).expand(3, -1)
@@ -162,9 +170,14 @@ def test_filters_keep_what_sglangs_keep(seed: int, top_k: int, top_p: float, min
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "_sample_rows", spy)
         _sample(probs, None, [0, 0, 0], **filters)
-    order = probs.sort(dim=-1, descending=True, stable=True).indices
-    ours = torch.zeros_like(kept).scatter(1, order, seen[0] > 0)
-    assert torch.equal(ours, kept)
+    assert torch.equal(seen[0] > 0, kept)
+
+
+def test_a_token_that_begins_exactly_at_top_p_is_kept() -> None:
+    """As in SGLang, which drops what begins beyond it."""
+    probs = torch.tensor([[0.5, 0.25, 0.25]]).expand(64, -1)
+    assert _kept(probs, {"top_p": 0.5})[0].tolist() == [True, True, False]
+    assert set(_sample(probs, list(range(64)), [0] * 64, top_p=0.5)) == {0, 1}
 
 
 def test_top_k_1_is_the_most_likely_token() -> None:
@@ -175,6 +188,17 @@ def test_top_k_1_is_the_most_likely_token() -> None:
 
 
 # Penalties
+
+
+def test_additive_penalties_come_first() -> None:
+    """In every process, though SGLang keeps them in a set: the order changes the logits."""
+    additive = penaltylib.BatchedFrequencyPenalizer, penaltylib.BatchedPresencePenalizer
+    orchestrator = SimpleNamespace(
+        penalizers={penaltylib.BatchedRepetitionPenalizer: 0, additive[1]: 1, additive[0]: 2}
+    )
+    sampling.order_penalizers(SimpleNamespace(penalizer_orchestrator=orchestrator))
+    assert list(orchestrator.penalizers) == [*additive, penaltylib.BatchedRepetitionPenalizer]
+
 
 _VOCAB = 12
 _EOS = _EosOnly(frozenset({3, 5}), _VOCAB)
