@@ -33,8 +33,8 @@ pytestmark = pytest.mark.integration
 
 PROMPT = "A river runs through the valley, and nobody knows where it begins. " * 4
 NUM_TOKENS = 12
-LONG_ANSWER_TOKENS = 300
-"""Takes most of a second, so that what a test does right after the commit comes in its middle."""
+LONG_ANSWER_TOKENS = 150
+"""Takes a third of a second, so that what a test does right after the commit comes in its middle."""
 
 POOL_TOKENS = 600
 """Of the small cluster, far below the tiny model's context of 8,192."""
@@ -59,9 +59,7 @@ def form(request: pytest.FixtureRequest) -> type[Form]:
 
 
 @pytest.fixture(scope="module")
-def small(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: object
-) -> Iterator[RunningCluster]:
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_model: object) -> Iterator[RunningCluster]:
     """A cluster whose KV pools are smaller than the context, and whose servers may be killed."""
     running = start_cluster(
         tmp_path_factory.mktemp("small"),

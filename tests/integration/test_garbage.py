@@ -58,14 +58,14 @@ PING = handoff.Ping(epoch=1)
 PONG = handoff.Pong(epoch=1)
 
 
-async def while_a_stream_is_answered(
-    cluster: RunningCluster, shout: Callable[[], None]
-) -> None:
+async def while_a_stream_is_answered(cluster: RunningCluster, shout: Callable[[], None]) -> None:
     """Call ``shout`` in a thread in the middle of an answer, which must be the usual one; nobody
     may have died of it."""
     pids = {record.name: record.pid for record in cluster.state.processes}
     async with Client(cluster.address) as client:
-        usual = await client.complete(PROMPT, max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
+        usual = await client.complete(
+            PROMPT, max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True
+        )
         async with client.stream() as stream:
             await stream.append(PROMPT)
             answer = stream.commit(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
@@ -140,9 +140,7 @@ async def test_decode_servers_kv_port(cluster: RunningCluster) -> None:
         sent: list[int] = []
         await while_a_stream_is_answered(
             cluster,
-            lambda: sent.append(
-                answers_to_all_garbage(ports[0], PING, CANCEL, handoff.Reject)
-            ),
+            lambda: sent.append(answers_to_all_garbage(ports[0], PING, CANCEL, handoff.Reject)),
         )
         await counted(
             "the decode server's", before + sent[0], lambda: server_count(client, "decode-0")
@@ -263,7 +261,9 @@ def test_garbage_from_the_controller(lone: LoneServer, controller: zmq.Socket[by
     before = lone.num_malformed_frames
     lone.wait_for("telemetry", lambda: controller.poll(0))
     route, frame = controller.recv_multipart()
-    assert isinstance(msgspec.msgpack.decode(frame, type=control.ServerToController), control.Telemetry)
+    assert isinstance(
+        msgspec.msgpack.decode(frame, type=control.ServerToController), control.Telemetry
+    )
     messages = bad_messages(PLAN, TELEMETRY)
     for frames in messages.values():
         controller.send_multipart([route, *frames])

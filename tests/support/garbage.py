@@ -41,7 +41,9 @@ def bad_messages(valid: msgspec.Struct, foreign: msgspec.Struct) -> Mapping[str,
         "no tag": [encode_any({"stream_id": 1})],
         "unknown tag": [encode_any(fields | {"type": "surprise"})],
         "unknown field": [encode_any(fields | {"surprise": 1})],
-        "wrong type": [encode_any({key: {"a": [key]} for key in fields} | {"type": fields["type"]})],
+        "wrong type": [
+            encode_any({key: {"a": [key]} for key in fields} | {"type": fields["type"]})
+        ],
         "deep": [b"\x91" * 100_000],
         "huge length": [b"\xdd\xff\xff\xff\xff"],
         "bad text": [b"\x81\xa4type\xa2\xff\xfe"],

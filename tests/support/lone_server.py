@@ -91,7 +91,8 @@ class LoneServer:
         wanted = [
             message
             for message in self._received
-            if isinstance(message, kind) and stream_id in (None, getattr(message, "stream_id", None))
+            if isinstance(message, kind)
+            and stream_id in (None, getattr(message, "stream_id", None))
         ]
         self._received = [m for m in self._received if not any(m is w for w in wanted)]
         return wanted

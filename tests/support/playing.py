@@ -70,7 +70,16 @@ async def one_shots(
     client: Client,
     stories: Sequence[Story],
     tokenizer: TextTokenizer,
+    *,
+    num_at_once: int = 1,
     **sampling: Unpack[SamplingOptions],
 ) -> list[Result]:
-    """One after the other, so that each is computed alone."""
-    return [await one_shot(client, story, tokenizer, **sampling) for story in stories]
+    """All final prompts, one after the other unless told otherwise, so that each is computed
+    alone."""
+    gate = asyncio.Semaphore(num_at_once)
+
+    async def one(story: Story) -> Result:
+        async with gate:
+            return await one_shot(client, story, tokenizer, **sampling)
+
+    return await asyncio.gather(*(one(story) for story in stories))

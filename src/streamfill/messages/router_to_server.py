@@ -70,7 +70,7 @@ class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
     attempt: int
     seq: int
     num_prompt_tokens: int
-    """Must equal what the server has; a difference is answered with ``ResyncRequest``."""
+    """Must equal what the server has; a difference is a bug and fails the attempt."""
     sampling: Sampling
     handoff: HandoffTarget | None
     """None: no decode server is alive, this server generates the whole answer."""

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,6 @@ import pytest
 
 import streamfill
 from streamfill.engine.version import PINNED_SGLANG_VERSION
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[3]
 SETUP = ROOT / "deploy" / "setup"
