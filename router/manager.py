@@ -271,6 +271,6 @@ def _server_info(server: Server, now_s: float) -> ServerInfo:
         num_assigned_streams=server.num_streams,
         heartbeat_age_s=max(0.0, now_s - server.heard_s),
         loop_age_s=server.loop_age_s,
-        controller_alive=server.controller_alive,
+        controller_alive=server.controller_alive and not server.is_dead,
         counters=server.counters,
     )

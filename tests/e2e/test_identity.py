@@ -31,6 +31,7 @@ _MAX_TIES = 1
 _SEED = 20_260
 _NUM_AT_ONCE = 6
 _GREEDY: SamplingOptions = {"max_tokens": 32, "temperature": 0.0}
+_WITH_TIES: SamplingOptions = {**_GREEDY, "logprobs": 5}
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,18 @@ def outcomes(smollm_cluster: RunningCluster, tokenizer: TextTokenizer) -> list[O
 
 
 @pytest.mark.parametrize("number", range(_NUM_PROMPTS))
-def test_prompt(
-    outcomes: list[Outcome],
-    tokenizer: TextTokenizer,
-    record_property: pytest.RecordProperty,
-    number: int,
-) -> None:
+def test_prompt(outcomes: list[Outcome], tokenizer: TextTokenizer, number: int) -> None:
     """The streamed token ids are those of the one-shot answer, but for a tie."""
     outcome = outcomes[number]
     story, streamed, whole = outcome.story, outcome.streamed, outcome.one_shot
-    record_property("mode", story.mode)
-    record_property("num_pieces", len(story.pieces))
-    record_property("num_prompt_tokens", whole.usage.num_prompt_tokens)
-    record_property("num_output_tokens", len(whole.token_ids))
     assert streamed.usage.num_prompt_tokens == len(story.token_ids(tokenizer))
     assert whole.usage.num_prompt_tokens == len(story.token_ids(tokenizer))
     assert streamed.metadata.num_attempts == whole.metadata.num_attempts == 1
     difference = outcome.difference
-    record_property("identical", difference is None)
+    print(
+        f"{story.mode}, {len(story.pieces)} pieces, {whole.usage.num_prompt_tokens} + "
+        f"{len(whole.token_ids)} tokens: {difference or 'identical'}"
+    )
     if difference is not None:
         assert difference.is_tie, f"{difference}\n{story}"
         return  # behind a tie the two are answers to different texts
@@ -122,7 +117,9 @@ async def test_answer_that_ends_by_itself(
         whole_chat = [{"role": "user", "content": "What is 2 + 2? Say only the number."}]
         whole = await client.complete(messages=whole_chat, max_tokens=64, temperature=0.0)
         longer = await client.complete(
-            messages=whole_chat, max_tokens=len(whole.token_ids) + 4, temperature=0.0,
+            messages=whole_chat,
+            max_tokens=len(whole.token_ids) + 4,
+            temperature=0.0,
             ignore_eos=True,
         )
     assert_same(streamed, whole)
@@ -150,15 +147,11 @@ def _stories(tokenizer: TextTokenizer) -> list[Story]:
     return stories
 
 
-async def _both_ways(
-    address: str, stories: list[Story], tokenizer: TextTokenizer
-) -> list[Outcome]:
+async def _both_ways(address: str, stories: list[Story], tokenizer: TextTokenizer) -> list[Outcome]:
     async with Client(address) as client:
         streamed = await play_all(client, stories, num_at_once=_NUM_AT_ONCE, **_GREEDY)
         await wait_until_at_rest(client, within_s=5.0)
         await empty_caches(client)
         # Two, so that the prefill server works on one while the other is decoded.
-        whole = await one_shots(
-            client, stories, tokenizer, num_at_once=2, **_GREEDY, logprobs=5
-        )
+        whole = await one_shots(client, stories, tokenizer, num_at_once=2, **_WITH_TIES)
     return [Outcome(*each) for each in zip(stories, streamed, whole, strict=True)]

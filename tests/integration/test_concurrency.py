@@ -20,7 +20,10 @@ from tests.support.stories import StoryTeller
 
 pytestmark = pytest.mark.integration
 
-_CLUSTERS = "👨‍👩‍👧 e\u0301a\u0308 🇩🇪🇯🇵 👍🏽 नदी पहाड़ियों भाषा สวัสดี שָׁלוֹם x\u0304\u0301 ❤\ufe0f 각\u1100\u1161\u11a8 \r\n fi\u200dn"
+_CLUSTERS = (
+    "👨\u200d👩\u200d👧 e\u0301a\u0308 🇩🇪🇯🇵 👍🏽 नदी पहाड़ियों भाषा สวัสดี "
+    "שָׁלוֹם x\u0304\u0301 ❤\ufe0f 각\u1100\u1161\u11a8 \r\n fi\u200dn"
+)
 """Grapheme clusters of several code points each."""
 
 
@@ -34,9 +37,7 @@ async def test_interleaved_streams(cluster: RunningCluster, tiny_model: Path, se
         for number in range(12)
     ]
     async with Client(cluster.address) as client:
-        streamed = await play_all(
-            client, stories, num_at_once=12, max_tokens=24, temperature=0.0
-        )
+        streamed = await play_all(client, stories, num_at_once=12, max_tokens=24, temperature=0.0)
         await empty_caches(client)
         whole = await one_shots(client, stories, tokenizer, max_tokens=24, temperature=0.0)
     for number, (story, ours, theirs) in enumerate(zip(stories, streamed, whole, strict=True)):

@@ -83,9 +83,7 @@ async def test_pages_of_16_tokens(
         for number in range(16)
     ]
     async with Client(paged_cluster.address) as client:
-        streamed = await play_all(
-            client, stories, num_at_once=6, max_tokens=24, temperature=0.0
-        )
+        streamed = await play_all(client, stories, num_at_once=6, max_tokens=24, temperature=0.0)
         await empty_caches(client)
         whole = await one_shots(client, stories, tokenizer, max_tokens=24, temperature=0.0)
         await wait_until_at_rest(client, within_s=5.0)

@@ -90,7 +90,7 @@ async def test_idle_cluster_sleeps(cluster: RunningCluster) -> None:
 
 
 def test_every_process_said_that_it_is_ready(cluster: RunningCluster) -> None:
-    """Each log has a READY line, the launcher's words have the address, and the state says ready."""
+    """Each log has a READY line, the launcher tells the address, and the state says ready."""
     for record in cluster.state.processes:
         log = Path(record.log_file).read_text(encoding="utf-8", errors="replace")
         assert log.count("READY {") == 1, record.name

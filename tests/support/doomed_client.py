@@ -17,7 +17,9 @@ async def keep_busy(client: Client, random: Random, number: int) -> None:
     async with client.stream() as stream:
         print("open", flush=True)
         for part in range(random.randint(0, 6)):
-            await stream.append(f"Part {part} of number {number} from a client that will not see. " * 4)
+            await stream.append(
+                f"Part {part} of number {number} from a client that will not see. " * 4
+            )
             await asyncio.sleep(random.uniform(0, 0.05))
         async for _ in stream.commit("Why?", max_tokens=2000, temperature=0.0):
             pass

@@ -76,7 +76,7 @@ class Form(Protocol):
 
 
 class Bidi:
-    """One ``Stream`` call. Its operations are numbered 1, 2, 3, … unless the test says otherwise."""
+    """One ``Stream`` call. Its operations are numbered from 1 on unless the test says otherwise."""
 
     def __init__(self, stub: StreamfillStub, mode: pb.StreamMode = APPEND) -> None:
         self._call = stub.Stream(None)

@@ -82,7 +82,7 @@ class Stranger:
     def ask(self, frames: list[bytes]) -> bytes:
         """Send one message and return its answer, which is one frame."""
         self.send(frames)
-        assert self._socket.poll(ANSWER_S * 1000), f"no answer to {frames[0][:40]!r}"
+        assert self._socket.poll(round(ANSWER_S * 1000)), f"no answer to {frames[0][:40]!r}"
         return self._socket.recv()
 
     def flood(self, frames: list[bytes], times: int) -> None:

@@ -25,6 +25,7 @@ REPLY_S = 20.0
 HEARTBEAT_S = 0.25
 ROUTER_INCARNATION = 77
 
+T = TypeVar("T")
 M = TypeVar("M", bound=s.ServerToRouter)
 
 
@@ -88,24 +89,23 @@ class LoneServer:
     def take(self, kind: type[M], stream_id: int | None = None) -> list[M]:
         """What has come of this kind, about this stream; it is not given out again."""
         self._pump(0.0)
-        wanted = [
+        wanted: list[M] = [
             message
             for message in self._received
             if isinstance(message, kind)
-            and stream_id in (None, getattr(message, "stream_id", None))
+            and (stream_id is None or getattr(message, "stream_id", None) == stream_id)
         ]
         self._received = [m for m in self._received if not any(m is w for w in wanted)]
         return wanted
 
-    def wait_for(
-        self, what: str, condition: Callable[[], object], timeout_s: float = REPLY_S
-    ) -> None:
-        """Play the router until the condition is true."""
+    def wait_for(self, what: str, condition: Callable[[], T], timeout_s: float = REPLY_S) -> T:
+        """Play the router until the condition is true; returns its value."""
         end_s = time.monotonic() + timeout_s
-        while not condition():
+        while not (value := condition()):
             assert self.process.poll() is None, f"the server ended:\n{self.log()}"
             assert time.monotonic() < end_s, f"not after {timeout_s:g} s: {what}\n{self.log()}"
             self._pump(0.05)
+        return value
 
     @property
     def num_malformed_frames(self) -> int:
@@ -120,7 +120,7 @@ class LoneServer:
         if self._route and time.monotonic() >= self._beat_due_s:
             self._beat_due_s = time.monotonic() + HEARTBEAT_S
             self.send(r.RouterHeartbeat(router_incarnation=ROUTER_INCARNATION))
-        while self._socket.poll(wait_s * 1000):
+        while self._socket.poll(round(wait_s * 1000)):
             wait_s = 0.0
             self._route, frame = self._socket.recv_multipart()
             match self._decoder.decode(frame):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,12 +26,13 @@ def family(pid: int) -> list[psutil.Process]:
 def assert_gone(processes: Iterable[psutil.Process], timeout_s: float) -> None:
     """None of these processes is left after ``timeout_s``; psutil tells a reused id apart."""
     for process in processes:
-        wait_until(f"the end of {process}", lambda p=process: not _is_running(p), timeout_s)
+        wait_until(f"the end of {process}", partial(_is_gone, process), timeout_s)
 
 
 def cpu_s(processes: Iterable[psutil.Process]) -> float:
     """CPU time that the processes have used, in seconds."""
-    return sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+    times = [process.cpu_times() for process in processes]
+    return float(sum(each.user + each.system for each in times))
 
 
 def mapped_files(pid: int) -> set[str]:
@@ -59,8 +61,8 @@ def listening_ports(pid: int) -> list[int]:
     return sorted({c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN})
 
 
-def _is_running(process: psutil.Process) -> bool:
+def _is_gone(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return False
+        return True

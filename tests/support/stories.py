@@ -45,7 +45,9 @@ class Story:
                 text = "".join(piece for piece in run if isinstance(piece, str))
                 ids += tokenizer.encode(text, add_special_tokens=not ids)
             else:
-                ids += [token_id for piece in run if not isinstance(piece, str) for token_id in piece]
+                ids += [
+                    token_id for piece in run if not isinstance(piece, str) for token_id in piece
+                ]
         return ids
 
     def _final_pieces(self) -> tuple[Piece, ...]:
@@ -82,7 +84,7 @@ class StoryTeller:
         random = self._random
         sentences: list[str] = []
         length = 0
-        while length < num_tokens:
+        while length < max(1, num_tokens):
             sentences.append(random.choice(CORPUS) + random.choice([" ", "\n", "\n\n", "  ", ""]))
             length += len(self._tokenizer.encode(sentences[-1], add_special_tokens=False))
         text = "".join(sentences)
