@@ -130,7 +130,7 @@ async def test_second_commit_of_the_client_library(client: Client) -> None:
         first = stream.commit(max_tokens=LONG_ANSWER_TOKENS, temperature=0.0, ignore_eos=True)
         token_ids = [(await anext(first)).token_id for _ in range(3)]
         await asyncio.sleep(0.05)  # tokens of the first answer wait to be read
-        with pytest.raises(FailedPreconditionError, match="already committed|is complete"):
+        with pytest.raises(FailedPreconditionError, match=r"already committed|is complete"):
             await anext(stream.commit(max_tokens=2))
         token_ids += [token.token_id async for token in first]
     assert token_ids == await one_shot(client, PROMPT, LONG_ANSWER_TOKENS)
