@@ -31,7 +31,7 @@ GAP_REPEAT_S = 0.25
 HOUSEKEEPING_INTERVAL_S = 0.1
 """Resolution of all of these."""
 
-PLACE_WAIT_S = 0.9
+PLACE_WAIT_S = 0.8
 """`open` and `commit` wait so long for a prefill server; the client hears within a second."""
 
 REPLACE_WAIT_S = 30.0

@@ -31,7 +31,7 @@ def lone_cluster(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> Iterator[RunningCluster]:
     """One prefill server with a small pool and nobody to hand over to."""
-    # On all cores it would wait for whatever else runs there, in every single operation.
+    # One thread, since it shares the machine with the other cluster.
     toml = "[prefill]\nthreads = 1\npool_tokens = 1950\n[decode]\ncount = 0"
     running = start_cluster(tmp_path_factory.mktemp("lone"), tiny_model, "lone", toml)
     yield running

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamfill.api import Client
-from streamfill.api.types import ClusterInfo, Result
+from streamfill.api.types import ClusterInfo, Result, SamplingOptions
 from streamfill.stream.tokenizer import load_tokenizer
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.comparing import assert_same
@@ -91,6 +91,35 @@ async def test_pages_of_16_tokens(
         assert_same(ours, theirs, f"story {number}")
         if ours.usage.num_prompt_tokens >= 16:
             assert ours.metadata.handoff == "done"
+
+
+async def test_answers_that_outgrow_the_pool(
+    cluster: RunningCluster, lone_cluster: RunningCluster, tiny_model: Path
+) -> None:
+    """Answers that are taken out of the batch for want of memory go on as if nothing had happened,
+    penalties, seeds and log probabilities included."""
+    kinds: list[SamplingOptions] = [
+        {"temperature": 0.0, "logprobs": 2},
+        {"temperature": 1.0, "seed": 4, "logprobs": 0},
+        {"temperature": 0.0, "frequency_penalty": 1.0},
+        {"temperature": 1.0, "seed": 9, "presence_penalty": 1.0, "min_tokens": 40},
+    ]
+    teller = StoryTeller(load_tokenizer(tiny_model), seed=5)
+    requests: list[tuple[str, SamplingOptions]] = [
+        (f"{number}. {teller.text(60)}", {**kinds[number % 4], "max_tokens": 240})
+        for number in range(12)
+    ]
+    async with Client(lone_cluster.address) as lone, Client(cluster.address) as ample:
+        needed_tokens = len(requests) * 300
+        assert needed_tokens > 1.5 * (await lone.server_info()).pool_tokens
+        answers = (lone.complete(prompt, **sampling) for prompt, sampling in requests)
+        together = await asyncio.wait_for(asyncio.gather(*answers), _WAIT_S)
+        await wait_until_at_rest(lone, within_s=5.0)
+        for (prompt, sampling), ours in zip(requests, together, strict=True):
+            whole = await ample.complete(prompt, **sampling)
+            assert_same(ours, whole, f"{sampling}")
+            for left, right in zip(ours.tokens, whole.tokens, strict=True):
+                assert left.logprob == pytest.approx(right.logprob, abs=1e-3)
 
 
 async def _assert_all_finish(
