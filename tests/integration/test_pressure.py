@@ -112,14 +112,24 @@ async def test_answers_that_outgrow_the_pool(
     async with Client(lone_cluster.address) as lone, Client(cluster.address) as ample:
         needed_tokens = len(requests) * 300
         assert needed_tokens > 1.5 * (await lone.server_info()).pool_tokens
-        answers = (lone.complete(prompt, **sampling) for prompt, sampling in requests)
-        together = await asyncio.wait_for(asyncio.gather(*answers), _WAIT_S)
+        together, whole = await asyncio.gather(
+            *(
+                asyncio.wait_for(_complete_all(client, requests), _WAIT_S)
+                for client in (lone, ample)
+            )
+        )
         await wait_until_at_rest(lone, within_s=5.0)
-        for (prompt, sampling), ours in zip(requests, together, strict=True):
-            whole = await ample.complete(prompt, **sampling)
-            assert_same(ours, whole, f"{sampling}")
-            for left, right in zip(ours.tokens, whole.tokens, strict=True):
+        for (_, sampling), ours, theirs in zip(requests, together, whole, strict=True):
+            assert_same(ours, theirs, f"{sampling}")
+            for left, right in zip(ours.tokens, theirs.tokens, strict=True):
                 assert left.logprob == pytest.approx(right.logprob, abs=1e-3)
+
+
+async def _complete_all(
+    client: Client, requests: list[tuple[str, SamplingOptions]]
+) -> list[Result]:
+    answers = (client.complete(prompt, **sampling) for prompt, sampling in requests)
+    return await asyncio.gather(*answers)
 
 
 async def _assert_all_finish(
