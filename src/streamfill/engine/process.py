@@ -91,6 +91,12 @@ def run(config: ServerConfig, build: Build, started_s: float) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="streamfill-") as folder:
         mailbox = f"ipc://{folder}/ranks"
+        # The ranks of a server run on one machine, so they meet in a file. SGLang's default, a TCP
+        # port that was free a few seconds ago, now and then belongs to somebody else by then
+        # (distributed.bootstrap._resolve_dist_init_method).
+        os.environ.setdefault(
+            "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE", f"file://{folder}/rendezvous"
+        )
         children = [
             multiprocessing.get_context("spawn").Process(
                 target=_run_child,
