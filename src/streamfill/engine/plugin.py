@@ -16,6 +16,8 @@ nothing:
     here
 ``sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch`` (after)
     seeds per request; penalties of tokens that were sampled elsewhere
+``layers.logits_processor.LogitsProcessor.forward`` (around)
+    no logits for a batch that samples nothing: segments only fill the cache
 ``layers.sampler.sampling_from_probs_torch``,
 ``layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch`` (replaced)
     as above
@@ -35,6 +37,7 @@ _PROCESS_INPUT = "sglang.srt.managers.scheduler.Scheduler.process_input_requests
 _PULL = f"{_COMPONENTS}.request_receiver.SchedulerRequestReceiver._pull_raw_reqs"
 _CREATE_CHANNELS = f"{_COMPONENTS}.ipc_channels.SchedulerIpcChannels.create"
 _SAMPLING_INFO = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
+_LOGITS = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 _SAMPLE = "sglang.srt.layers.sampler.sampling_from_probs_torch"
 _SAMPLE_FILTERED = "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch"
 _TARGETS = (
@@ -43,6 +46,7 @@ _TARGETS = (
     _PULL,
     _CREATE_CHANNELS,
     _SAMPLING_INFO,
+    _LOGITS,
     _SAMPLE,
     _SAMPLE_FILTERED,
 )
@@ -73,6 +77,7 @@ def register() -> None:
         (_PULL, _after_pull, after),
         (_CREATE_CHANNELS, _after_create_channels, after),
         (_SAMPLING_INFO, _after_sampling_info, after),
+        (_LOGITS, _around_logits, around),
         (_SAMPLE, sampling.sample_from_probs, replace),
         (_SAMPLE_FILTERED, sampling.sample_from_filtered_probs, replace),
     ):
@@ -133,6 +138,19 @@ def _after_create_channels(channels: Any, *args: Any, **kwargs: Any) -> Any:
     return dataclasses.replace(
         channels, send_to_tokenizer=_OutputSink(), send_to_detokenizer=_OutputSink()
     )
+
+
+def _around_logits(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``TpModelWorker.forward_batch_generation`` samples nothing where ``is_prefill_only``, and
+    takes None for logits that are not there. The fourth argument behind ``self`` is the batch; a
+    model may also pass ``LogitsMetadata``, which does not say whether log probabilities are
+    wanted."""
+    batch = kwargs["logits_metadata"] if "logits_metadata" in kwargs else args[4]
+    if batch.is_prefill_only and not getattr(batch, "return_logprob", True):
+        from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+        return LogitsProcessorOutput(next_token_logits=None)
+    return original(*args, **kwargs)
 
 
 def _after_sampling_info(info: Any, cls: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -126,3 +126,31 @@ def test_only_aborts_leave_by_the_output_channel(runtime: _Runtime) -> None:
     sink.send_output(SimpleNamespace())
     sink.send_output(abort, "request")
     assert runtime.notes == [("abort", abort)]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "is_skipped"),
+    [
+        ({"is_prefill_only": True, "return_logprob": False}, True),
+        ({"is_prefill_only": True, "return_logprob": True}, False),
+        ({"is_prefill_only": False, "return_logprob": False}, False),
+        ({"is_prefill_only": True}, False),
+    ],
+)
+def test_logits_are_computed_only_where_somebody_reads_them(
+    metadata: dict[str, bool], is_skipped: bool
+) -> None:
+    """A batch of segments leaves the vocabulary out; any other one is computed as always."""
+    calls: list[tuple[object, ...]] = []
+
+    def original(*args: object) -> str:
+        calls.append(args)
+        return "logits"
+
+    forward_batch = SimpleNamespace(**metadata)
+    result = plugin._around_logits(original, "self", "ids", "hidden", "head", forward_batch, None)
+    assert (result != "logits") == is_skipped == (not calls)
+    if is_skipped:
+        assert result.next_token_logits is None
+    else:
+        assert calls == [("self", "ids", "hidden", "head", forward_batch, None)]
