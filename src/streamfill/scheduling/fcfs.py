@@ -7,7 +7,8 @@ Bounds, with budget B, page size P, R requests per step, and memory that suffice
 
 * A committed stream's last run starts within ceil(W / (B - P + 1)) + ceil(n / R) steps, where W
   counts the tokens that it and the n - 1 streams committed before it lack at its commit. Nothing
-  that comes later delays it, and no uncommitted stream ever does.
+  that comes later delays it, and no uncommitted stream ever does: a step that runs a committed
+  stream runs no other ones, since all tokens of a step come out at its end.
 * An uncommitted stream runs within the same bound, counted over the streams before it in turn;
   later segments of streams with the same or a lower priority do not delay it. Commits do, for as
   long as they come faster than they run.
@@ -38,6 +39,9 @@ class FcfsPolicy:
         )
         for _, _, stream in committed:
             step.take_committed(stream)
+        if step.runs:
+            # In the same batch their tokens would come out of every first token's time.
+            step.commits_only()
         others = sorted(
             (-stream.priority, stream.pending_since_s, stream.stream_id, stream)
             for stream in snapshot.streams
@@ -63,7 +67,12 @@ class _Step:
         """Memory that belongs to no stream: free, or cached for nobody who is here."""
         self._commit_waits = False
         """A committed stream waits for memory."""
+        self._commits_only = False
         self._first_commit = True
+
+    def commits_only(self) -> None:
+        """Nothing uncommitted runs in this step."""
+        self._commits_only = True
 
     def take_committed(self, stream: StreamView) -> None:
         """Run what is left of a committed prompt, or as much of it as there is room for."""
@@ -104,7 +113,7 @@ class _Step:
         if stream.in_flight:
             self._defer(stream, DeferReason.IN_FLIGHT)
             return
-        if self._commit_waits:
+        if self._commit_waits or self._commits_only:
             self._defer(stream, DeferReason.YIELDS)
             return
         reason = RunReason.SEGMENT

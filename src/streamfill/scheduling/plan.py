@@ -33,7 +33,7 @@ class DeferReason(enum.Enum):
     NO_BUDGET = "no_budget"
     NO_MEMORY = "no_memory"
     YIELDS = "yields"
-    """Uncommitted, while a committed stream waits for memory."""
+    """Uncommitted, while a committed stream runs or waits for memory."""
 
 
 class StreamRun(NamedTuple):

@@ -48,7 +48,7 @@ def test_committed_streams_go_first_by_time_of_commit() -> None:
         stream(2, 100, committed_s=9.0),
         stream(3, 100, committed_s=8.0),
     )
-    assert runs(shot) == [(3, 100, True), (2, 100, True), (1, 56, False)]
+    assert runs(shot) == [(3, 100, True), (2, 100, True)]
 
 
 def test_priority_orders_uncommitted_streams() -> None:
@@ -102,11 +102,16 @@ def test_stream_in_flight_gets_no_second_run() -> None:
 
 def test_slots_limit_runs() -> None:
     """No more runs than free request slots, the first in turn first."""
-    plan = policy.decide(
-        snapshot(stream(1, 10), stream(2, 10), stream(3, 10, committed_s=1.0), max_requests=2)
-    )
-    assert [run.stream_id for run in plan.runs] == [3, 1]
-    assert deferred(plan) == {2: DeferReason.NO_SLOT}
+    plan = policy.decide(snapshot(stream(1, 10), stream(2, 10), stream(3, 10), max_requests=2))
+    assert [run.stream_id for run in plan.runs] == [1, 2]
+    assert deferred(plan) == {3: DeferReason.NO_SLOT}
+
+
+def test_a_commit_shares_its_step_with_no_uncommitted_stream() -> None:
+    """Context that nobody asked about yet would make the first token wait for it."""
+    plan = policy.decide(snapshot(stream(1, 10), stream(2, 10, committed_s=1.0)))
+    assert [run.stream_id for run in plan.runs] == [2]
+    assert deferred(plan) == {1: DeferReason.YIELDS}
 
 
 def test_memory_limits_uncommitted_work() -> None:
