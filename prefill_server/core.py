@@ -31,6 +31,8 @@ class _Pending:
     stream_id: int
     attempt: int
     exported: ExportedKv
+    num_ranks: int
+    """Each sends its part, all of the same size."""
 
 
 class PrefillCore(ServingCore):
@@ -61,6 +63,9 @@ class PrefillCore(ServingCore):
             if pending is None:
                 continue
             self.engine.release_staging(pending.exported)
+            num_bytes = outcome.num_bytes * pending.num_ranks
+            if outcome.ok:
+                self.num_handoff_bytes += num_bytes
             log_event(
                 logger,
                 "handoff_ended",
@@ -68,7 +73,7 @@ class PrefillCore(ServingCore):
                 status=outcome.status,
                 reason=outcome.reason,
                 num_tokens=pending.exported.num_tokens,
-                num_bytes=outcome.num_bytes,
+                num_bytes=num_bytes,
                 seconds=outcome.seconds,
             )
             self._send(
@@ -79,7 +84,7 @@ class PrefillCore(ServingCore):
                     ok=outcome.ok,
                     reason=outcome.reason,
                     num_tokens=pending.exported.num_tokens,
-                    num_bytes=outcome.num_bytes,
+                    num_bytes=num_bytes,
                     seconds=outcome.seconds,
                 )
             )
@@ -124,7 +129,9 @@ class PrefillCore(ServingCore):
             first_token=0,
             staging=exported.staging,
         )
-        self._pending[target.transfer_id] = _Pending(record.stream_id, record.attempt, exported)
+        self._pending[target.transfer_id] = _Pending(
+            record.stream_id, record.attempt, exported, len(target.control_ports)
+        )
         try:
             self._sender.submit(peer, transfer)
         except ValueError as error:

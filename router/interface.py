@@ -86,6 +86,14 @@ class Usage:
     num_cached_tokens: int
     """Prompt tokens that were already computed when the commit came."""
     num_invalidated_tokens: int
+    num_computed_tokens: int = 0
+    """Prompt tokens that went through a model for the stream, each time counted, as far as servers
+    reported them."""
+    num_recomputed_tokens: int = 0
+    """Of them, computed on the same server before and evicted meanwhile."""
+    num_reused_tokens: int = 0
+    """Prompt tokens that the prefill server found in its cache and never computed for the
+    stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,11 @@ class DoneEvent:
     """``done``, ``failed: <reason>`` or ``none``."""
     num_attempts: int
     lifetime: Lifetime
+    """In the order of recording: what servers did is learnt later than it happened."""
+    handoff_bytes: int | None = None
+    """None: no hand-off succeeded, or its report is not here yet."""
+    handoff_s: float | None = None
+    """By the prefill server's clock; None when ``handoff_bytes`` is."""
 
 
 StreamEvent = Acknowledged | TokenEvent | DoneEvent

@@ -115,6 +115,9 @@ def _done(event: DoneEvent, stream_id: int) -> pb.Done:
             num_output_tokens=event.usage.num_output_tokens,
             num_cached_tokens=event.usage.num_cached_tokens,
             num_invalidated_tokens=event.usage.num_invalidated_tokens,
+            num_computed_tokens=event.usage.num_computed_tokens,
+            num_recomputed_tokens=event.usage.num_recomputed_tokens,
+            num_reused_tokens=event.usage.num_reused_tokens,
         ),
         metadata=pb.AnswerMetadata(
             stream_id=stream_id,
@@ -124,15 +127,24 @@ def _done(event: DoneEvent, stream_id: int) -> pb.Done:
             handoff=event.handoff,
             num_attempts=event.num_attempts,
             lifetime=_lifetime(event.lifetime),
+            handoff_bytes=event.handoff_bytes,
+            handoff_s=event.handoff_s,
         ),
     )
 
 
 def _lifetime(lifetime: Lifetime) -> list[pb.LifetimeEvent]:
-    """Times from the first event on: those of the monotonic clock mean nothing elsewhere."""
-    entries = lifetime.entries
-    start_s = entries[0].at_s if entries else 0.0
+    """In order of time, from the first recorded event on: times of the monotonic clock mean nothing
+    elsewhere."""
+    start_s = lifetime.entries[0].at_s if lifetime.entries else 0.0
+    # Stable: events of one moment stay in the order in which they were recorded.
+    entries = sorted(lifetime.entries, key=lambda entry: entry.at_s)
     return [
-        pb.LifetimeEvent(name=str(entry.event), time_s=entry.at_s - start_s, segment=entry.segment)
+        pb.LifetimeEvent(
+            name=str(entry.event),
+            time_s=entry.at_s - start_s,
+            segment=entry.segment,
+            num_tokens=entry.num_tokens,
+        )
         for entry in entries
     ]

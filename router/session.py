@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from router import timing
+from router.accounts import WorkRecord
 from router.answer import Answer
 from router.cluster import Cluster, StreamMessage
 from router.events import EventQueue
@@ -104,6 +105,7 @@ class Session:
         self.events = EventQueue()
         self.lifetime = Lifetime()
         self.segments = SegmentRecord(self.lifetime)
+        self._work = WorkRecord(self.lifetime, now_s)
         self.client_seq = 0
         """Newest operation of the client that was applied."""
         self.due_s = NEVER_S
@@ -125,6 +127,8 @@ class Session:
         self._invalidated_before = 0
         self._num_cached_tokens: int | None = None
         self._handoff = "none"
+        self._handoff_report: s.HandoffReport | None = None
+        """Of the newest hand-off, if it went well."""
         self._decoded_by_prefill = False
         self._prefill_server = ""
         self._decode_server = ""
@@ -243,6 +247,7 @@ class Session:
         num_tokens = self.prompt.log.num_tokens
         self._release_target()
         self._handoff = "none"
+        self._handoff_report = None
         decode = None
         if committed.sampling.max_new_tokens > 1:
             need_tokens = num_tokens + committed.sampling.max_new_tokens
@@ -395,6 +400,7 @@ class Session:
         if self._prefill is not None:
             self._prefill.is_through = True
             self._prefill.load.release()
+        self._handoff_report = report if report.ok else None
         self._note_handoff("done" if report.ok else f"failed: {report.reason}")
 
     def _note_handoff(self, outcome: str) -> None:
@@ -440,6 +446,8 @@ class Session:
             return
         if finish is not None and self._is_only_first(leg, committed, finish):
             finish = None
+        if output.account is not None:
+            self._work.add(leg.server.server_id, leg.attempt, output.account, now_s)
         try:
             ended_by = self._take(committed, output, finish)
         except (StreamError, ProtocolError) as error:
@@ -524,6 +532,7 @@ class Session:
                 self._handoff = "done"
             else:
                 self._handoff = "failed: not reported before the end of the answer"
+        report = self._handoff_report
         done = DoneEvent(
             finish_reason=finish.reason.value,
             text_tail=answer.flush(),
@@ -533,6 +542,9 @@ class Session:
                 num_output_tokens=answer.num_tokens,
                 num_cached_tokens=self._num_cached_tokens or 0,
                 num_invalidated_tokens=self.acknowledged().num_invalidated_tokens,
+                num_computed_tokens=self._work.num_computed_tokens,
+                num_recomputed_tokens=self._work.num_recomputed_tokens,
+                num_reused_tokens=self._work.num_reused_tokens,
             ),
             prefill_server=self._prefill_server,
             decode_server="" if self._decoded_by_prefill else self._decode_server,
@@ -540,6 +552,8 @@ class Session:
             handoff=self._handoff,
             num_attempts=self._attempt,
             lifetime=self.lifetime,
+            handoff_bytes=None if report is None else report.num_bytes,
+            handoff_s=None if report is None else report.seconds,
         )
         self._end(StreamState.DONE, done)
 

@@ -10,6 +10,7 @@ import pytest
 
 from streamfill.api import Client
 from streamfill.api.types import ClusterInfo, Result, SamplingOptions
+from streamfill.observability.lifetime import LifetimeEvent
 from streamfill.stream.tokenizer import load_tokenizer
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.comparing import assert_same
@@ -141,9 +142,10 @@ async def _assert_all_finish(
         before = await client.server_info()
         streamed = await _stream_all(client, prompts)
         await wait_until_at_rest(client, within_s=5.0)
-        evicted = _num_evicted(await client.server_info()) - _num_evicted(before)
+        after = await client.server_info()
     assert sum(result.usage.num_prompt_tokens for result in streamed) >= 3 * before.pool_tokens
-    assert evicted > 0, "there was no pressure"
+    assert _counted(before, after, "num_evicted_tokens") > 0, "there was no pressure"
+    _check_accounts(streamed, before, after)
     async with Client(ample.address) as client:
         for number, (pieces, ours) in enumerate(zip(prompts, streamed, strict=True)):
             whole = await client.complete("".join(pieces), max_tokens=_MAX_TOKENS, temperature=0.0)
@@ -175,7 +177,29 @@ def _prompts(model: Path, seed: int) -> list[list[str]]:
     ]
 
 
-def _num_evicted(info: ClusterInfo) -> int:
+def _check_accounts(streamed: list[Result], before: ClusterInfo, after: ClusterInfo) -> None:
+    """What was evicted was computed again, and the streams' accounts add up to the servers'."""
+    recomputed = sum(result.usage.num_recomputed_tokens for result in streamed)
+    assert recomputed == _counted(before, after, "num_recomputed_tokens") > 0
+    preemptions = [
+        entry
+        for result in streamed
+        for entry in result.timing.lifetime
+        if entry.event is LifetimeEvent.PREEMPTED_RECOMPUTE
+    ]
+    assert len(preemptions) == _counted(before, after, "num_preemptions") > 0
+    assert sum(entry.num_tokens or 0 for entry in preemptions) >= recomputed
+    for result in streamed:
+        usage = result.usage
+        num_fresh = usage.num_computed_tokens - usage.num_recomputed_tokens
+        assert num_fresh + usage.num_reused_tokens >= usage.num_prompt_tokens
+
+
+def _counted(before: ClusterInfo, after: ClusterInfo, counter: str) -> int:
+    """By how much a counter of the prefill servers grew."""
     return sum(
-        server.counters["num_evicted_tokens"] for server in info.servers if server.role == "prefill"
+        sign * server.counters[counter]
+        for sign, info in ((-1, before), (1, after))
+        for server in info.servers
+        if server.role == "prefill"
     )

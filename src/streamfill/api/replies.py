@@ -50,6 +50,9 @@ class AnswerBuilder:
                 num_output_tokens=done.usage.num_output_tokens,
                 num_cached_tokens=done.usage.num_cached_tokens,
                 num_invalidated_tokens=done.usage.num_invalidated_tokens,
+                num_computed_tokens=done.usage.num_computed_tokens,
+                num_recomputed_tokens=done.usage.num_recomputed_tokens,
+                num_reused_tokens=done.usage.num_reused_tokens,
             ),
             metadata=Metadata(
                 stream_id=about.stream_id,
@@ -58,6 +61,8 @@ class AnswerBuilder:
                 decoded_by_prefill=about.decoded_by_prefill,
                 handoff=about.handoff,
                 num_attempts=about.num_attempts,
+                handoff_bytes=about.handoff_bytes if about.HasField("handoff_bytes") else None,
+                handoff_s=about.handoff_s if about.HasField("handoff_s") else None,
             ),
             timing=Timing(
                 ttft_s=None if first_s is None else first_s - self.commit_sent_s,
@@ -71,6 +76,7 @@ class AnswerBuilder:
                         LifetimeEvent(entry.name),
                         entry.time_s,
                         entry.segment if entry.HasField("segment") else None,
+                        entry.num_tokens if entry.HasField("num_tokens") else None,
                     )
                     for entry in about.lifetime
                     if entry.name in LifetimeEvent.__members__  # a later router may know more

@@ -253,19 +253,25 @@ class Done(_message.Message):
     def __init__(self, finish_reason: _Optional[str] = ..., matched_stop_string: _Optional[str] = ..., matched_stop_token_id: _Optional[int] = ..., text_tail: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., metadata: _Optional[_Union[AnswerMetadata, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_invalidated_tokens")
+    __slots__ = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_invalidated_tokens", "num_computed_tokens", "num_recomputed_tokens", "num_reused_tokens")
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_INVALIDATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
     num_invalidated_tokens: int
-    def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_invalidated_tokens: _Optional[int] = ...) -> None: ...
+    num_computed_tokens: int
+    num_recomputed_tokens: int
+    num_reused_tokens: int
+    def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_invalidated_tokens: _Optional[int] = ..., num_computed_tokens: _Optional[int] = ..., num_recomputed_tokens: _Optional[int] = ..., num_reused_tokens: _Optional[int] = ...) -> None: ...
 
 class AnswerMetadata(_message.Message):
-    __slots__ = ("stream_id", "prefill_server", "decode_server", "decoded_by_prefill", "handoff", "num_attempts", "lifetime")
+    __slots__ = ("stream_id", "prefill_server", "decode_server", "decoded_by_prefill", "handoff", "num_attempts", "lifetime", "handoff_bytes", "handoff_s")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_SERVER_FIELD_NUMBER: _ClassVar[int]
     DECODE_SERVER_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +279,8 @@ class AnswerMetadata(_message.Message):
     HANDOFF_FIELD_NUMBER: _ClassVar[int]
     NUM_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_S_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
     prefill_server: str
     decode_server: str
@@ -280,17 +288,21 @@ class AnswerMetadata(_message.Message):
     handoff: str
     num_attempts: int
     lifetime: _containers.RepeatedCompositeFieldContainer[LifetimeEvent]
-    def __init__(self, stream_id: _Optional[int] = ..., prefill_server: _Optional[str] = ..., decode_server: _Optional[str] = ..., decoded_by_prefill: _Optional[bool] = ..., handoff: _Optional[str] = ..., num_attempts: _Optional[int] = ..., lifetime: _Optional[_Iterable[_Union[LifetimeEvent, _Mapping]]] = ...) -> None: ...
+    handoff_bytes: int
+    handoff_s: float
+    def __init__(self, stream_id: _Optional[int] = ..., prefill_server: _Optional[str] = ..., decode_server: _Optional[str] = ..., decoded_by_prefill: _Optional[bool] = ..., handoff: _Optional[str] = ..., num_attempts: _Optional[int] = ..., lifetime: _Optional[_Iterable[_Union[LifetimeEvent, _Mapping]]] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ...) -> None: ...
 
 class LifetimeEvent(_message.Message):
-    __slots__ = ("name", "time_s", "segment")
+    __slots__ = ("name", "time_s", "segment", "num_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TIME_S_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     time_s: float
     segment: int
-    def __init__(self, name: _Optional[str] = ..., time_s: _Optional[float] = ..., segment: _Optional[int] = ...) -> None: ...
+    num_tokens: int
+    def __init__(self, name: _Optional[str] = ..., time_s: _Optional[float] = ..., segment: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("seq", "code", "message", "details")

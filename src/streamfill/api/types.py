@@ -75,6 +75,13 @@ class Usage:
     num_cached_tokens: int
     """Prompt tokens that were already computed when the commit came."""
     num_invalidated_tokens: int
+    """Computed tokens that updates threw away."""
+    num_computed_tokens: int = 0
+    """Prompt tokens that went through the model for this stream, each time counted."""
+    num_recomputed_tokens: int = 0
+    """Of them, those that it had computed before and whose KV was evicted meanwhile."""
+    num_reused_tokens: int = 0
+    """Prompt tokens whose KV another stream had left in the prefill server's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,11 @@ class Metadata:
     handoff: str
     """``done``, ``failed: <reason>`` or ``none``."""
     num_attempts: int
+    handoff_bytes: int | None = None
+    """KV bytes that the hand-off moved. None: there was none, it failed, or its report came after
+    the end of the answer."""
+    handoff_s: float | None = None
+    """How long it took, by the prefill server's clock; None when ``handoff_bytes`` is."""
 
 
 @dataclass(frozen=True, kw_only=True)

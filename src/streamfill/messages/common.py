@@ -82,9 +82,48 @@ class HandoffTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Transfer control port of each rank."""
 
 
+class ComputeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run of a stream's prompt in the engine. Ages are seconds before the message was sent."""
+
+    start_age_s: float
+    end_age_s: float
+    num_tokens: int
+    """Prompt tokens that went through the model."""
+
+
+class Preemption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """KV of a living stream was found to be evicted."""
+
+    age_s: float
+    """Seconds before the message was sent; of the moment when it was noticed."""
+    num_tokens: int
+    """Whose KV is gone, whoever had computed it."""
+
+
+class StreamAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a server did for the prompt of one stream, up to the first token that it sampled.
+
+    Counted from the start of the attempt on this server. Times are ages, so that the clocks of two
+    processes never meet.
+    """
+
+    num_computed_tokens: int
+    """Prompt tokens that went through the model, each time counted; the sum of ``runs``."""
+    num_recomputed_tokens: int
+    """Of them, those that this server had computed for the stream before and evicted."""
+    num_reused_tokens: int
+    """Prompt tokens found in the radix tree and never computed here for this stream. 0 where the
+    stream was not opened here: handed-over KV is not counted."""
+    runs: tuple[ComputeRun, ...]
+    """In order of time. Of a stream with very many, some stand for two of the old ones."""
+    preemptions: tuple[Preemption, ...]
+    """As they were noticed. Of very many, the first one stands for all the old ones."""
+
+
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a server holds right now. All but the capacities go back to zero when no stream is
-    left, except ``num_cached_tokens``: the cache keeps what may be useful again."""
+    """What a server holds right now. All but the capacities, and what is counted since the start,
+    go back to zero when no stream is left, except ``num_cached_tokens``: the cache keeps what may
+    be useful again."""
 
     num_streams: int = 0
     num_waiting: int = 0
@@ -112,5 +151,12 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Since the start."""
     num_computed_tokens: int = 0
     """Prefilled since the start."""
+    num_recomputed_tokens: int = 0
+    """Of them, prompt tokens that the same stream had computed here before and that were evicted
+    while it lived. Since the start."""
+    num_preemptions: int = 0
+    """How often a living stream was found to have lost KV to eviction. Since the start."""
+    num_handoff_bytes: int = 0
+    """KV that completed hand-offs sent to decode servers, from all ranks. Since the start."""
     plan_version: int = 0
     """Newest preemption plan applied; 0 while the local rule is in force."""

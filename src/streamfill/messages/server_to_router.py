@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from streamfill.messages.common import Finish, Role, ServerCounters, TokenLogprob
+from streamfill.messages.common import Finish, Role, ServerCounters, StreamAccount, TokenLogprob
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +91,9 @@ class Output(_Message, frozen=True, kw_only=True, tag="output"):
     finish: Finish | None = None
     num_cached_tokens: int = 0
     """Prompt tokens that this server had in its cache when it was asked for the answer."""
+    account: StreamAccount | None = None
+    """With the first token that this server sampled, whenever that is sent. None: there is nothing
+    to tell, as on a decode server that found the whole prompt."""
 
 
 class HandoffReport(_Message, frozen=True, kw_only=True, tag="handoff_report"):
@@ -103,7 +106,9 @@ class HandoffReport(_Message, frozen=True, kw_only=True, tag="handoff_report"):
     reason: str
     num_tokens: int
     num_bytes: int
+    """From all ranks of the prefill server."""
     seconds: float
+    """By the prefill server's clock."""
 
 
 class StreamFailed(_Message, frozen=True, kw_only=True, tag="stream_failed"):

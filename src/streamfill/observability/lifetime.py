@@ -22,6 +22,12 @@ class LifetimeEvent(StrEnum):
     SEGMENT_TOKENISED = "SEGMENT_TOKENISED"
     SEGMENT_SENT = "SEGMENT_SENT"
     SEGMENT_COMPUTED = "SEGMENT_COMPUTED"
+    COMPUTE_STARTED = "COMPUTE_STARTED"
+    """The engine began a run of this stream's prompt."""
+    COMPUTE_DONE = "COMPUTE_DONE"
+    """It finished that run; with the tokens that it computed."""
+    PREEMPTED_RECOMPUTE = "PREEMPTED_RECOMPUTE"
+    """KV of the stream was found to be evicted; with the tokens that have to be computed again."""
     COMMIT_RECEIVED = "COMMIT_RECEIVED"
     COMMIT_SENT = "COMMIT_SENT"
     FIRST_TOKEN = "FIRST_TOKEN"
@@ -77,15 +83,21 @@ class LifetimeEntry(NamedTuple):
         event: what happened.
         at_s: when, in seconds of `time.monotonic`.
         segment: number of the segment that it is about, from 0; None for other events.
+        num_tokens: how many tokens it is about; None where none are counted.
     """
 
     event: LifetimeEvent
     at_s: float
     segment: int | None = None
+    num_tokens: int | None = None
 
 
 class Lifetime:
-    """Records one stream's events. Owned by whoever owns the stream."""
+    """Records one stream's events. Owned by whoever owns the stream.
+
+    What servers did is learnt later than it happened, so the order of recording is not that of
+    time; the figures below do not rely on it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -97,7 +109,12 @@ class Lifetime:
         return self._entries
 
     def record(
-        self, event: LifetimeEvent, *, segment: int | None = None, at_s: float | None = None
+        self,
+        event: LifetimeEvent,
+        *,
+        segment: int | None = None,
+        at_s: float | None = None,
+        num_tokens: int | None = None,
     ) -> None:
         """Note that `event` happened, now or at `at_s`.
 
@@ -106,7 +123,9 @@ class Lifetime:
         """
         if self._entries and self._entries[-1].event.is_ending:
             raise ValueError(f"{event} after {self._entries[-1].event}")
-        self._entries.append(LifetimeEntry(event, self._clock() if at_s is None else at_s, segment))
+        self._entries.append(
+            LifetimeEntry(event, self._clock() if at_s is None else at_s, segment, num_tokens)
+        )
 
     def record_token(self, *, is_last: bool = False) -> None:
         """Note a token: the first, the second, the last, or one between.
@@ -185,6 +204,82 @@ def e2e_s(entries: Entries) -> float | None:
     return _between(first_at_s(entries, LifetimeEvent.OPENED), entries[-1].at_s)
 
 
+class ComputeInterval(NamedTuple):
+    """One run of a stream's prompt in the engine."""
+
+    start_s: float
+    end_s: float
+    num_tokens: int
+
+
+def compute_intervals(entries: Entries) -> list[ComputeInterval]:
+    """When the stream's prompt was computed, in order of time. A run without an end is left out."""
+    intervals: list[ComputeInterval] = []
+    start_s: float | None = None
+    for entry in sorted(entries, key=lambda entry: entry.at_s):
+        if entry.event is LifetimeEvent.COMPUTE_STARTED:
+            start_s = entry.at_s
+        elif entry.event is LifetimeEvent.COMPUTE_DONE and start_s is not None:
+            intervals.append(ComputeInterval(start_s, entry.at_s, entry.num_tokens or 0))
+            start_s = None
+    return intervals
+
+
+def compute_s(entries: Entries) -> float:
+    """Time in which the stream's prompt was computed."""
+    return sum(run.end_s - run.start_s for run in compute_intervals(entries))
+
+
+def overlap_ratio(entries: Entries) -> float | None:
+    """The share of the prompt's compute time that lies before the arrival of the last segment, and
+    so is hidden under the client's retrieval. None: nothing was computed, or no segment came."""
+    intervals = compute_intervals(entries)
+    last_s = last_at_s(entries, LifetimeEvent.SEGMENT_RECEIVED)
+    total_s = sum(run.end_s - run.start_s for run in intervals)
+    if last_s is None or total_s <= 0:
+        return None
+    hidden_s = sum(max(0.0, min(run.end_s, last_s) - run.start_s) for run in intervals)
+    return hidden_s / total_s
+
+
+def tokenise_s(entries: Entries) -> list[float]:
+    """For each segment, from its arrival at the router to its being sent to a server."""
+    received = _by_segment(entries, LifetimeEvent.SEGMENT_RECEIVED)
+    sent = _by_segment(entries, LifetimeEvent.SEGMENT_SENT)
+    return [sent[n] - at_s for n, at_s in received.items() if n in sent]
+
+
+def prefill_queue_s(entries: Entries) -> float | None:
+    """Between commit and first token, the time in which nothing of the stream was computed: it
+    waited for other streams, or was on its way."""
+    commit_s = first_at_s(entries, LifetimeEvent.COMMIT_RECEIVED)
+    first_s = first_at_s(entries, LifetimeEvent.FIRST_TOKEN)
+    total_s = _between(commit_s, first_s)
+    if total_s is None or commit_s is None or first_s is None:
+        return None
+    computing_s = sum(
+        max(0.0, min(run.end_s, first_s) - max(run.start_s, commit_s))
+        for run in compute_intervals(entries)
+    )
+    return max(0.0, total_s - computing_s)
+
+
+def decode_queue_s(entries: Entries) -> float | None:
+    """From the end of the hand-off, or from the first token where that is later, to the second
+    token."""
+    handoff_s = last_at_s(entries, LifetimeEvent.HANDOFF_DONE)
+    first_s = first_at_s(entries, LifetimeEvent.FIRST_TOKEN)
+    if handoff_s is None or first_s is None:
+        return None
+    return _between(max(handoff_s, first_s), first_at_s(entries, LifetimeEvent.SECOND_TOKEN))
+
+
+def tpot_s(entries: Entries) -> float | None:
+    """Time per output token after the first; None with fewer than two."""
+    times = token_times_s(entries)
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+
+
 def token_times_s(entries: Entries) -> list[float]:
     """When each token came; LAST_TOKEN at the very time of FIRST or SECOND is the same token."""
     times: list[float] = []
@@ -230,6 +325,15 @@ def percentiles(values: Iterable[float], percents: Sequence[float]) -> dict[floa
     """Several percentiles of the same values."""
     ordered = sorted(values)
     return {percent: percentile(ordered, percent) for percent in percents}
+
+
+def _by_segment(entries: Entries, event: LifetimeEvent) -> dict[int, float]:
+    """When `event` happened first, by segment."""
+    times: dict[int, float] = {}
+    for entry in entries:
+        if entry.event is event and entry.segment is not None:
+            times.setdefault(entry.segment, entry.at_s)
+    return times
 
 
 def _between(start_s: float | None, end_s: float | None) -> float | None:

@@ -40,6 +40,7 @@ from streamfill.preemption.standing import StandingPlan
 from streamfill.scheduling.plan import StepPlan, StreamRun
 from streamfill.scheduling.policy import Policy
 from streamfill.scheduling.snapshot import MemoryView, Snapshot, StreamView
+from streamfill.serving.account import WorkAccount
 from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
 from streamfill.stream.ids import StreamId
 
@@ -91,6 +92,10 @@ class ServingCore:
         self._num_expired = 0
         self.plan = StandingPlan()
         self.num_computed_tokens = 0
+        self.num_recomputed_tokens = 0
+        self.num_preemptions = 0
+        self.num_handoff_bytes = 0
+        """Sent by hand-offs that succeeded; stays 0 on decode servers."""
         self.draining = False
 
     @property
@@ -177,6 +182,9 @@ class ServingCore:
             num_malformed_frames=num_malformed_frames,
             num_evicted_tokens=self.engine.num_evicted_tokens,
             num_computed_tokens=self.num_computed_tokens,
+            num_recomputed_tokens=self.num_recomputed_tokens,
+            num_preemptions=self.num_preemptions,
+            num_handoff_bytes=self.num_handoff_bytes,
             plan_version=self.plan.version,
         )
 
@@ -232,6 +240,7 @@ class ServingCore:
             mode=message.mode,
             priority=message.priority,
             opened_s=self._clock(),
+            account=WorkAccount(self.engine.facts.page_size),
         )
 
     def _splice(self, message: r.Splice) -> None:
@@ -284,6 +293,7 @@ class ServingCore:
             mode=StreamMode.APPEND,
             priority=0,
             opened_s=now_s,
+            account=WorkAccount(self.engine.facts.page_size),
         )
         record.splice(0, prompt_ids + output_ids, now_s)
         record.answer = Answer(
@@ -352,9 +362,12 @@ class ServingCore:
             return
         now_s = self._clock()
         record.last_computed_s = now_s
-        self.num_computed_tokens += in_flight.num_new_tokens
+        self.num_computed_tokens += in_flight.up_to - update.num_cached_tokens
+        self._note_run(record, in_flight, update.num_cached_tokens)
         useful = min(in_flight.up_to, in_flight.keep_tokens)
-        record.note_computed(self.engine.cached_tokens(record.ids[:useful]))
+        num_cached = self.engine.cached_tokens(record.ids[:useful])
+        self._note_seen(record, num_cached, useful)
+        record.note_computed(num_cached)
         # Computed it was, even if its KV was taken at once: it must not pass for new context again.
         record.num_reached = max(record.num_reached, useful)
         self.engine.tag(record.stream_id, record.ids[: record.num_computed])
@@ -369,6 +382,10 @@ class ServingCore:
             # Its own chunks, computed since the commit, do not count.
             answer.num_cached_tokens = min(answer.num_cached_tokens, update.num_cached_tokens)
             self.num_computed_tokens += len(record.ids) - update.num_cached_tokens
+            if record.in_flight is not None:
+                self._note_run(record, record.in_flight, update.num_cached_tokens)
+            if not answer.num_brought and answer.transfer_id is None:
+                record.account.answered(len(record.ids))
         answer.token_ids.extend(update.token_ids)
         answer.logprobs.extend(update.logprobs)
         if update.finish is not None:
@@ -386,6 +403,25 @@ class ServingCore:
             self._on_answered(record, answer)
             record.advance(Phase.DONE)
             record.done_s = self._clock()
+
+    def _note_run(self, record: StreamRecord, in_flight: InFlight, num_cached: int) -> None:
+        """The engine computed what was lacking of a prefix of the stream."""
+        num_prompt = record.num_prompt
+        outcome = record.account.ran(
+            start_s=in_flight.began_s,
+            end_s=self._clock(),
+            up_to=min(in_flight.up_to, num_prompt),
+            num_valid=min(in_flight.up_to, in_flight.keep_tokens, num_prompt),
+            num_in_tree=min(in_flight.num_in_tree, num_prompt),
+            num_cached=num_cached,
+        )
+        self.num_recomputed_tokens += outcome.num_recomputed
+        self.num_preemptions += outcome.was_preempted
+
+    def _note_seen(self, record: StreamRecord, num_cached: int, num_looked_at: int) -> None:
+        """A look at the tree for the first tokens of a stream."""
+        if record.account.observe(num_cached, num_looked_at, self._clock()):
+            self.num_preemptions += 1
 
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
         """The engine has sampled all that this server samples."""
@@ -416,6 +452,11 @@ class ServingCore:
                 logprobs=tuple(answer.logprobs[start:]),
                 finish=answer.finish,
                 num_cached_tokens=answer.num_cached_tokens,
+                account=(
+                    record.account.message(self._clock())
+                    if start == 0 and not record.account.is_empty
+                    else None
+                ),
             )
         )
 
@@ -437,6 +478,11 @@ class ServingCore:
         memory = self.engine.memory()
         facts = self.engine.facts
         waiting = self.engine.waiting_keys()
+        now_s = self._clock()
+        for key in waiting:
+            waiter = self._by_key.get(key)
+            if waiter is not None and waiter.in_flight is not None:
+                waiter.in_flight.began_s = now_s
         in_flight = [
             record.in_flight for record in self._records.values() if record.in_flight is not None
         ]
@@ -470,7 +516,7 @@ class ServingCore:
                 0, self._step_tokens - sum(f.num_new_tokens for f in in_flight if not f.is_sampling)
             ),
             max_requests=max(0, self.engine.load().num_free_slots - len(waiting)),
-            now_s=self._clock(),
+            now_s=now_s,
         )
 
     def _is_sound(self, plan: StepPlan) -> bool:
@@ -480,6 +526,7 @@ class ServingCore:
         for run in plan.runs:
             record = self._records[run.stream_id]
             cached = self.engine.cached_tokens(record.ids[: record.num_computed])
+            self._note_seen(record, cached, record.num_computed)
             if cached < record.num_computed:
                 record.num_computed = cached
                 sound = False
@@ -495,6 +542,8 @@ class ServingCore:
             up_to=run.up_to,
             num_new_tokens=run.up_to - record.num_computed,
             keep_tokens=run.up_to,
+            num_in_tree=record.num_computed,
+            began_s=self._clock(),
         )
         answer = record.answer
         if not run.is_commit or answer is None:
@@ -526,8 +575,10 @@ class ServingCore:
     def _look_again(self, record: StreamRecord) -> None:
         """Find out how much of the stream's tokens the tree holds: others may have computed or
         evicted it."""
+        num_cached = self.engine.cached_tokens(record.ids)
+        self._note_seen(record, num_cached, len(record.ids))
         record.num_computed = 0
-        record.note_computed(self.engine.cached_tokens(record.ids))
+        record.note_computed(num_cached)
         if record.answer is not None:
             record.answer.num_cached_tokens = record.num_computed
         self.engine.tag(record.stream_id, record.ids[: record.num_computed])

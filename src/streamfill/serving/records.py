@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from streamfill.messages.common import Finish, HandoffTarget, Sampling, StreamMode, TokenLogprob
 from streamfill.messages.control import Residency, StreamTelemetry
+from streamfill.serving.account import WorkAccount
 
 NUM_GAPS_KEPT = 8
 """Enough to see a stream's rhythm, few enough to send with every report."""
@@ -64,6 +65,10 @@ class InFlight:
     num_new_tokens: int
     keep_tokens: int
     """Smallest ``keep_tokens`` of the splices since it was started: what will still be of use."""
+    num_in_tree: int = 0
+    """Tokens of the stream that were in the tree when the request was decided on."""
+    began_s: float = 0.0
+    """When the engine took it out of its waiting queue; the latest turn that still saw it there."""
     is_sampling: bool = False
     """The prompt is computed, tokens come out."""
 
@@ -105,6 +110,8 @@ class StreamRecord:
     phase: Phase = Phase.OPEN
     answer: Answer | None = None
     in_flight: InFlight | None = None
+    account: WorkAccount = field(default_factory=WorkAccount)
+    """Of the prompt, without the brought answer tokens."""
 
     def advance(self, phase: Phase) -> None:
         """Move on to a later phase.
@@ -131,6 +138,7 @@ class StreamRecord:
             self.num_invalidated += self.num_computed - keep_tokens
             self.num_computed = keep_tokens
         self.num_reached = min(self.num_reached, keep_tokens)
+        self.account.cut(keep_tokens)
         if self.in_flight is not None:
             self.in_flight.keep_tokens = min(self.in_flight.keep_tokens, keep_tokens)
         del self.ids[keep_tokens:]
@@ -158,6 +166,11 @@ class StreamRecord:
     def awaits_commit(self) -> bool:
         """Computing may wait for the commit that is on its way, so that one step does both."""
         return self.commit_follows and self.phase is Phase.OPEN
+
+    @property
+    def num_prompt(self) -> int:
+        """Known tokens of the prompt; the others are of the answer, sampled elsewhere."""
+        return len(self.ids) - (0 if self.answer is None else self.answer.num_brought)
 
     @property
     def num_missing(self) -> int:

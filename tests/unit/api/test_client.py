@@ -59,7 +59,11 @@ async def test_a_document_is_streamed_and_answered(client: Client, manager: Fake
     assert result.text == "Hello world!"
     assert result.token_ids == (0, 1, 2)
     assert (result.finish_reason, result.matched_stop) == ("stop", "END")
-    assert result.usage.num_prompt_tokens == 6
+    usage = result.usage
+    assert usage.num_prompt_tokens == 6
+    assert usage.num_computed_tokens == 7
+    assert (usage.num_recomputed_tokens, usage.num_reused_tokens) == (2, 1)
+    assert (result.metadata.handoff_bytes, result.metadata.handoff_s) == (None, None)
     assert result.metadata.stream_id == stream.stream_id
     assert result.metadata.prefill_server == "prefill-0"
     assert result.metadata.decoded_by_prefill

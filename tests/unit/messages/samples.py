@@ -9,12 +9,15 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids
 from streamfill.messages.common import (
+    ComputeRun,
     Finish,
     FinishReason,
     HandoffTarget,
+    Preemption,
     Role,
     Sampling,
     ServerCounters,
+    StreamAccount,
     StreamMode,
     TokenLogprob,
 )
@@ -51,6 +54,9 @@ COUNTERS = ServerCounters(
     num_evicted_tokens=14,
     num_computed_tokens=15,
     plan_version=16,
+    num_recomputed_tokens=17,
+    num_preemptions=18,
+    num_handoff_bytes=19,
 )
 HANDOFF = HandoffTarget(
     transfer_id=9, server_id="decode-0", host="127.0.0.1", control_ports=(4001, 4002)
@@ -130,6 +136,13 @@ SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
         logprobs=(TokenLogprob(token_id=8, logprob=-0.5, top=((8, -0.5), (9, -1.5))),),
         finish=Finish(reason=FinishReason.STOP, matched_token_id=2, message="end"),
         num_cached_tokens=30,
+        account=StreamAccount(
+            num_computed_tokens=40,
+            num_recomputed_tokens=10,
+            num_reused_tokens=20,
+            runs=(ComputeRun(start_age_s=1.5, end_age_s=1.25, num_tokens=40),),
+            preemptions=(Preemption(age_s=0.5, num_tokens=10),),
+        ),
     ),
     s.HandoffReport(
         stream_id=1,

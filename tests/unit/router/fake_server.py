@@ -21,9 +21,18 @@ from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import FrameDecoder, encode, pack_ids, unpack_ids
-from streamfill.messages.common import Finish, FinishReason, Role, Sampling, ServerCounters
+from streamfill.messages.common import (
+    Finish,
+    FinishReason,
+    Role,
+    Sampling,
+    ServerCounters,
+    StreamAccount,
+)
 
 HEARTBEAT_INTERVAL_S = 0.1
+HANDOFF_BYTES_PER_TOKEN = 8
+HANDOFF_S = 0.25
 FIRST_TEXT_ID = 10
 """Ids below are special tokens."""
 
@@ -110,6 +119,8 @@ class FakeServer:
         self.fail_commit: tuple[str, str] | None = None
         self.fail_generate: tuple[str, str] | None = None
         self.handoff_error: str | None = None
+        self.account: StreamAccount | None = None
+        """What it says of its work, with the first token of each answer."""
         self.finish_at: dict[int, Finish] = {}
         """Index of a token at which the answer ends."""
         self._gate = InboundGate()
@@ -325,8 +336,8 @@ class FakeServer:
                     ok=self.handoff_error is None,
                     reason=self.handoff_error or "",
                     num_tokens=len(stream.prompt),
-                    num_bytes=0,
-                    seconds=0.0,
+                    num_bytes=HANDOFF_BYTES_PER_TOKEN * len(stream.prompt),
+                    seconds=HANDOFF_S,
                 )
             )
 
@@ -346,6 +357,7 @@ class FakeServer:
                 token_ids=pack_ids(token_ids),
                 finish=finish,
                 num_cached_tokens=len(stream.prompt),
+                account=self.account if first_index == stream.first_output else None,
             )
         )
 

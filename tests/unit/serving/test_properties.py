@@ -1,8 +1,9 @@
 """Any interleaving of operations on several streams, against a model that only knows tokens.
 
 A prefill and a decode server share a fake network. After each rule the memory is checked for being
-given out twice (`FakeEngine.check`), and the router's view for gaps. In the end every committed
-stream has exactly the tokens that the model predicts, and all counters are back at their base.
+given out twice (`FakeEngine.check`), the router's view for gaps, and what the prefill server says
+of its work for sums that hold. In the end every committed stream has exactly the tokens that the
+model predicts, and all counters are back at their base.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from streamfill.kv_transfer.interface import TransferStatus
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import unpack_ids
-from streamfill.messages.common import HandoffTarget, Sampling
+from streamfill.messages.common import HandoffTarget, Sampling, StreamAccount
 from tests.support.fake_engine import FakeEngine, next_token, predict
 from tests.unit.serving.builders import (
     DecodeUnderTest,
@@ -43,6 +44,8 @@ class _Stream:
     stream_id: int
     prompt: list[int] = field(default_factory=list)
     seq: int = 0
+    num_replaced: int = 0
+    """Tokens that updates took away."""
     sampling: Sampling | None = None
     """None: not committed."""
     transfer_id: int | None = None
@@ -90,6 +93,7 @@ class Cluster(RuleBasedStateMachine):
         stream = data.draw(st.sampled_from(self._open_streams()))
         keep = int(kept * len(stream.prompt))
         room = 60 - keep
+        stream.num_replaced += len(stream.prompt) - keep
         new_ids = data.draw(st.lists(_TOKEN, max_size=min(room, 25)))
         stream.prompt[keep:] = new_ids
         stream.seq += 1
@@ -215,9 +219,9 @@ class Cluster(RuleBasedStateMachine):
         server.engine.check()
         sent, server.sent[:] = list(server.sent), []
         for message in sent:
-            self._hear(message)
+            self._hear(server, message)
 
-    def _hear(self, message: s.ServerToRouter) -> None:
+    def _hear(self, server: ServerUnderTest, message: s.ServerToRouter) -> None:
         assert not isinstance(message, s.StreamFailed), message
         stream = self.streams.get(getattr(message, "stream_id", 0))
         if stream is None:
@@ -228,6 +232,8 @@ class Cluster(RuleBasedStateMachine):
             case s.Output():
                 assert message.first_index == len(stream.answer), "a gap, or tokens sent twice"
                 assert not stream.is_finished
+                if server is self.prefill:
+                    self._check_account(stream, message.account)
                 stream.answer += unpack_ids(message.token_ids)
                 stream.is_finished = message.finish is not None
                 if not stream.is_finished and stream.transfer_id and not stream.has_moved:
@@ -246,6 +252,27 @@ class Cluster(RuleBasedStateMachine):
                     stream_id=stream.stream_id, attempt=1, transfer_id=message.transfer_id
                 )
                 self._turn(self.decode, failed)
+
+    def _check_account(self, stream: _Stream, account: StreamAccount | None) -> None:
+        """With the first token: every token of the prompt was computed or found, and nothing is
+        counted twice but what was evicted, replaced, or computed for its logits."""
+        if stream.answer:
+            assert account is None
+            return
+        assert account is not None
+        assert account.num_computed_tokens == sum(run.num_tokens for run in account.runs)
+        surplus = (
+            account.num_computed_tokens
+            - account.num_recomputed_tokens
+            + account.num_reused_tokens
+            - len(stream.prompt)
+        )
+        assert surplus >= 0
+        if not stream.num_replaced:
+            assert surplus <= self.prefill.engine.facts.page_size
+        if not self.prefill.engine.num_evicted_tokens:
+            assert account.num_recomputed_tokens == 0
+            assert not account.preemptions
 
 
 TestCluster = Cluster.TestCase
