@@ -64,8 +64,10 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     page_size: int | None = None
     """None: the measured default of the platform."""
     step_tokens: int | None = None
-    """Prefill tokens computed in one step. A commit waits for at most one step of other
-    streams. None: 256 on the CPU, 8192 on a GPU."""
+    """Prefill tokens computed in one step. None: 256 on the CPU, 8192 on a GPU."""
+    segment_tokens: int | None = None
+    """Of these, the tokens of streams that nobody has committed yet. A commit waits for at most one
+    such step. None: 96 on the CPU, as many as ``step_tokens`` on a GPU."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -138,6 +140,7 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     pool_tokens: int | None = None
     page_size: int | None = None
     step_tokens: int | None = None
+    segment_tokens: int | None = None
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
@@ -207,7 +210,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         _at_least(f"{role}.threads", section.threads, 0)
         _at_least(f"{role}.max_requests", section.max_requests, 1)
         _at_least(f"{role}.tp_size", section.tp_size, 1)
-        for key in ("pool_tokens", "page_size", "step_tokens"):
+        for key in ("pool_tokens", "page_size", "step_tokens", "segment_tokens"):
             value = getattr(section, key)
             if value is not None:
                 _at_least(f"{role}.{key}", value, 1)

@@ -199,6 +199,7 @@ def _server_config(
         pool_tokens=section.pool_tokens,
         page_size=section.page_size,
         step_tokens=section.step_tokens,
+        segment_tokens=section.segment_tokens,
         max_requests=section.max_requests,
         tp_size=section.tp_size,
         base_gpu_id=section.base_gpu_id + index * section.tp_size,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from itertools import pairwise
@@ -213,15 +214,15 @@ class ComputeInterval(NamedTuple):
 
 
 def compute_intervals(entries: Entries) -> list[ComputeInterval]:
-    """When the stream's prompt was computed, in order of time. A run without an end is left out."""
+    """When the stream's prompt was computed, in order of time. A run without an end is left out.
+    Where runs overlap, as those of several requests do, they end in the order of their starts."""
     intervals: list[ComputeInterval] = []
-    start_s: float | None = None
+    starts_s: deque[float] = deque()
     for entry in sorted(entries, key=lambda entry: entry.at_s):
         if entry.event is LifetimeEvent.COMPUTE_STARTED:
-            start_s = entry.at_s
-        elif entry.event is LifetimeEvent.COMPUTE_DONE and start_s is not None:
-            intervals.append(ComputeInterval(start_s, entry.at_s, entry.num_tokens or 0))
-            start_s = None
+            starts_s.append(entry.at_s)
+        elif entry.event is LifetimeEvent.COMPUTE_DONE and starts_s:
+            intervals.append(ComputeInterval(starts_s.popleft(), entry.at_s, entry.num_tokens or 0))
     return intervals
 
 

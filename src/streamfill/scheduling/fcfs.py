@@ -29,6 +29,14 @@ from streamfill.scheduling.snapshot import Snapshot, StreamView
 class FcfsPolicy:
     """The ``Policy`` described above."""
 
+    def __init__(self, segment_tokens: int | None = None) -> None:
+        """
+        Args:
+            segment_tokens: tokens of uncommitted streams in one step; a commit that comes meanwhile
+                waits for them. At least a page runs in any case. None: the whole budget.
+        """
+        self._segment_tokens = segment_tokens
+
     def decide(self, snapshot: Snapshot) -> StepPlan:
         """The next step."""
         step = _Step(snapshot)
@@ -42,6 +50,8 @@ class FcfsPolicy:
         if step.runs:
             # In the same batch their tokens would come out of every first token's time.
             step.commits_only()
+        if self._segment_tokens is not None:
+            step.limit_uncommitted(self._segment_tokens)
         others = sorted(
             (-stream.priority, stream.pending_since_s, stream.stream_id, stream)
             for stream in snapshot.streams
@@ -68,11 +78,19 @@ class _Step:
         self._commit_waits = False
         """A committed stream waits for memory."""
         self._commits_only = False
+        self._excess = 0
         self._first_commit = True
 
     def commits_only(self) -> None:
         """Nothing uncommitted runs in this step."""
         self._commits_only = True
+
+    def limit_uncommitted(self, num_tokens: int) -> None:
+        """Uncommitted streams get so many tokens, half as many again where that ends a context: a
+        step for a small rest costs more than the rest."""
+        whole = self._budget
+        self._budget = min(whole, max(num_tokens, self._page))
+        self._excess = min(self._budget // 2, whole - self._budget)
 
     def take_committed(self, stream: StreamView) -> None:
         """Run what is left of a committed prompt, or as much of it as there is room for."""
@@ -121,6 +139,8 @@ class _Step:
         if self._whole_pages(stream.num_reached_tokens) >= start + num_lacking:
             reason = RunReason.RECOMPUTE
             room = min(room, self._spare - self._page)
+        if self._budget < num_lacking <= self._budget + self._excess:
+            self._budget, self._excess = num_lacking, 0
         if self._slots < 1:
             self._defer(stream, DeferReason.NO_SLOT)
         elif self._budget < self._page:

@@ -454,7 +454,7 @@ class ServingCore:
                 num_cached_tokens=answer.num_cached_tokens,
                 account=(
                     record.account.message(self._clock())
-                    if start == 0 and not record.account.is_empty
+                    if start == 0 and answer.token_ids and not record.account.is_empty
                     else None
                 ),
             )

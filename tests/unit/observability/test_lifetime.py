@@ -77,6 +77,17 @@ def computed(*runs: tuple[float, float, int]) -> list[LifetimeEntry]:
     return entries
 
 
+def test_overlapping_runs_of_several_requests_are_all_there() -> None:
+    """Two requests of one client may compute at the same time."""
+    entries = [
+        LifetimeEntry(E.COMPUTE_STARTED, 1.0),
+        LifetimeEntry(E.COMPUTE_STARTED, 1.5),
+        LifetimeEntry(E.COMPUTE_DONE, 2.0, None, 1),
+        LifetimeEntry(E.COMPUTE_DONE, 2.5, None, 2),
+    ]
+    assert lt.compute_intervals(entries) == [(1.0, 2.0, 1), (1.5, 2.5, 2)]
+
+
 def test_compute_intervals_are_in_order_of_time() -> None:
     """Whatever the order of recording; runs that touch stay apart, one without an end is left
     out."""

@@ -13,9 +13,9 @@ from tests.unit.scheduling.builders import snapshot, stream
 policy: Policy = FcfsPolicy()
 
 
-def runs(shot: Snapshot) -> list[tuple[int, int, bool]]:
+def runs(shot: Snapshot, by: Policy = policy) -> list[tuple[int, int, bool]]:
     """(stream, up to, commit) of each run."""
-    return [(run.stream_id, run.up_to, run.is_commit) for run in policy.decide(shot).runs]
+    return [(run.stream_id, run.up_to, run.is_commit) for run in by.decide(shot).runs]
 
 
 def deferred(plan: StepPlan) -> dict[int, DeferReason]:
@@ -189,3 +189,23 @@ def test_spare_memory_is_given_once() -> None:
 def test_plan_counts_its_tokens() -> None:
     """A plan's token count is that of its runs."""
     assert policy.decide(snapshot(stream(1, 10), stream(2, 20))).num_tokens == 30
+
+
+def test_uncommitted_streams_get_small_steps() -> None:
+    """So that a commit that comes meanwhile waits for little; a context's small rest is added."""
+    small = FcfsPolicy(segment_tokens=96)
+    assert runs(snapshot(stream(1, 200)), small) == [(1, 96, False)]
+    assert runs(snapshot(stream(1, 140)), small) == [(1, 140, False)]
+    assert runs(snapshot(stream(1, 80), stream(2, 60), stream(3, 60)), small) == [
+        (1, 80, False),
+        (2, 60, False),
+    ]
+    assert runs(snapshot(stream(1, 200), budget=100), small) == [(1, 96, False)]
+    assert runs(snapshot(stream(1, 100), budget=100), small) == [(1, 100, False)]
+    assert runs(snapshot(stream(1, 200), page_size=128), small) == [(1, 128, False)]
+
+
+def test_commits_get_the_whole_budget_all_the_same() -> None:
+    """Only context that nobody asked about is held to small steps."""
+    shot = snapshot(stream(1, 600, committed_s=1.0), stream(2, 100))
+    assert runs(shot, FcfsPolicy(segment_tokens=96)) == [(1, 256, False)]

@@ -52,6 +52,19 @@ def pages(num_tokens: int, page_size: int) -> int:
     return -(-num_tokens // page_size) * page_size
 
 
+@given(snapshots(), st.integers(1, 200))
+def test_uncommitted_streams_keep_to_their_part(shot: Snapshot, segment_tokens: int) -> None:
+    """Half as much again at most, never more than the step, and commits run as without a limit."""
+    plan = FcfsPolicy(segment_tokens).decide(shot)
+    assert plan.num_tokens <= shot.token_budget
+    committed = {view.stream_id for view in shot.streams if view.committed_s is not None}
+    num_uncommitted = sum(run.num_tokens for run in plan.runs if run.stream_id not in committed)
+    assert num_uncommitted <= max(segment_tokens * 3 // 2, shot.memory.page_size * 3 // 2)
+    assert [run for run in plan.runs if run.stream_id in committed] == [
+        run for run in policy.decide(shot).runs if run.stream_id in committed
+    ]
+
+
 @given(snapshots())
 def test_limits_are_kept(shot: Snapshot) -> None:
     """Budget and slots are never exceeded; memory only by a first commit that runs alone."""

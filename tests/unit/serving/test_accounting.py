@@ -83,6 +83,16 @@ def test_an_account_that_got_lost_is_told_again(server: PrefillUnderTest) -> Non
     assert server.take(s.Output)[0].account is None
 
 
+def test_no_account_before_the_first_token(server: PrefillUnderTest) -> None:
+    """A sign of life that is asked for meanwhile must not pass for the whole account."""
+    server.step(opened(), splice(PROMPT), commit(40))
+    server.turn(r.ResendOutput(stream_id=1, attempt=1, from_index=0))
+    sign, first = server.take(s.Output)
+    assert (sign.token_ids, sign.account) == (b"", None)
+    assert first.account is not None
+    assert first.account.num_computed_tokens == 40
+
+
 def test_waiting_in_the_engine_is_not_computing() -> None:
     """A run begins when the engine takes it out of its queue."""
     server = PrefillUnderTest(FakeEngine(pool_tokens=81))  # the first one leaves one token
