@@ -214,7 +214,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _install(environment: Environment, options: Options) -> None:
-    console = Console(num_steps=5 + options.has_dev - options.has_gpu)
+    console = Console(num_steps=6 + options.has_dev - options.has_gpu)
     if not options.has_gpu and has_nvidia_gpu():
         console.say("set-up: there is an NVIDIA GPU; `make setup GPU=1` installs for it")
     _make_environment(environment, options, console)
@@ -230,6 +230,7 @@ def _install(environment: Environment, options: Options) -> None:
         installer.install_list(
             "SGLang and the default model", "requirements-cpu-nodeps.lock", is_complete=True
         )
+    installer.install_list("Traces and reports", "requirements-bench.lock", is_complete=True)
     if options.has_dev:
         installer.install_list(
             "Tools for tests", "requirements-dev.lock", is_complete=not options.has_gpu

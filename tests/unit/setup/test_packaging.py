@@ -50,6 +50,8 @@ def test_lock_holds_all_dependencies() -> None:
     assert names(PROJECT["dependencies"]) <= locked
     tools = names(PROJECT["optional-dependencies"]["dev"])
     assert tools <= locked | names(lines("requirements-dev.lock"))
+    bench = names(PROJECT["optional-dependencies"]["bench"])
+    assert bench <= locked | names(lines("requirements-bench.lock"))
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in SETUP.glob("*.lock")))
