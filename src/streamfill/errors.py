@@ -5,6 +5,7 @@
     StreamfillError
     ├── ConfigError              a wrong value in the configuration; stops the start
     ├── ModelError               a model folder that cannot be read or served
+    ├── TraceError               a trace file, or a source of one, that is wrong; says where
     ├── EngineVersionError       an SGLang other than the pinned one
     ├── LaunchError              a process of a cluster did not start (`launcher.errors`)
     ├── ProtocolError            a frame that is no message of ours; its sender is answered
@@ -87,6 +88,11 @@ class ConfigError(StreamfillError):
 
 class ModelError(StreamfillError):
     """A model folder cannot be read, converted or served."""
+
+
+class TraceError(StreamfillError):
+    """A trace file, or a file that is made into one, is wrong; the text names file, line and
+    field."""
 
 
 class EngineVersionError(StreamfillError):

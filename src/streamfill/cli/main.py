@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "status": "show the servers of a cluster",
     "run": "stream files into a cluster and print the answer",
     "demo": "start a cluster, stream a document into it, compare with one shot",
+    "traces": "describe, import, generate and collect traces",
+    "bench": "replay traces and compare streaming with what else a client could do",
     "model": "make the default model ready",
     "doctor": "show versions and what is missing",
 }

@@ -1,0 +1,8 @@
+"""Traces: requests whose context arrives piece by piece, as files.
+
+* ``format``: the records of a trace file, schema 1.
+* ``files``: reads and writes them, one line at a time.
+* ``script``: one request as what a client has to send, and when.
+
+`docs/traces.md` documents the format for people who write files of their own.
+"""
