@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamfill.api import Client
+from streamfill.api.cold_caches import empty_caches
 from streamfill.cli.cluster_options import with_changes
 from streamfill.cli.demo_runs import (
     DemoPrompt,
     DemoRun,
-    empty_caches,
     run_one_shot,
     run_streamed,
     warm_up,

@@ -10,16 +10,12 @@ from typing import Final
 
 from streamfill.api import Client, Result, Stream
 from streamfill.cli.timeline import Piece, TimelineRun
-from streamfill.errors import UnavailableError
 
 _SYSTEM: Final = "You answer questions about a document in one or two plain sentences."
 _WARM_UP_PROMPT: Final = "warm-up " * 200
 """More than one prefill step, so that neither measured request pays for anything done only once."""
 _WARM_UP_TOKENS: Final = 4
 _PROGRESS_POLL_S: Final = 0.01
-_FLUSH_RETRY_S: Final = 0.2
-_FLUSH_TIMEOUT_S: Final = 20.0
-"""Servers forget a stream that has ended within a second or so; a loaded machine may take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +64,6 @@ class DemoRun:
 async def warm_up(client: Client) -> None:
     """Sends a request that has nothing in common with the measured ones."""
     await client.complete(_WARM_UP_PROMPT, max_tokens=_WARM_UP_TOKENS, temperature=0.0)
-
-
-async def empty_caches(client: Client) -> None:
-    """Makes all servers forget what they computed, so that a request starts from nothing.
-
-    Raises:
-        UnavailableError: one of them does not.
-    """
-    deadline = time.monotonic() + _FLUSH_TIMEOUT_S
-    while True:
-        flushed = await client.flush_caches()
-        if flushed and all(flushed.values()):
-            return
-        if time.monotonic() > deadline:
-            kept = ", ".join(name for name, done in flushed.items() if not done) or "all servers"
-            raise UnavailableError(f"the KV cache was not emptied: {kept}")
-        await asyncio.sleep(_FLUSH_RETRY_S)
 
 
 async def run_streamed(

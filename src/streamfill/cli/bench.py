@@ -1,0 +1,28 @@
+"""`streamfill bench`: replay traces, compare modes, draw the report."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from streamfill.cli.subcommands import add_subcommands, run_subcommand
+
+COMMANDS: Final = {
+    "run": "replay a trace in one mode",
+    "compare": "replay a trace in several modes, side by side",
+    "report": "draw the page of runs that were saved",
+    "self": "measure the load generator itself against a fake server",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the sub-commands."""
+    parser.epilog = (
+        "`streamfill bench WHAT --help` shows the options; docs/benchmarks/compare.md the figures."
+    )
+    add_subcommands(parser, "bench", COMMANDS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the chosen one."""
+    return run_subcommand(args, "bench")

@@ -1,0 +1,1 @@
+"""What the load generator can measure; each a `target.Target`."""
