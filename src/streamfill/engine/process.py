@@ -17,12 +17,15 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from streamfill.config import ServerConfig, load_process_file
 from streamfill.engine import torchvision_fix
@@ -35,6 +38,8 @@ from streamfill.serving.rank_mailbox import RankMailbox
 
 logger = logging.getLogger(__name__)
 
+_FOLDER_PREFIX = "streamfill-server-"
+"""Of a server's temporary folder; its process id follows."""
 CPU_STEP_TOKENS = 256
 GPU_STEP_TOKENS = 8192
 CPU_POOL_TOKENS = 32_768
@@ -89,7 +94,8 @@ def run(config: ServerConfig, build: Build, started_s: float) -> int:
     server_args, port_args = build_server_args(
         config, 2 * facts.num_layers * facts.num_kv_heads * facts.head_dim * CPU_KV_ITEM_BYTES
     )
-    with tempfile.TemporaryDirectory(prefix="streamfill-") as folder:
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-") as folder:
         mailbox = f"ipc://{folder}/ranks"
         # The ranks of a server run on one machine, so they meet in a file. SGLang's default, a TCP
         # port that was free a few seconds ago, now and then belongs to somebody else by then
@@ -196,6 +202,14 @@ def _run_child(  # noqa: PLR0917  as above
     sys.exit(
         run_rank(config, build, server_args, port_args, model_id, rank, mailbox, time.monotonic())
     )
+
+
+def _remove_leftovers() -> None:
+    """Folders of servers that were killed and could not remove their own."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)  # another user's, or gone by now
 
 
 def step_tokens_of(config: ServerConfig, device: str) -> int:

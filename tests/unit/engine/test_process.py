@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +136,21 @@ def test_a_configuration_for_the_other_role_stops_the_start(
     assert "role = 'prefill'" in capsys.readouterr().err
     assert process.main(Role.DECODE, build, ["--config-file", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def test_folders_of_killed_servers_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of dead processes only, and nothing that somebody else has put there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [
+        f"streamfill-server-{ended.pid}-a",
+        f"streamfill-server-{os.getpid()}-b",
+        "streamfill-c-d",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir()
+    process._remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
