@@ -6,7 +6,7 @@ BOOTSTRAP := $(PYTHON) deploy/setup/bootstrap.py $(if $(GPU),--gpu)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check proto clean
+.PHONY: help setup demo bench test check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -20,6 +20,10 @@ setup:  ## make .venv, install everything, convert the default model; repeating 
 
 demo: setup  ## stream a document into a small cluster and compare with sending it at once
 	@$(BIN)/streamfill demo
+
+bench: setup  ## replay a trace streamed, in one shot and warmed up; draws report.html; 15 minutes
+	@$(BIN)/streamfill bench compare --trace traces/crawl-small.jsonl --request-rate 0.85 \
+		--modes oneshot,warmup,stream --report report.html
 
 test: setup  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

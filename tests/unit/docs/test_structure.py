@@ -45,7 +45,7 @@ def test_no_package_is_missing() -> None:
     packages = {
         folder.relative_to(ROOT).as_posix()
         for name in PACKAGES
-        for folder in (ROOT / name, *(ROOT / name).iterdir())
+        for folder in (ROOT / name, *(ROOT / name).rglob("*"))
         if folder.is_dir() and any(folder.glob("*.py"))
     }
     assert packages == set(modules_by_package())
