@@ -55,7 +55,8 @@ class TraceReader:
             self.num_bytes = path.stat().st_size
             self._raw = path.open("rb", _READ_BUFFER_BYTES)
         except OSError as error:
-            raise TraceError(f"{path}: cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise TraceError(f"{path}: cannot be read: {reason}") from error
         self._file = _decompressed(path, self._raw)
         try:
             self.header = self._read_header()
