@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
-import numpy as np
 
 from streamfill.errors import ConfigError
 
@@ -80,6 +79,8 @@ def make_arrivals(
         return [number / rate for number in range(num_requests)]
     if not (math.isfinite(burstiness) and burstiness > 0):
         raise ConfigError("--burstiness", burstiness, "must be above 0; 1 is Poisson")
+    import numpy as np  # not for `--help`
+
     shape = 1.0 if kind is ArrivalKind.POISSON else burstiness
     generator = np.random.Generator(np.random.PCG64(seed))
     gaps_s = generator.gamma(shape, 1.0 / (rate * shape), size=max(0, num_requests - 1))

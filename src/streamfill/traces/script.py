@@ -10,9 +10,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from streamfill.messages.common import StreamMode
 from streamfill.traces.format import (
@@ -22,6 +20,9 @@ from streamfill.traces.format import (
     Segment,
     TraceHeader,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FIRST_ORDINARY_TOKEN: Final = 256
 """Made tokens are at or above this: vocabularies put control tokens and single bytes first."""
@@ -157,6 +158,8 @@ class Scripts:
         return made
 
     def _make_tokens(self, name: str, num_tokens: int) -> np.ndarray:
+        import numpy as np  # not for `--help`
+
         digest = hashlib.blake2b(f"{self._header.seed}\0{name}".encode(), digest_size=8).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
         return generator.integers(*self._ids, size=num_tokens, dtype=np.int64)
