@@ -19,8 +19,8 @@ from streamfill.links.server_link import Inbound
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.observability.logging import log_event
-from streamfill.scheduling.policy import Policy
 from streamfill.serving.core import ServingCore, TransportCounters
+from streamfill.serving.deciding import PolicySetting
 from streamfill.serving.records import Phase, StreamRecord
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class DecodeCore(ServingCore):
         self,
         engine: Engine,
         send: Callable[[s.ServerToRouter], None],
-        policy: Policy,
+        policy: PolicySetting,
         receiver: KvReceiverInterface,
         *,
         step_tokens: int,

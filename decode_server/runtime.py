@@ -8,7 +8,7 @@ from decode_server.core import DecodeCore
 from streamfill.config import ServerConfig
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.kv_transfer.receiver import KvReceiver
-from streamfill.scheduling.fcfs import FcfsPolicy
+from streamfill.serving.deciding import PolicySetting
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.runtime import STAGING_LIMIT_BYTES, SchedulerRuntime
 
@@ -38,7 +38,7 @@ class DecodeRuntime(SchedulerRuntime):
         self._decode_core = DecodeCore(
             engine,
             self.send,
-            FcfsPolicy(),
+            PolicySetting(name="fcfs"),  # all that it computes was committed
             self._receiver,
             step_tokens=self._step_tokens,
             clock=self.clock,

@@ -19,8 +19,8 @@ from streamfill.kv_transfer.interface import KvSenderInterface, OutgoingTransfer
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import HandoffTarget
 from streamfill.observability.logging import log_event
-from streamfill.scheduling.policy import Policy
 from streamfill.serving.core import ServingCore, TransportCounters
+from streamfill.serving.deciding import PolicySetting
 from streamfill.serving.records import Answer, StreamRecord
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class PrefillCore(ServingCore):
         self,
         engine: Engine,
         send: Callable[[s.ServerToRouter], None],
-        policy: Policy,
+        policy: PolicySetting,
         sender: KvSenderInterface,
         *,
         rank: int,

@@ -12,7 +12,7 @@ from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.kv_transfer.sender import KvSender
 from streamfill.messages.control import Plan, Telemetry
 from streamfill.preemption.client import ControllerClient
-from streamfill.scheduling.fcfs import FcfsPolicy
+from streamfill.serving.deciding import PolicySetting
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.runtime import SchedulerRuntime
 
@@ -55,7 +55,11 @@ class PrefillRuntime(SchedulerRuntime):
         self._prefill_core = PrefillCore(
             engine,
             self.send,
-            FcfsPolicy(self._segment_tokens(engine.kv_pool.device)),
+            PolicySetting(
+                name=self.config.policy,
+                options=self.config.policy_options,
+                segment_tokens=self._segment_tokens(engine.kv_pool.device),
+            ),
             self._sender,
             rank=self.rank,
             step_tokens=self._step_tokens,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import signal
 import sys
@@ -23,6 +22,7 @@ from router.manager import Manager
 from router.service_server import GrpcServer
 from streamfill.config import RouterConfig, load_process_file
 from streamfill.errors import ConfigError, StreamfillError
+from streamfill.launcher.ready_line import announce_ready
 from streamfill.observability.logging import configure_logging, log_event
 
 logger = logging.getLogger("router")
@@ -75,7 +75,7 @@ async def _run(config: RouterConfig) -> None:
     try:
         grpc_port, zmq_port = await server.start(), manager.zmq_port
         log_event(logger, "ready", grpc_port=grpc_port, zmq_port=zmq_port)
-        print("READY", json.dumps({"grpc_port": grpc_port, "zmq_port": zmq_port}), flush=True)
+        announce_ready({"grpc_port": grpc_port, "zmq_port": zmq_port})
         await signals.first.wait()
         log_event(logger, "draining", num_open_streams=manager.info().num_open_streams)
         await server.begin_drain()

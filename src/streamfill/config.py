@@ -16,6 +16,7 @@ import msgspec
 
 from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
+from streamfill.scheduling.registry import DEFAULT_POLICY, make_policy
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +43,11 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """Open streams beyond this are refused with RESOURCE_EXHAUSTED."""
     idle_stream_timeout_s: float = 3600.0
     """An uncommitted stream that nobody touched for this long is aborted."""
+    max_waiting_segments: int = 256
+    """Segments that wait for room on one prefill server. More are refused with
+    RESOURCE_EXHAUSTED."""
+    admission_wait_s: float = 30.0
+    """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
 
 
 class ControllerSection(_Config, frozen=True, kw_only=True):
@@ -68,6 +74,14 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     segment_tokens: int | None = None
     """Of these, the tokens of streams that nobody has committed yet. A commit waits for at most one
     such step. None: 96 on the CPU, as many as ``step_tokens`` on a GPU."""
+    max_uncommitted_tokens: int | None = None
+    """Cap on the tokens of all contexts on one prefill server that are not committed yet. Segments
+    beyond it wait. None: 8 times the KV pool. Of no effect on decode servers."""
+    policy: str = DEFAULT_POLICY
+    """Who is computed next, and who gives up memory: a name that ``streamfill policy list`` shows.
+    ``streamfill policy set`` changes it while the cluster runs. Of prefill servers only."""
+    policy_options: dict[str, str] = {}
+    """Options of the policy, by name."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -111,6 +125,9 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     zmq_port: int
     max_streams: int = 10_000
     idle_stream_timeout_s: float = 3600.0
+    max_uncommitted_tokens: int | None = None
+    max_waiting_segments: int = 256
+    admission_wait_s: float = 30.0
     context_tokens: int | None = None
     controller_endpoint: str | None = None
     log_level: str = "info"
@@ -141,6 +158,8 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     page_size: int | None = None
     step_tokens: int | None = None
     segment_tokens: int | None = None
+    policy: str = DEFAULT_POLICY
+    policy_options: dict[str, str] = {}
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
@@ -210,10 +229,22 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         _at_least(f"{role}.threads", section.threads, 0)
         _at_least(f"{role}.max_requests", section.max_requests, 1)
         _at_least(f"{role}.tp_size", section.tp_size, 1)
-        for key in ("pool_tokens", "page_size", "step_tokens", "segment_tokens"):
+        for key in (
+            *("pool_tokens", "page_size", "step_tokens", "segment_tokens"),
+            "max_uncommitted_tokens",
+        ):
             value = getattr(section, key)
             if value is not None:
                 _at_least(f"{role}.{key}", value, 1)
+    _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
+    if not config.router.admission_wait_s > 0:
+        raise ConfigError(
+            "router.admission_wait_s", config.router.admission_wait_s, "must be above 0"
+        )
+    make_policy(config.prefill.policy, config.prefill.policy_options)
+    if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
+        remedy = "decode servers have no policy to choose; set prefill.policy"
+        raise ConfigError("decode.policy", config.decode.policy, remedy)
     for key, port in (
         ("router.grpc_port", config.router.grpc_port),
         ("router.zmq_port", config.router.zmq_port),

@@ -207,9 +207,12 @@ class FakeEngine:
     def cached_tokens(self, token_ids: array[int]) -> int:
         return len(self.cache.match(token_ids)) * self.facts.page_size
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> None:
+    def tag(self, stream_id: int, token_ids: array[int]) -> int:
+        num_shared = 0
         for page in self.cache.match(token_ids):
             page.streams.add(stream_id)
+            num_shared += self.facts.page_size if len(page.streams) > 1 else 0
+        return num_shared
 
     def untag(self, stream_id: int, token_ids: array[int]) -> None:
         for page in self.cache.match(token_ids):

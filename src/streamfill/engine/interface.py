@@ -121,8 +121,9 @@ class Engine(Protocol):
         """Length of the prefix that is in the tree; changes nothing in it."""
         ...
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> None:
-        """Note that the nodes of this prefix belong to the stream."""
+    def tag(self, stream_id: int, token_ids: array[int]) -> int:
+        """Note that the nodes of this prefix belong to the stream. Returns how many of its tokens
+        other open streams use too."""
         ...
 
     def untag(self, stream_id: int, token_ids: array[int]) -> None:

@@ -86,15 +86,21 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         tree."""
         return sum(matched for _, matched in self._walk(token_ids))
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> None:
+    def tag(self, stream_id: int, token_ids: array[int]) -> int:
         """Add the stream to every node that holds part of ``token_ids``; they count as used now.
+        Returns how many of these tokens are on nodes of other streams too.
 
         A node that holds more is split: what the stream does not need must not be kept for it.
         """
         node = self.match_prefix(MatchPrefixParams(key=RadixKey(token_ids))).last_device_node
+        num_shared = 0
         while node is not self.root_node:
-            streams_of(node, create=True).add(stream_id)
+            streams = streams_of(node, create=True)
+            streams.add(stream_id)
+            if len(streams) > 1:
+                num_shared += len(node.key)
             node = node.parent
+        return num_shared
 
     def untag(self, stream_id: int, token_ids: array[int]) -> None:
         """Take the stream from every node along ``token_ids``."""

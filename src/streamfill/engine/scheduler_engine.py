@@ -167,8 +167,8 @@ class SchedulerEngine:
     def cached_tokens(self, token_ids: array[int]) -> int:
         return self._tree.peek(token_ids)
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> None:
-        self._tree.tag(stream_id, token_ids)
+    def tag(self, stream_id: int, token_ids: array[int]) -> int:
+        return self._tree.tag(stream_id, token_ids)
 
     def untag(self, stream_id: int, token_ids: array[int]) -> None:
         self._tree.untag(stream_id, token_ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +11,16 @@ from typing import Any, Final
 import msgspec
 
 READY_PREFIX: Final = b"READY "
+
+
+def announce_ready(info: Mapping[str, object]) -> None:
+    """Say that this process is ready.
+
+    In one write: ``print`` makes two where Python does not buffer, and a log line of another thread
+    that came in between would hide this one for ever.
+    """
+    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), READY_PREFIX + msgspec.json.encode(info) + b"\n")
 
 
 class ReadyLineScanner:

@@ -89,6 +89,9 @@ class ComputeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     end_age_s: float
     num_tokens: int
     """Prompt tokens that went through the model."""
+    reason: str = ""
+    """Why it ran: a value of ``scheduling.plan.RunReason``. Of runs that were merged, the later
+    one's."""
 
 
 class Preemption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +121,29 @@ class StreamAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """In order of time. Of a stream with very many, some stand for two of the old ones."""
     preemptions: tuple[Preemption, ...]
     """As they were noticed. Of very many, the first one stands for all the old ones."""
+
+
+class StreamDecision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a server's scheduler decided about one stream in its newest step."""
+
+    stream_id: int
+    state: str
+    """``open``, ``waiting_kv``, ``committed`` or ``answering``."""
+    num_known_tokens: int
+    num_computed_tokens: int
+    num_shared_tokens: int
+    """Of the computed tokens, those whose KV other open streams use too."""
+    priority: int
+    idle_s: float
+    """Since its newest segment."""
+    expected_next_s: float | None
+    """Until its next segment, going by its gaps. None: too few were seen."""
+    decision: str
+    """A value of ``scheduling.plan.RunReason`` or ``DeferReason``; ``idle``: nothing to compute."""
+    reason: str
+    """The same as a sentence."""
+    victim_rank: int | None
+    """Place in the order in which memory is taken, 0 first. None: none is taken from it."""
 
 
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -47,6 +47,8 @@ class OpenStream(_Message, frozen=True, kw_only=True, tag="open_stream"):
     attempt: int
     mode: StreamMode
     priority: int = 0
+    ttft_slo_s: float | None = None
+    """Time to first token that the client wants, from the commit. None: it did not say."""
 
 
 class Splice(_Message, frozen=True, kw_only=True, tag="splice"):
@@ -122,7 +124,24 @@ class Forget(_Message, frozen=True, kw_only=True, tag="forget"):
 
 
 class FlushCache(_Message, frozen=True, kw_only=True, tag="flush_cache"):
-    """Empty the radix tree. Answered with ``CacheFlushed``; refused while a stream is open."""
+    """Empty the radix tree, and forget what was learned for scheduling. Answered with
+    ``CacheFlushed``; refused while a stream is open."""
+
+    request_id: int
+
+
+class SetPolicy(_Message, frozen=True, kw_only=True, tag="set_policy"):
+    """Schedule by this policy from now on. Answered with ``PolicySet``; a policy that cannot be had
+    changes nothing."""
+
+    request_id: int
+    policy: str
+    options: dict[str, str] = {}
+    """By the names that the policy knows."""
+
+
+class DescribeStreams(_Message, frozen=True, kw_only=True, tag="describe_streams"):
+    """What the scheduler thinks of each stream. Answered with ``StreamsDescribed``."""
 
     request_id: int
 
@@ -146,5 +165,7 @@ RouterToServer: TypeAlias = (
     | ResendOutput
     | Forget
     | FlushCache
+    | SetPolicy
+    | DescribeStreams
     | Malformed
 )

@@ -7,7 +7,14 @@ from typing import TypeAlias
 
 import msgspec
 
-from streamfill.messages.common import Finish, Role, ServerCounters, StreamAccount, TokenLogprob
+from streamfill.messages.common import (
+    Finish,
+    Role,
+    ServerCounters,
+    StreamAccount,
+    StreamDecision,
+    TokenLogprob,
+)
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,6 +143,27 @@ class CacheFlushed(_Message, frozen=True, kw_only=True, tag="cache_flushed"):
     """False: streams are open, nothing was changed."""
 
 
+class PolicySet(_Message, frozen=True, kw_only=True, tag="policy_set"):
+    """Answer to ``SetPolicy``."""
+
+    request_id: int
+    ok: bool
+    policy: str
+    """In force now, with its options: ``lcas(order=newest)``."""
+    reason: str = ""
+    """Why it could not be set: names the bad value and what would be right."""
+
+
+class StreamsDescribed(_Message, frozen=True, kw_only=True, tag="streams_described"):
+    """Answer to ``DescribeStreams``."""
+
+    request_id: int
+    policy: str
+    """In force, with its options."""
+    streams: tuple[StreamDecision, ...]
+    """All that are not over, in the order of their turn."""
+
+
 class Draining(_Message, frozen=True, kw_only=True, tag="draining"):
     """The server finishes what it has and takes nothing new."""
 
@@ -159,6 +187,8 @@ ServerToRouter: TypeAlias = (
     | StreamFailed
     | Closed
     | CacheFlushed
+    | PolicySet
+    | StreamsDescribed
     | Draining
     | MalformedByRouter
 )

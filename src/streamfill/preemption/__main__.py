@@ -7,7 +7,6 @@ status 0. A configuration that cannot work ends it with status 2.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
@@ -16,6 +15,7 @@ from types import FrameType
 
 from streamfill.config import ControllerConfig, load_process_file
 from streamfill.errors import ConfigError
+from streamfill.launcher.ready_line import announce_ready
 from streamfill.observability.logging import configure_logging, log_event
 from streamfill.preemption.controller import Controller
 
@@ -58,7 +58,7 @@ def _serve(controller: Controller) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, stop)
     log_event(_logger, "ready", zmq_port=controller.port, epoch=controller.status.epoch)
-    print(f"READY {json.dumps({'zmq_port': controller.port})}", flush=True)
+    announce_ready({"zmq_port": controller.port})
     try:
         controller.run()
     finally:

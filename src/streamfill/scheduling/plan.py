@@ -1,10 +1,11 @@
-"""The decision of one step. The policy makes it, only the prefill server's loop carries it out."""
+"""The decision of one step. The policy makes it; only the server's loop carries it out."""
 
 from __future__ import annotations
 
 import enum
 from typing import NamedTuple
 
+from streamfill.scheduling.snapshot import StreamView
 from streamfill.stream.ids import StreamId
 
 
@@ -25,8 +26,12 @@ class RunReason(enum.Enum):
 
 
 class DeferReason(enum.Enum):
-    """Why a stream with something to compute does not run in this step."""
+    """Why a stream does not run in this step."""
 
+    IDLE = "idle"
+    """There is nothing to compute."""
+    AWAITS_COMMIT = "awaits_commit"
+    """Its commit is right behind its newest segment; one step does both."""
     IN_FLIGHT = "in_flight"
     """It runs already."""
     NO_SLOT = "no_slot"
@@ -34,6 +39,28 @@ class DeferReason(enum.Enum):
     NO_MEMORY = "no_memory"
     YIELDS = "yields"
     """Uncommitted, while a committed stream runs or waits for memory."""
+    NOT_WORTH_IT = "not_worth_it"
+    """In this step it would make others wait for longer than it gains."""
+    WINDOW = "window"
+    """It waits for others of its kind, for a moment."""
+
+
+SENTENCES: dict[RunReason | DeferReason, str] = {
+    RunReason.COMMIT: "the rest of its prompt and its first token were computed",
+    RunReason.COMMIT_CHUNK: "a part of its committed prompt was computed",
+    RunReason.COMMIT_TRIED: "it was first in line, and memory was asked for it",
+    RunReason.SEGMENT: "new context was computed",
+    RunReason.RECOMPUTE: "context that had lost its KV was computed again",
+    DeferReason.IDLE: "everything known of it is computed",
+    DeferReason.AWAITS_COMMIT: "its commit is on its way; one step does both",
+    DeferReason.IN_FLIGHT: "the engine is at it",
+    DeferReason.NO_SLOT: "all request slots were taken",
+    DeferReason.NO_BUDGET: "streams before it used the tokens of the step",
+    DeferReason.NO_MEMORY: "the KV pool had no room for it",
+    DeferReason.YIELDS: "a committed stream had to go first",
+    DeferReason.NOT_WORTH_IT: "in that step it would have cost others more than it gained",
+    DeferReason.WINDOW: "it waited for others of its kind to share a step",
+}
 
 
 class StreamRun(NamedTuple):
@@ -58,16 +85,51 @@ class Deferral(NamedTuple):
     reason: DeferReason
 
 
+class Victim(NamedTuple):
+    """A stream that gives up memory."""
+
+    stream_id: StreamId
+    num_freed_tokens: int
+    """What that frees: its evictable tokens without those that others share."""
+    reason: str
+
+
 class StepPlan(NamedTuple):
-    """What to start now. A stream is in ``runs``, or in ``deferred``, or has nothing to compute."""
+    """What to start now, and at whose cost."""
 
     runs: tuple[StreamRun, ...]
     """In the order in which to start them. Their tokens together are within the budget, and so is
     their number."""
     deferred: tuple[Deferral, ...]
-    """In the order of their turn."""
+    """Streams whose turn it was and that cannot run, in the order of their turn. Those behind them
+    were not looked at: the next two say why they wait."""
+    rest_of_commits: DeferReason | None = None
+    """Why committed streams wait that are in neither list."""
+    rest_of_context: DeferReason | None = None
+    """Why uncommitted streams with something to compute wait that are in neither list."""
+    victims: tuple[Victim, ...] = ()
+    """Memory is taken from these, first to give first. Just enough for ``runs``; empty where memory
+    suffices that is free or belongs to no open stream."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all runs."""
         return sum(run.num_tokens for run in self.runs)
+
+    def reason(self, view: StreamView, page_size: int) -> RunReason | DeferReason:
+        """What the plan says of any stream of its snapshot."""
+        for run in self.runs:
+            if run.stream_id == view.stream_id:
+                return run.reason
+        for deferral in self.deferred:
+            if deferral.stream_id == view.stream_id:
+                return deferral.reason
+        if view.in_flight:
+            return DeferReason.IN_FLIGHT
+        if view.committed_s is not None:
+            return self.rest_of_commits or DeferReason.NO_BUDGET
+        if view.awaits_commit:
+            return DeferReason.AWAITS_COMMIT
+        if view.num_known_tokens // page_size <= view.num_computed_tokens // page_size:
+            return DeferReason.IDLE
+        return self.rest_of_context or DeferReason.NO_BUDGET

@@ -34,6 +34,7 @@ class _Run(NamedTuple):
     start_s: float
     end_s: float
     num_tokens: int
+    reason: str
 
 
 class _Loss(NamedTuple):
@@ -109,6 +110,7 @@ class WorkAccount:
         num_valid: int,
         num_in_tree: int,
         num_cached: int,
+        reason: str = "",
     ) -> RunOutcome:
         """The engine finished a run of the prompt's first ``up_to`` tokens.
 
@@ -119,6 +121,7 @@ class WorkAccount:
             num_valid: of them, those that no update has replaced meanwhile.
             num_in_tree: tokens of the prompt that were in the tree when the run was decided on.
             num_cached: tokens that the engine found there when it began.
+            reason: why it was started, for whoever reads the account.
         """
         if num_valid < up_to:
             num_valid = self._whole_pages(num_valid)
@@ -134,7 +137,7 @@ class WorkAccount:
         self._num_resident = max(self._num_resident, self._whole_pages(num_valid))
         self.num_computed += num_computed
         self.num_recomputed += num_recomputed
-        self._runs.append(_Run(start_s, end_s, num_computed))
+        self._runs.append(_Run(start_s, end_s, num_computed, reason))
         if len(self._runs) > NUM_RUNS_KEPT:
             self._merge_old_runs()
         return RunOutcome(num_computed, num_recomputed, was_preempted)
@@ -154,6 +157,7 @@ class WorkAccount:
                     start_age_s=now_s - run.start_s,
                     end_age_s=now_s - run.end_s,
                     num_tokens=run.num_tokens,
+                    reason=run.reason,
                 )
                 for run in self._runs
             ),
@@ -198,6 +202,7 @@ class WorkAccount:
                 second.end_s - (first.end_s - first.start_s) - (second.end_s - second.start_s),
                 second.end_s,
                 first.num_tokens + second.num_tokens,
+                second.reason,
             )
             for first, second in zip(old[::2], old[1::2], strict=True)
         ]

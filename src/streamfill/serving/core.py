@@ -28,7 +28,7 @@ from typing import assert_never
 import msgspec
 
 from streamfill.engine.interface import Engine, RequestUpdate
-from streamfill.errors import ErrorCode, ProtocolError
+from streamfill.errors import ConfigError, ErrorCode, ProtocolError
 from streamfill.links.server_link import Inbound, RouterLost
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -38,17 +38,14 @@ from streamfill.messages.control import StreamTelemetry
 from streamfill.observability.logging import log_event
 from streamfill.preemption.standing import StandingPlan
 from streamfill.scheduling.plan import StepPlan, StreamRun
-from streamfill.scheduling.policy import Policy
-from streamfill.scheduling.snapshot import MemoryView, Snapshot, StreamView
 from streamfill.serving.account import WorkAccount
+from streamfill.serving.deciding import Decider, PolicySetting
 from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
-from streamfill.stream.ids import StreamId
 
 logger = logging.getLogger(__name__)
 
 DONE_RETENTION_S = 120.0
 """The router forgets a finished stream within seconds; this bounds the memory if it cannot."""
-_SCHEDULED = (Phase.OPEN, Phase.COMMITTED, Phase.ANSWERING)
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class ServingCore:
         self,
         engine: Engine,
         send: Callable[[s.ServerToRouter], None],
-        policy: Policy,
+        policy: PolicySetting,
         *,
         step_tokens: int,
         clock: Callable[[], float],
@@ -76,21 +73,19 @@ class ServingCore:
         Args:
             engine: requests, radix tree and pool of this rank.
             send: takes messages for the router; never blocks.
-            policy: decides what is computed next.
+            policy: decides what is computed next, until it is changed.
             step_tokens: prefill tokens of one step.
             clock: seconds, monotonic, the same on all ranks of a group.
         """
         self.engine = engine
         self._send = send
-        self._policy = policy
-        self._step_tokens = step_tokens
         self._clock = clock
         self._records: dict[int, StreamRecord] = {}
         self._by_key: dict[str, StreamRecord] = {}
         self._num_requests = 0
-        self._ranked: tuple[int, ...] | None = None
         self._num_expired = 0
         self.plan = StandingPlan()
+        self.decider = Decider(engine, self.plan, policy, step_tokens=step_tokens)
         self.num_computed_tokens = 0
         self.num_recomputed_tokens = 0
         self.num_preemptions = 0
@@ -108,6 +103,7 @@ class ServingCore:
         for message in messages:
             self.handle(message)
         self.collect()
+        self.decider.note_step_end(self._clock(), self._by_key)
         self.schedule()
         self._expire()
 
@@ -137,14 +133,21 @@ class ServingCore:
                 self._on_segment(record, update)
 
     def schedule(self) -> None:
-        """Decide what to compute, and start it."""
-        self._rank_victims()
+        """Decide what to compute (phase 1), then acquire memory for it and start it (phase 2).
+
+        A run whose KV is gone makes the decision void, and it is made anew. Memory is taken by the
+        engine when it forms its batch, in the order that the plan says; a run that finds none stays
+        in the engine's queue, and the next decision knows.
+        """
+        now_s = self._clock()
         while True:
-            plan = self._policy.decide(self._snapshot())
+            plan = self.decider.decide(self._records, self._by_key, now_s)
             if self._is_sound(plan):
                 break
+        self.decider.apply_victims(plan)
         for run in plan.runs:
             self._start(self._records[run.stream_id], run)
+        self.decider.note_step_start(now_s, plan)
 
     def telemetry(self) -> tuple[StreamTelemetry, ...]:
         """All streams that are not over, for the preemption controller."""
@@ -214,9 +217,8 @@ class ServingCore:
                 record = self._records.get(message.stream_id)
                 if record is not None and record.attempt <= message.attempt:
                     self._drop(record)
-            case r.FlushCache(request_id=request_id):
-                ok = self.num_streams == 0 and self.engine.flush()
-                self._send(s.CacheFlushed(request_id=request_id, ok=ok))
+            case r.FlushCache() | r.SetPolicy() | r.DescribeStreams():
+                self._answer_question(message)
             case RouterLost():
                 log_event(
                     logger, "router_lost", level=logging.WARNING, num_streams=len(self._records)
@@ -239,6 +241,7 @@ class ServingCore:
             attempt=message.attempt,
             mode=message.mode,
             priority=message.priority,
+            ttft_slo_s=message.ttft_slo_s,
             opened_s=self._clock(),
             account=WorkAccount(self.engine.facts.page_size),
         )
@@ -268,7 +271,53 @@ class ServingCore:
         record.answer = Answer(message.sampling, num_brought=0, handoff=message.handoff)
         record.committed_s = self._clock()
         record.advance(Phase.COMMITTED)
+        self.decider.note_commit(record)
         self._look_again(record)
+
+    def _answer_question(self, message: r.FlushCache | r.SetPolicy | r.DescribeStreams) -> None:
+        """What concerns the server as a whole."""
+        match message:
+            case r.FlushCache(request_id=request_id):
+                ok = self.num_streams == 0 and self.engine.flush()
+                if ok:
+                    self.decider.forget_experience()
+                self._send(s.CacheFlushed(request_id=request_id, ok=ok))
+            case r.SetPolicy():
+                self._set_policy(message)
+            case r.DescribeStreams(request_id=request_id):
+                self._send(
+                    s.StreamsDescribed(
+                        request_id=request_id,
+                        policy=self.decider.policy.spec,
+                        streams=self.decider.describe(self._records, self._clock()),
+                    )
+                )
+            case _:
+                assert_never(message)
+
+    def _set_policy(self, message: r.SetPolicy) -> None:
+        """Decide by another policy from the next step on."""
+        reason = ""
+        try:
+            self.decider.set_policy(message.policy, message.options)
+        except ConfigError as error:
+            reason = str(error)
+        log_event(
+            logger,
+            "policy_set",
+            asked=message.policy,
+            options=dict(message.options),
+            policy=self.decider.policy.spec,
+            reason=reason,
+        )
+        self._send(
+            s.PolicySet(
+                request_id=message.request_id,
+                ok=not reason,
+                policy=self.decider.policy.spec,
+                reason=reason,
+            )
+        )
 
     def _generate(self, message: r.Generate) -> None:
         old = self._records.get(message.stream_id)
@@ -355,6 +404,7 @@ class ServingCore:
         if update.finish is None or in_flight is None:
             return
         record.in_flight = None
+        self.decider.touch(record)
         if update.finish.reason is FinishReason.ABORT:
             self._fail(
                 record, ErrorCode.INTERNAL, f"the engine refused a segment: {update.finish.message}"
@@ -370,7 +420,7 @@ class ServingCore:
         record.note_computed(num_cached)
         # Computed it was, even if its KV was taken at once: it must not pass for new context again.
         record.num_reached = max(record.num_reached, useful)
-        self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
         self._report_progress(record)
 
     def _on_answer(self, record: StreamRecord, update: RequestUpdate) -> None:
@@ -401,6 +451,7 @@ class ServingCore:
         self._send_output(record, first_index)
         if update.finish is not None:
             self._on_answered(record, answer)
+            self.decider.forget(record)
             record.advance(Phase.DONE)
             record.done_s = self._clock()
 
@@ -414,6 +465,7 @@ class ServingCore:
             num_valid=min(in_flight.up_to, in_flight.keep_tokens, num_prompt),
             num_in_tree=min(in_flight.num_in_tree, num_prompt),
             num_cached=num_cached,
+            reason=in_flight.reason.value,
         )
         self.num_recomputed_tokens += outcome.num_recomputed
         self.num_preemptions += outcome.was_preempted
@@ -474,51 +526,6 @@ class ServingCore:
 
     # Deciding and carrying out
 
-    def _snapshot(self) -> Snapshot:
-        memory = self.engine.memory()
-        facts = self.engine.facts
-        waiting = self.engine.waiting_keys()
-        now_s = self._clock()
-        for key in waiting:
-            waiter = self._by_key.get(key)
-            if waiter is not None and waiter.in_flight is not None:
-                waiter.in_flight.began_s = now_s
-        in_flight = [
-            record.in_flight for record in self._records.values() if record.in_flight is not None
-        ]
-        return Snapshot(
-            streams=tuple(
-                StreamView(
-                    stream_id=StreamId(record.stream_id),
-                    arrival_s=record.opened_s,
-                    last_segment_s=record.last_splice_s,
-                    pending_since_s=record.pending_since_s(facts.page_size),
-                    committed_s=record.committed_s,
-                    num_known_tokens=len(record.ids),
-                    num_computed_tokens=record.num_computed,
-                    num_reached_tokens=record.num_reached,
-                    num_evictable_tokens=0 if record.in_flight else record.num_computed,
-                    priority=record.priority,
-                    in_flight=record.in_flight is not None,
-                    waiting_on_memory=record.in_flight is not None
-                    and record.in_flight.key in waiting,
-                )
-                for record in self._records.values()
-                if record.phase in _SCHEDULED and record.ids and not record.awaits_commit
-            ),
-            memory=MemoryView(
-                num_free_tokens=memory.free_tokens,
-                num_evictable_tokens=memory.evictable_tokens,
-                num_total_tokens=memory.total_tokens,
-                page_size=facts.page_size,
-            ),
-            token_budget=max(
-                0, self._step_tokens - sum(f.num_new_tokens for f in in_flight if not f.is_sampling)
-            ),
-            max_requests=max(0, self.engine.load().num_free_slots - len(waiting)),
-            now_s=now_s,
-        )
-
     def _is_sound(self, plan: StepPlan) -> bool:
         """Whether the KV that the plan relies on is there. What is gone is noted, so that the next
         plan knows; nothing is evicted meanwhile, so this is False at most once per stream."""
@@ -529,6 +536,7 @@ class ServingCore:
             self._note_seen(record, cached, record.num_computed)
             if cached < record.num_computed:
                 record.num_computed = cached
+                self.decider.touch(record)
                 sound = False
         return sound
 
@@ -544,7 +552,9 @@ class ServingCore:
             keep_tokens=run.up_to,
             num_in_tree=record.num_computed,
             began_s=self._clock(),
+            reason=run.reason,
         )
+        self.decider.touch(record)
         answer = record.answer
         if not run.is_commit or answer is None:
             self.engine.start_segment(key, record.stream_id, record.ids[: run.up_to])
@@ -566,12 +576,6 @@ class ServingCore:
             answer.sampling, max_new_tokens=1, min_new_tokens=min(1, answer.sampling.min_new_tokens)
         )
 
-    def _rank_victims(self) -> None:
-        order = tuple(self.plan.order(self.telemetry()))
-        if order != self._ranked:
-            self._ranked = order
-            self.engine.set_victim_order({stream_id: rank for rank, stream_id in enumerate(order)})
-
     def _look_again(self, record: StreamRecord) -> None:
         """Find out how much of the stream's tokens the tree holds: others may have computed or
         evicted it."""
@@ -581,7 +585,8 @@ class ServingCore:
         record.note_computed(num_cached)
         if record.answer is not None:
             record.answer.num_cached_tokens = record.num_computed
-        self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        self.decider.touch(record)
 
     # Endings
 
@@ -613,7 +618,7 @@ class ServingCore:
             self._by_key.pop(record.in_flight.key, None)
             self.engine.abort(record.in_flight.key)
             record.in_flight = None
-        self._ranked = None
+        self.decider.forget(record)
 
     def _expire(self) -> None:
         now_s = self._clock()

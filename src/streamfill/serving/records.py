@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from streamfill.messages.common import Finish, HandoffTarget, Sampling, StreamMode, TokenLogprob
 from streamfill.messages.control import Residency, StreamTelemetry
+from streamfill.scheduling.plan import RunReason
 from streamfill.serving.account import WorkAccount
 
 NUM_GAPS_KEPT = 8
@@ -69,6 +70,8 @@ class InFlight:
     """Tokens of the stream that were in the tree when the request was decided on."""
     began_s: float = 0.0
     """When the engine took it out of its waiting queue; the latest turn that still saw it there."""
+    reason: RunReason = RunReason.SEGMENT
+    """Why it was started."""
     is_sampling: bool = False
     """The prompt is computed, tokens come out."""
 
@@ -87,6 +90,8 @@ class StreamRecord:
     mode: StreamMode
     priority: int
     opened_s: float
+    ttft_slo_s: float | None = None
+    """Time to first token that the client wants, from the commit."""
     ids: array[int] = field(default_factory=lambda: array("q"))
     """The token log as this server knows it, with the brought answer tokens behind the prompt."""
     seq: int = 0
@@ -95,7 +100,11 @@ class StreamRecord:
     num_reached: int = 0
     """Longest prefix that was ever computed and not invalidated since; more than ``num_computed``
     after an eviction."""
+    num_shared: int = 0
+    """Of the computed tokens, those whose KV other open streams use too, when it was last seen."""
     num_invalidated: int = 0
+    num_segments: int = 0
+    """Splices that were applied."""
     _segment_ends: array[int] = field(default_factory=lambda: array("q"))
     """Where the tokens of each splice end that are still valid, ascending."""
     _segment_arrivals_s: array[float] = field(default_factory=lambda: array("d"))
@@ -147,6 +156,7 @@ class StreamRecord:
         if self.last_splice_s:
             self.gaps_s.append(now_s - self.last_splice_s)
         self.last_splice_s = now_s
+        self.num_segments += 1
 
     def note_computed(self, num_tokens: int) -> None:
         """The first ``num_tokens`` were seen in the tree."""

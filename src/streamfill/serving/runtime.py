@@ -8,7 +8,6 @@ controller.
 from __future__ import annotations
 
 import abc
-import json
 import logging
 import os
 import secrets
@@ -26,6 +25,7 @@ from streamfill.engine.interface import EngineFacts
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.engine.version import PINNED_SGLANG_VERSION
 from streamfill.errors import ConfigError
+from streamfill.launcher.ready_line import announce_ready
 from streamfill.links.server_link import ServerLink
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import server_to_router as s
@@ -193,7 +193,7 @@ class SchedulerRuntime(abc.ABC):
                 "role": self.config.role.value,
                 "pid": os.getpid(),
             }
-            print(f"READY {json.dumps(facts)}", flush=True)
+            announce_ready(facts)
 
     def close(self) -> None:
         """End every thread of ours."""

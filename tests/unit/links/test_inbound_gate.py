@@ -133,6 +133,8 @@ def test_messages_without_a_number_pass() -> None:
         r.ResendOutput(stream_id=STREAM, attempt=1, from_index=0),
         r.HandoffFailed(stream_id=STREAM, attempt=1, transfer_id=3),
         r.FlushCache(request_id=1),
+        r.SetPolicy(request_id=1, policy="fcfs"),
+        r.DescribeStreams(request_id=1),
     ):
         assert gate.admit(message) == (True, None)
     assert len(gate) == 0

@@ -18,6 +18,7 @@ from streamfill.messages.common import (
     Sampling,
     ServerCounters,
     StreamAccount,
+    StreamDecision,
     StreamMode,
     TokenLogprob,
 )
@@ -66,7 +67,7 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
     r.Registered(router_incarnation=77, heartbeat_interval_s=0.25),
     r.RegistrationRefused(reason="another model"),
     r.RouterHeartbeat(router_incarnation=77),
-    r.OpenStream(stream_id=1, attempt=2, mode=StreamMode.UPDATE, priority=3),
+    r.OpenStream(stream_id=1, attempt=2, mode=StreamMode.UPDATE, priority=3, ttft_slo_s=0.25),
     r.Splice(
         stream_id=1,
         attempt=2,
@@ -91,6 +92,8 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
     r.ResendOutput(stream_id=1, attempt=2, from_index=3),
     r.Forget(stream_id=1, attempt=2),
     r.FlushCache(request_id=8),
+    r.SetPolicy(request_id=8, policy="lcas", options={"order": "newest"}),
+    r.DescribeStreams(request_id=8),
     r.Malformed(reason="not msgpack"),
 )
 
@@ -140,7 +143,7 @@ SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
             num_computed_tokens=40,
             num_recomputed_tokens=10,
             num_reused_tokens=20,
-            runs=(ComputeRun(start_age_s=1.5, end_age_s=1.25, num_tokens=40),),
+            runs=(ComputeRun(start_age_s=1.5, end_age_s=1.25, num_tokens=40, reason="commit"),),
             preemptions=(Preemption(age_s=0.5, num_tokens=10),),
         ),
     ),
@@ -157,6 +160,31 @@ SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
     s.StreamFailed(stream_id=1, attempt=2, code="INTERNAL", message="broken"),
     s.Closed(stream_id=1, attempt=2),
     s.CacheFlushed(request_id=8, ok=True),
+    s.PolicySet(
+        request_id=8,
+        ok=False,
+        policy="lcas(order=newest)",
+        reason="there is no policy 'x'; known: fcfs, lcas",
+    ),
+    s.StreamsDescribed(
+        request_id=8,
+        policy="lcas(order=newest)",
+        streams=(
+            StreamDecision(
+                stream_id=1,
+                state="open",
+                num_known_tokens=40,
+                num_computed_tokens=30,
+                num_shared_tokens=20,
+                priority=3,
+                idle_s=1.5,
+                expected_next_s=0.25,
+                decision="no_budget",
+                reason="the step's tokens went to others",
+                victim_rank=2,
+            ),
+        ),
+    ),
     s.Draining(server_id="prefill-0"),
     s.MalformedByRouter(reason="not msgpack"),
 )

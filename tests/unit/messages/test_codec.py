@@ -50,6 +50,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return st.one_of(*map(values_of, arguments))
+    if origin is dict:
+        return st.dictionaries(*map(values_of, arguments), max_size=3)
     if origin is tuple and arguments[-1] is ...:
         return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:

@@ -75,7 +75,7 @@ def test_imports_are_light() -> None:
     """Controller, client and policy import no heavy package."""
     code = (
         "import sys, streamfill.preemption.__main__, streamfill.preemption.client,"
-        " streamfill.preemption.standing, streamfill.scheduling.fcfs\n"
+        " streamfill.preemption.standing, streamfill.scheduling.adaptive\n"
         "print(sorted({'torch', 'sglang', 'grpc', 'numpy', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -14,8 +14,8 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids, unpack_ids
 from streamfill.messages.common import FinishReason, HandoffTarget, Sampling, StreamMode
-from streamfill.scheduling.fcfs import FcfsPolicy
 from streamfill.serving.core import ServingCore
+from streamfill.serving.deciding import PolicySetting
 from tests.support.fake_engine import FakeEngine
 
 M = TypeVar("M")
@@ -130,7 +130,7 @@ class PrefillUnderTest(ServerUnderTest):
         self.core: PrefillCore = PrefillCore(
             self.engine,
             self.sent.append,
-            FcfsPolicy(),
+            PolicySetting(),
             self.sender,
             rank=0,
             step_tokens=STEP_TOKENS,
@@ -161,7 +161,7 @@ class DecodeUnderTest(ServerUnderTest):
         self.core: DecodeCore = DecodeCore(
             self.engine,
             self.sent.append,
-            FcfsPolicy(),
+            PolicySetting(name="fcfs"),
             self.receiver,
             step_tokens=STEP_TOKENS,
             clock=self.clock,

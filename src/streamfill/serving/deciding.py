@@ -1,0 +1,273 @@
+"""From a server's streams to a decision, and what is learned on the way.
+
+The core says which streams changed (``touch``, ``forget``); only their views are made anew. Then,
+once per turn:
+
+1. ``decide``: the changed views go into the table, and the policy plans over all streams (phase 1);
+2. ``apply_victims``: the order in which the engine takes memory, where the plan needs some;
+3. ``note_step_start``, and in the next turn ``note_step_end``: how long the step took.
+
+Everything depends on rank 0's clock and on what every rank is told, so all ranks decide alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from streamfill.engine.interface import Engine
+from streamfill.messages.common import StreamDecision, StreamMode
+from streamfill.preemption.standing import StandingPlan
+from streamfill.scheduling.learning import Learner
+from streamfill.scheduling.plan import SENTENCES, StepPlan
+from streamfill.scheduling.policy import Policy
+from streamfill.scheduling.registry import DEFAULT_POLICY, format_policy_spec, make_policy
+from streamfill.scheduling.snapshot import (
+    UNIT_COSTS,
+    ContextMode,
+    MemoryView,
+    StepCosts,
+    StreamTable,
+    StreamView,
+)
+from streamfill.serving.records import Phase, StreamRecord
+from streamfill.stream.ids import StreamId
+
+_SCHEDULED = (Phase.OPEN, Phase.COMMITTED, Phase.ANSWERING)
+_MODES = {StreamMode.APPEND: ContextMode.APPEND, StreamMode.UPDATE: ContextMode.UPDATE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySetting:
+    """A policy as it is asked for."""
+
+    name: str = DEFAULT_POLICY
+    options: Mapping[str, str] = field(default_factory=dict)
+    segment_tokens: int | None = None
+    """See ``scheduling.policy.PolicyContext``."""
+    costs: StepCosts = UNIT_COSTS
+    """What a step may be expected to take before one was seen."""
+
+    @property
+    def spec(self) -> str:
+        """``NAME(key=value)``"""
+        return format_policy_spec(self.name, self.options)
+
+    def make(self) -> Policy:
+        """Raises ConfigError: there is no such policy, or an option is wrong."""
+        return make_policy(self.name, self.options, segment_tokens=self.segment_tokens)
+
+
+class Decider:
+    """Owned by the server's core, used in the scheduler's thread only."""
+
+    def __init__(
+        self, engine: Engine, standing: StandingPlan, policy: PolicySetting, *, step_tokens: int
+    ) -> None:
+        """Raises ConfigError: the policy cannot be had."""
+        self.policy = policy
+        """In force."""
+        self._decide = policy.make()
+        self._engine = engine
+        self._standing = standing
+        self._step_tokens = step_tokens
+        self._page_size = engine.facts.page_size
+        self._learner = Learner(policy.costs)
+        self._table = StreamTable()
+        self._dirty: dict[int, StreamRecord] = {}
+        self._waiting: frozenset[str] = frozenset()
+        self._standing_order: tuple[StreamId, ...] = ()
+        self._ranked: tuple[int, ...] | None = None
+        self._ranked_at: tuple[int, int] | None = None
+        self._num_changes = 0
+        self._newest = StepPlan((), ())
+        self._step: tuple[float, int] | None = None
+
+    def set_policy(self, name: str, options: Mapping[str, str]) -> None:
+        """Use another policy from the next decision on.
+
+        Raises:
+            ConfigError: it cannot be had; the old one stays.
+        """
+        setting = PolicySetting(
+            name=name,
+            options=dict(options),
+            segment_tokens=self.policy.segment_tokens,
+            costs=self.policy.costs,
+        )
+        self._decide = setting.make()
+        self.policy = setting
+
+    def forget_experience(self) -> None:
+        """Start from nothing, as after a start: what is measured next must not depend on what was
+        measured before."""
+        self._learner = Learner(self.policy.costs)
+
+    def touch(self, record: StreamRecord) -> None:
+        """Something about the stream changed."""
+        self._dirty[record.stream_id] = record
+        self._num_changes += 1
+
+    def forget(self, record: StreamRecord) -> None:
+        """The stream is over, or its successor of the same id comes next."""
+        self._dirty.pop(record.stream_id, None)
+        self._table.remove(StreamId(record.stream_id))
+        self._num_changes += 1
+
+    def note_commit(self, record: StreamRecord) -> None:
+        """A stream was committed."""
+        mode = _MODES[record.mode]
+        self._learner.note_commit(mode, record.num_segments, tuple(record.gaps_s))
+
+    def decide(
+        self, records: Mapping[int, StreamRecord], by_key: Mapping[str, StreamRecord], now_s: float
+    ) -> StepPlan:
+        """Phase 1. Changes nothing but what is known."""
+        self._note_waiting(by_key, now_s)
+        for record in self._dirty.values():
+            if record.phase in _SCHEDULED and record.ids:
+                self._table.put(self._view(record))
+            else:
+                self._table.remove(StreamId(record.stream_id))
+        self._dirty.clear()
+        memory = self._engine.memory()
+        if memory.free_tokens < max(4 * self._step_tokens, memory.total_tokens // 4):
+            self._rank(records, now_s)
+        else:
+            self._standing_order, self._ranked_at = (), None
+        num_in_engine = sum(
+            record.in_flight.num_new_tokens
+            for record in by_key.values()
+            if record.in_flight is not None and not record.in_flight.is_sampling
+        )
+        snapshot = self._table.snapshot(
+            memory=MemoryView(
+                num_free_tokens=memory.free_tokens,
+                num_evictable_tokens=memory.evictable_tokens,
+                num_total_tokens=memory.total_tokens,
+                page_size=self._page_size,
+            ),
+            token_budget=max(0, self._step_tokens - num_in_engine),
+            max_requests=max(0, self._engine.load().num_free_slots - len(self._waiting)),
+            now_s=now_s,
+            experience=self._learner.experience(),
+            standing_order=self._standing_order,
+        )
+        self._newest = self._decide.decide(snapshot)
+        return self._newest
+
+    def apply_victims(self, plan: StepPlan) -> None:
+        """Tell the engine whose KV goes first: the plan's victims, then the standing plan's."""
+        order = [victim.stream_id for victim in plan.victims]
+        named = {*order, *(run.stream_id for run in plan.runs)}
+        order.extend(stream_id for stream_id in self._standing_order if stream_id not in named)
+        if order:
+            # What is about to run would only have to be computed twice.
+            order.extend(run.stream_id for run in plan.runs)
+        ranked = tuple(order)
+        if ranked != self._ranked:
+            self._ranked = ranked
+            self._engine.set_victim_order(
+                {stream_id: rank for rank, stream_id in enumerate(ranked)}
+            )
+
+    def note_step_start(self, now_s: float, plan: StepPlan) -> None:
+        """The runs of the plan were started."""
+        self._step = (now_s, plan.num_tokens) if plan.runs else None
+
+    def note_step_end(self, now_s: float, in_engine: Mapping[str, StreamRecord]) -> None:
+        """The next turn: what was started is over, if nothing is left in the engine."""
+        if self._step is not None and not in_engine:
+            started_s, num_tokens = self._step
+            self._learner.note_step(num_tokens, now_s - started_s)
+        self._step = None
+
+    def describe(
+        self, records: Mapping[int, StreamRecord], now_s: float
+    ) -> tuple[StreamDecision, ...]:
+        """Every stream that is not over, with what the newest decision says of it: committed ones
+        first, then the others, each by arrival."""
+        open_records = [record for record in records.values() if record.phase is not Phase.DONE]
+        open_records.sort(
+            key=lambda record: (record.committed_s is None, record.opened_s, record.stream_id)
+        )
+        ranks = {stream_id: rank for rank, stream_id in enumerate(self._ranked or ())}
+        return tuple(
+            self._decision(record, ranks.get(record.stream_id), now_s) for record in open_records
+        )
+
+    def _decision(
+        self, record: StreamRecord, victim_rank: int | None, now_s: float
+    ) -> StreamDecision:
+        view = self._view(record)
+        if record.in_flight is not None:
+            reason = record.in_flight.reason
+            decision, sentence = reason.value, SENTENCES[reason]
+        elif record.phase is Phase.WAITING_KV:
+            decision, sentence = "waiting_kv", "its KV is on its way from a prefill server"
+        else:
+            planned = self._newest.reason(view, self._page_size)
+            decision, sentence = planned.value, SENTENCES[planned]
+        expected_s = view.expected_next_s()
+        return StreamDecision(
+            stream_id=record.stream_id,
+            state=record.phase.name.lower(),
+            num_known_tokens=len(record.ids),
+            num_computed_tokens=record.num_computed,
+            num_shared_tokens=min(record.num_shared, record.num_computed),
+            priority=record.priority,
+            idle_s=max(0.0, now_s - max(record.last_splice_s, record.opened_s)),
+            expected_next_s=None if expected_s is None else expected_s - now_s,
+            decision=decision,
+            reason=sentence,
+            victim_rank=victim_rank,
+        )
+
+    def _note_waiting(self, by_key: Mapping[str, StreamRecord], now_s: float) -> None:
+        """Requests that the engine could not start yet have not begun."""
+        waiting = self._engine.waiting_keys()
+        for key in waiting ^ self._waiting:
+            record = by_key.get(key)
+            if record is not None:
+                self.touch(record)
+        for key in waiting:
+            record = by_key.get(key)
+            if record is not None and record.in_flight is not None:
+                record.in_flight.began_s = now_s
+        self._waiting = waiting
+
+    def _rank(self, records: Mapping[int, StreamRecord], now_s: float) -> None:
+        """Bring the order of the preemption plan up to date, where anything changed."""
+        state = (self._num_changes, self._standing.version)
+        if state == self._ranked_at:
+            return
+        self._ranked_at = state
+        telemetry = [
+            record.telemetry(now_s, self._page_size)
+            for record in records.values()
+            if record.phase is not Phase.DONE
+        ]
+        self._standing_order = tuple(map(StreamId, self._standing.order(telemetry)))
+
+    def _view(self, record: StreamRecord) -> StreamView:
+        in_flight = record.in_flight
+        return StreamView(
+            stream_id=StreamId(record.stream_id),
+            mode=_MODES[record.mode],
+            arrival_s=record.opened_s,
+            last_segment_s=record.last_splice_s,
+            pending_since_s=record.pending_since_s(self._page_size),
+            committed_s=record.committed_s,
+            num_known_tokens=len(record.ids),
+            num_computed_tokens=record.num_computed,
+            num_reached_tokens=record.num_reached,
+            num_evictable_tokens=0 if in_flight is not None else record.num_computed,
+            num_shared_tokens=min(record.num_shared, record.num_computed),
+            priority=record.priority,
+            ttft_slo_s=record.ttft_slo_s,
+            num_segments=record.num_segments,
+            gaps_s=tuple(record.gaps_s),
+            in_flight=in_flight is not None,
+            waiting_on_memory=in_flight is not None and in_flight.key in self._waiting,
+            awaits_commit=record.awaits_commit,
+        )
