@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 BOOTSTRAP := $(PYTHON) deploy/setup/bootstrap.py $(if $(GPU),--gpu)
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
+POLICIES_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling test soak check proto clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 	@echo
 	@echo "  GPU=1 with setup, demo or test installs SGLang's own packages for an NVIDIA GPU."
 	@echo "  PYTHON=/path/to/python3.11 names the Python that .venv is made with."
@@ -25,8 +27,17 @@ bench: setup  ## replay a trace streamed, in one shot and warmed up; draws repor
 	@$(BIN)/streamfill bench compare --trace traces/crawl-small.jsonl --request-rate 0.85 \
 		--modes oneshot,warmup,stream --report report.html
 
+bench-policies: setup  ## every scheduling policy on two traces at three loads; hours. POLICIES_ARGS=--resume goes on
+	@$(BIN)/streamfill bench policies --output-file runs-policies.jsonl $(POLICIES_ARGS)
+
+bench-scheduling: setup  ## what one decision of the scheduler costs, per policy; seconds
+	@$(BIN)/python -m streamfill.scheduling.bench
+
 test: setup  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: setup  ## many streams do everything at random, and everything is checked; 15 minutes
+	$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
 
 check: setup  ## lint, format, types and the fast tests
 	$(BIN)/ruff check .

@@ -41,8 +41,13 @@ class WorkRecord:
         for run in account.runs:
             start_s = self._moment(run.start_age_s, now_s)
             end_s = max(start_s, self._moment(run.end_age_s, now_s))
-            self._lifetime.record(LifetimeEvent.COMPUTE_STARTED, at_s=start_s)
-            self._lifetime.record(LifetimeEvent.COMPUTE_DONE, at_s=end_s, num_tokens=run.num_tokens)
+            self._lifetime.record(LifetimeEvent.COMPUTE_STARTED, at_s=start_s, reason=run.reason)
+            self._lifetime.record(
+                LifetimeEvent.COMPUTE_DONE,
+                at_s=end_s,
+                num_tokens=run.num_tokens,
+                reason=run.reason,
+            )
         for loss in account.preemptions:
             self._lifetime.record(
                 LifetimeEvent.PREEMPTED_RECOMPUTE,

@@ -13,12 +13,15 @@ from collections.abc import Collection
 from typing import Protocol
 
 from router import timing
+from router.admission import AdmissionLimits
 from router.cancels import OutstandingCancels
-from router.flushes import CacheFlushes
 from router.link import Identity, RouterLink
 from router.placement import ServerState, choose_server
+from router.policies import Policies
 from router.prompt import PromptLimits
+from router.questions import Questions
 from router.servers import RegistrationRefusedError, Server, ServerRegistry, fresh_incarnation
+from router.waiting_room import WaitingRoom
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role
@@ -54,11 +57,19 @@ class ClusterListener(Protocol):
 class Cluster:
     """Owned by the router's loop. `start` before anything else, `close` at the end."""
 
-    def __init__(self, listener: ClusterListener, vocab_size: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        listener: ClusterListener,
+        vocab_size: int,
+        context_tokens: int,
+        admission: AdmissionLimits,
+    ) -> None:
         self.incarnation = fresh_incarnation()
         self.registry = ServerRegistry(self.incarnation, vocab_size)
         self.cancels = OutstandingCancels(self.send)
-        self.flushes = CacheFlushes(self.send)
+        self.room = WaitingRoom(admission)
+        self.questions = Questions(self.send)
+        self.policies = Policies(self.send, self.questions, self.registry)
         self.num_stale_messages = 0
         self._listener = listener
         self._vocab_size = vocab_size
@@ -136,7 +147,9 @@ class Cluster:
     def choose(
         self, role: Role, *, need_tokens: int = 0, avoid: Collection[ServerId] = ()
     ) -> Server | None:
-        """The least loaded living server."""
+        """The least loaded living server; of prefill servers, one that has room if possible."""
+        if role is Role.PREFILL:
+            avoid = {*avoid, *self.room.full_servers()}
         loads = (server.load() for server in self.registry)
         chosen = choose_server(loads, role, need_tokens=need_tokens, avoid=avoid)
         return None if chosen is None else self.registry.by_id(chosen)
@@ -179,6 +192,7 @@ class Cluster:
         for server in dead:
             self._lose(server, f"server {server.server_id} died")
         self.cancels.tick(now_s)
+        self.policies.tick(now_s)
 
     def _of(self, role: Role) -> list[Server]:
         return [x for x in self.registry if x.role is role and not x.is_dead]
@@ -194,7 +208,9 @@ class Cluster:
             num_streams=server.num_streams,
         )
         self.cancels.drop(server)
+        self.questions.lost(server)
         self._listener.on_streams_lost(server, reason)
+        self.room.drop(server)
 
     def _became_usable(self) -> None:
         for waiter in self._usable_waiters:
@@ -219,7 +235,10 @@ class Cluster:
             case s.Closed(stream_id=stream_id, attempt=attempt):
                 self.cancels.closed(server, stream_id, attempt)
             case s.CacheFlushed():
-                self.flushes.answered(message)
+                self.questions.answered(server, message)
+            case s.PolicySet() | s.StreamsDescribed():
+                self.policies.heard(server, message)
+                self.questions.answered(server, message)
             case s.Draining():
                 log_event(logger, "server_draining", server_id=server.server_id)
                 server.state = ServerState.DRAINING
@@ -268,6 +287,7 @@ class Cluster:
                 pid=facts.pid,
                 pool_tokens=facts.pool_tokens,
             )
+            self.policies.settle(server, time.monotonic())
             self._became_usable()
 
     def _heartbeat(self, identity: Identity, beat: s.ServerHeartbeat) -> None:

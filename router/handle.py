@@ -3,6 +3,11 @@
 Numbers (`client_seq`) make repeating safe. The next new number is applied; one that was applied
 before, or that leaves a gap, is ignored and acknowledged. A refused operation uses its number up,
 but may also be sent again under it.
+
+An operation that lets the context grow may have to wait for room on the stream's server, between
+its tokenisation and its record in the token log (`waiting_room`). It has its turn meanwhile, so
+those behind it wait as well. A commit behind it lets all of them pass: with it the context is not
+uncommitted any more.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from router.cluster import Cluster
 from router.interface import Acknowledged, CommitOptions, Segment, StreamEvent, StreamStatus
 from router.sampling import check_sampling
 from router.session import Session
-from streamfill.errors import FailedPreconditionError, UnavailableError
+from streamfill.errors import FailedPreconditionError, StreamError, UnavailableError
 from streamfill.messages.common import StreamMode
 from streamfill.observability.lifetime import LifetimeEvent
 from streamfill.stream.splice import Splice
@@ -37,6 +42,10 @@ class ClientHandle:
         self._cluster = cluster
         self._lock = asyncio.Lock()
         self._refused_seq = 0
+        self._refused_next_seq = 0
+        """Refused by the service while the operation before it had its turn."""
+        self._num_commits = 0
+        """That wait for their turn or have it."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -60,6 +69,27 @@ class ClientHandle:
             num_output_tokens=session.num_output_tokens,
         )
 
+    async def begin(self, first: list[Splice]) -> None:
+        """Put the messages in that the stream was opened with. Called once, before anything else.
+
+        Raises:
+            StreamError: there was no room for them, or the stream ended meanwhile; it has ended.
+        """
+        session = self._session
+        if not first:
+            return
+        try:
+            await self._cluster.room.admit(session.stream_id, first[-1].num_tokens)
+        except StreamError as error:
+            session.end(StreamState.REJECTED, error)
+        except BaseException:
+            session.cancel("given up while it was opened")
+            raise
+        ended = session.events.end
+        if isinstance(ended, StreamError):
+            raise ended
+        session.send_changes(session.prompt.record(first), None)
+
     async def append(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
         """See `interface.StreamHandle`."""
         await self._change(StreamMode.APPEND, segment, client_seq)
@@ -74,7 +104,12 @@ class ClientHandle:
         """See `interface.StreamHandle`."""
         final = options.final_segment
         apply = partial(self._commit, options)
-        await self._in_turn(client_seq, apply, is_long=final is not None and _is_long(final))
+        self._num_commits += 1
+        self._cluster.room.let_pass(self._session.stream_id)
+        try:
+            await self._in_turn(client_seq, apply, is_long=final is not None and _is_long(final))
+        finally:
+            self._num_commits -= 1
 
     def events(self) -> AsyncIterator[StreamEvent]:
         """See `interface.StreamHandle`."""
@@ -88,6 +123,8 @@ class ClientHandle:
         """See `interface.StreamHandle`."""
         if client_seq == self._newest_seq + 1:
             self._refused_seq = client_seq
+        elif client_seq == self._newest_seq + 2 and self._lock.locked():
+            self._refused_next_seq = client_seq
 
     async def _change(self, mode: StreamMode, segment: Segment, client_seq: int | None) -> None:
         apply = partial(self._apply_segment, mode, segment)
@@ -96,37 +133,48 @@ class ClientHandle:
     async def _in_turn(
         self, client_seq: int | None, apply: Callable[[], Awaitable[None]], *, is_long: bool
     ) -> None:
-        turn = self._take_turn(client_seq, apply)
+        # Here and not in the task: turns are taken in the order in which the calls were made.
+        await self._lock.acquire()
         if not is_long:
-            await turn
+            try:
+                await self._take_turn(client_seq, apply)
+            finally:
+                self._lock.release()
             return
         # A call that is given up must not leave a thread in the tokenizer behind with the lock
         # open, so such an operation is finished in any case.
-        task = asyncio.ensure_future(turn)
+        task = asyncio.ensure_future(self._take_turn(client_seq, apply))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_retrieve_exception)
+        task.add_done_callback(self._end_turn)
         await asyncio.shield(task)
+
+    def _end_turn(self, task: asyncio.Task[None]) -> None:
+        self._lock.release()
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # so that nobody complains when the caller was gone before it failed
 
     async def _take_turn(
         self, client_seq: int | None, apply: Callable[[], Awaitable[None]]
     ) -> None:
         session = self._session
-        async with self._lock:
-            session.touch()
-            newest = self._newest_seq
-            if client_seq is not None and not session.client_seq < client_seq <= newest + 1:
-                session.events.put_acknowledged(session.acknowledged())
-                return
-            seq = newest + 1 if client_seq is None else client_seq
-            try:
-                await apply()
-            except Exception:
-                self._refused_seq = max(self._refused_seq, seq)
-                raise
-            session.client_seq = seq
-            session.touch()
+        session.touch()
+        newest = self._newest_seq
+        if client_seq is not None and not session.client_seq < client_seq <= newest + 1:
             session.events.put_acknowledged(session.acknowledged())
+            return
+        seq = newest + 1 if client_seq is None else client_seq
+        try:
+            await apply()
+            session.client_seq = seq
+        except Exception:
+            self._refused_seq = max(self._refused_seq, seq)
+            raise
+        finally:
+            if self._refused_next_seq == self._newest_seq + 1:
+                self._refused_seq = self._refused_next_seq
+        session.touch()
+        session.events.put_acknowledged(session.acknowledged())
 
     @property
     def _newest_seq(self) -> int:
@@ -142,11 +190,17 @@ class ClientHandle:
             )
         number = session.segments.received()
         prompt, limits = session.prompt, self._cluster.limits()
-        splices = await _tokenise(
-            partial(prompt.draft, mode, segment, limits), is_long=_is_long(segment)
-        )
-        self._check_open()
-        session.segments.tokenised(number)
+        is_long = _is_long(segment)
+        splices = await _in_thread_if(is_long, partial(prompt.draft, mode, segment, limits))
+        try:
+            self._check_open()
+            session.segments.tokenised(number)
+            if not self._num_commits:
+                await self._cluster.room.admit(session.stream_id, splices[-1].num_tokens)
+                self._check_open()
+        except BaseException:
+            await _in_thread_if(is_long, prompt.undo_draft)
+            raise
         session.send_changes(prompt.record(splices), number)
 
     async def _commit(self, options: CommitOptions) -> None:
@@ -161,9 +215,9 @@ class ClientHandle:
         final = options.final_segment
         number = None if final is None else session.segments.received()
         prompt = session.prompt
-        splices = await _tokenise(
+        splices = await _in_thread_if(
+            final is not None and _is_long(final),
             partial(prompt.draft_commit, session.options.mode, final, limits),
-            is_long=final is not None and _is_long(final),
         )
         self._check_open()
         if number is not None:
@@ -192,11 +246,5 @@ def _is_long(segment: Segment) -> bool:
     return segment.text is not None and len(segment.text) > INLINE_CHARS
 
 
-async def _tokenise(draft: Callable[[], list[Splice]], *, is_long: bool) -> list[Splice]:
-    return await asyncio.to_thread(draft) if is_long else draft()
-
-
-def _retrieve_exception(task: asyncio.Task[None]) -> None:
-    """So that nobody complains when the caller was gone before it failed."""
-    if not task.cancelled():
-        task.exception()
+async def _in_thread_if(is_long: bool, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if is_long else work()

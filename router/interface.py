@@ -12,7 +12,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from streamfill.messages.common import Role, Sampling, ServerCounters, StreamMode, TokenLogprob
+from router.admission import AdmissionCounters
+from streamfill.messages.common import (
+    Role,
+    Sampling,
+    ServerCounters,
+    StreamDecision,
+    StreamMode,
+    TokenLogprob,
+)
 from streamfill.observability.lifetime import Lifetime
 from streamfill.stream.ids import ServerId
 from streamfill.stream.state import StreamState
@@ -42,6 +50,8 @@ class OpenOptions:
     """The client's own name for it, in logs and replies."""
     deadline_s: float | None = None
     """Whole life of the stream, from now."""
+    ttft_slo_s: float | None = None
+    """From the commit to the first token, as the client wishes it. None: it did not say."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """First chat messages, the last one open."""
 
@@ -139,6 +149,10 @@ class ServerInfo:
     loop_age_s: float
     controller_alive: bool
     counters: ServerCounters
+    admission: AdmissionCounters | None = None
+    """What uncommitted contexts hold. None: none was ever on this server."""
+    policy: str = ""
+    """In force, with its options, as last heard. Empty: it has not said yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +170,30 @@ class ClusterInfo:
     num_streams_by_outcome: Mapping[str, int]
     num_malformed_frames: int
     servers: Sequence[ServerInfo]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOutcome:
+    """What one server made of a new scheduling policy."""
+
+    ok: bool
+    policy: str
+    """In force now, with its options; as last heard from a server that did not answer."""
+    reason: str
+    """Why it is not the new one; empty when ``ok``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStreams:
+    """The streams of one server as its scheduler sees them."""
+
+    answered: bool
+    """In time. False: nothing is known of its streams."""
+    role: Role
+    policy: str
+    """In force, with its options, as last heard."""
+    streams: Sequence[StreamDecision]
+    """In the order of their turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +228,8 @@ class StreamHandle(Protocol):
             FailedPreconditionError: the stream is in update mode, or committed.
             InvalidArgumentError: bad ids or text, or the prompt would outgrow the context or
                 the KV pool.
+            ResourceExhaustedError: there is no room for more uncommitted context on the stream's
+                server, and it waited too long for it or too many wait already.
         """
         ...
 
@@ -231,7 +271,8 @@ class StreamManager(Protocol):
 
         Raises:
             UnavailableError: no prefill server came alive within a second.
-            ResourceExhaustedError: ``max_streams`` are open.
+            ResourceExhaustedError: ``max_streams`` are open, or there was no room for the first
+                messages, as in ``StreamHandle.append``.
         """
         ...
 
@@ -248,6 +289,33 @@ class StreamManager(Protocol):
     async def flush_caches(self, timeout_s: float) -> Mapping[ServerId, bool]:
         """Empty the KV caches of all servers; per server whether it did. A server that has streams
         refuses, one that did not answer in time counts as False."""
+        ...
+
+    async def set_policy(
+        self,
+        policy: str,
+        options: Mapping[str, str],
+        server_id: ServerId | None,
+        timeout_s: float,
+    ) -> Mapping[ServerId, PolicyOutcome]:
+        """Make prefill servers schedule by another policy: all living ones and those that register
+        later, or the one with this id.
+
+        Raises:
+            UnavailableError: no prefill server is alive.
+            StreamError: NOT_FOUND, no living prefill server has this id.
+            InvalidArgumentError: every server refused the policy.
+        """
+        ...
+
+    async def describe_streams(
+        self, stream_id: int | None, timeout_s: float
+    ) -> Mapping[ServerId, ServerStreams]:
+        """What the schedulers of all living servers decided about their streams, or about one.
+
+        Raises:
+            StreamNotFoundError: there is no stream of this id.
+        """
         ...
 
     async def drain(self, timeout_s: float) -> None:

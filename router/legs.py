@@ -75,11 +75,17 @@ class PrefillLeg:
         """When `tick` has something to do."""
         return self._repetition.due_s
 
-    def begin(self, mode: StreamMode, priority: int, now_s: float) -> None:
+    def begin(
+        self, mode: StreamMode, priority: int, ttft_slo_s: float | None, now_s: float
+    ) -> None:
         """Open the stream on the server and send what is there. Called once, first."""
         self.began_s = now_s
         self._open = r.OpenStream(
-            stream_id=self._stream_id, attempt=self.attempt, mode=mode, priority=priority
+            stream_id=self._stream_id,
+            attempt=self.attempt,
+            mode=mode,
+            priority=priority,
+            ttft_slo_s=ttft_slo_s,
         )
         self._seq_offset = self._log.last_seq
         if self._log.num_tokens:

@@ -11,12 +11,22 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 from router import timing
+from router.admission import AdmissionCounters, AdmissionLimits
 from router.cluster import Cluster, StreamMessage
 from router.handle import ClientHandle
-from router.interface import ClusterInfo, OpenOptions, Segment, ServerInfo, StreamHandle
+from router.interface import (
+    ClusterInfo,
+    OpenOptions,
+    PolicyOutcome,
+    Segment,
+    ServerInfo,
+    ServerStreams,
+    StreamHandle,
+)
 from router.prompt import Prompt
 from router.servers import Server
 from router.session import Session
@@ -27,12 +37,14 @@ from streamfill.errors import (
     StreamNotFoundError,
     UnavailableError,
 )
+from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role, StreamMode
 from streamfill.models.describe import describe_model
 from streamfill.observability.logging import log_event
 from streamfill.stream.chat import ChatTemplate
 from streamfill.stream.ids import ServerId, StreamId
+from streamfill.stream.splice import Splice
 from streamfill.stream.state import StreamState
 from streamfill.stream.tokenizer import load_tokenizer
 
@@ -59,7 +71,12 @@ class Manager:
         )
         self._tokenizer = load_tokenizer(folder)
         self._template = ChatTemplate.load(folder)
-        self._cluster = Cluster(self, facts.vocab_size, self._context_tokens)
+        admission = AdmissionLimits(
+            cap_tokens=config.max_uncommitted_tokens,
+            max_waiting=config.max_waiting_segments,
+            wait_s=config.admission_wait_s,
+        )
+        self._cluster = Cluster(self, facts.vocab_size, self._context_tokens, admission)
         self._sessions: dict[StreamId, Session] = {}
         self._handles: dict[StreamId, ClientHandle] = {}
         self._finished: OrderedDict[StreamId, float] = OrderedDict()
@@ -101,9 +118,10 @@ class Manager:
             raise UnavailableError("no prefill server is alive")
         self._check_accepting()
         prompt = Prompt(self._tokenizer, self._template)
+        first: list[Splice] = []
         if options.messages is not None:
             segment = Segment(messages=options.messages)
-            prompt.record(prompt.draft(StreamMode.UPDATE, segment, self._cluster.limits()))
+            first = prompt.draft(StreamMode.UPDATE, segment, self._cluster.limits())
         session = Session(
             self._cluster,
             self._tokenizer,
@@ -124,6 +142,7 @@ class Manager:
             request_id=options.request_id,
             mode=options.mode,
         )
+        await handle.begin(first)
         return handle
 
     def get(self, stream_id: int) -> StreamHandle:
@@ -146,14 +165,38 @@ class Manager:
             num_open_streams=len(self._sessions),
             num_streams_by_outcome=dict(self._outcomes),
             num_malformed_frames=self._cluster.num_malformed_frames,
-            servers=[_server_info(server, now_s) for server in self._cluster.registry],
+            servers=[
+                _server_info(server, self._cluster.room.counters(server), now_s)
+                for server in self._cluster.registry
+            ],
         )
 
     async def flush_caches(self, timeout_s: float) -> dict[ServerId, bool]:
         """Empty the KV caches of all servers; per server whether it did. Refused by a server that
         has streams, and False for one that did not answer in time."""
         servers = [server for server in self._cluster.registry if not server.is_dead]
-        return await self._cluster.flushes.flush(servers, timeout_s)
+        questions = self._cluster.questions
+        question = r.FlushCache(request_id=questions.new_id())
+        answers = await questions.ask(servers, question, s.CacheFlushed, timeout_s)
+        return {name: answer is not None and answer.ok for name, answer in answers.items()}
+
+    async def set_policy(
+        self,
+        policy: str,
+        options: Mapping[str, str],
+        server_id: ServerId | None,
+        timeout_s: float,
+    ) -> dict[ServerId, PolicyOutcome]:
+        """See `interface.StreamManager`."""
+        return await self._cluster.policies.set(policy, options, server_id, timeout_s)
+
+    async def describe_streams(
+        self, stream_id: int | None, timeout_s: float
+    ) -> dict[ServerId, ServerStreams]:
+        """See `interface.StreamManager`."""
+        if stream_id is not None:
+            self.get(stream_id)
+        return await self._cluster.policies.describe(stream_id, timeout_s)
 
     async def wait_readiness_change(self) -> bool:
         """See `interface.StreamManager`."""
@@ -262,7 +305,7 @@ class Manager:
             changed.set()
 
 
-def _server_info(server: Server, now_s: float) -> ServerInfo:
+def _server_info(server: Server, admission: AdmissionCounters | None, now_s: float) -> ServerInfo:
     return ServerInfo(
         server_id=server.server_id,
         role=server.role,
@@ -273,4 +316,6 @@ def _server_info(server: Server, now_s: float) -> ServerInfo:
         loop_age_s=server.loop_age_s,
         controller_alive=server.controller_alive and not server.is_dead,
         counters=server.counters,
+        admission=admission,
+        policy=server.policy,
     )

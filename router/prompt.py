@@ -62,6 +62,7 @@ class Prompt:
         # White space at the open end of the last message, which the template may trim; None while
         # no visible character stands in it, since white space in front may be trimmed as well.
         self._held: str | None = None
+        self._drafted_on: _Saved | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -73,7 +74,7 @@ class Prompt:
         """What a segment changes: appended, or in update mode put in the place of everything.
 
         May take long for a long segment and may run in a thread; nothing else may use this object
-        until `record` was called with the result.
+        until `record` was called with the result, or `undo_draft`.
 
         Raises:
             InvalidArgumentError: it is not acceptable, or the prompt would outgrow a limit; names
@@ -104,11 +105,17 @@ class Prompt:
 
     def record(self, splices: Sequence[Splice]) -> list[LoggedSplice]:
         """Put a draft into the log. Splices that change nothing are left out."""
+        self._drafted_on = None
         logged: list[LoggedSplice] = []
         for splice in splices:
             if not splice.is_noop_on(self.log.num_tokens):
                 logged.append(LoggedSplice(self.log.record(splice), splice))
         return logged
+
+    def undo_draft(self) -> None:
+        """Be as before the newest draft, which was not recorded. Costs at most as much as it."""
+        if self._drafted_on is not None:
+            self._restore(self._drafted_on)
 
     def _change(self, mode: StreamMode, segment: Segment, limits: PromptLimits) -> Splice:
         given = [segment.text, segment.token_ids, segment.messages]
@@ -237,12 +244,17 @@ class Prompt:
             if splices:
                 _check_size(splices[-1].num_tokens, limits)
         except BaseException:
-            self._base, self._tail = saved.base, saved.tail
-            self._chat, self._held = saved.chat, saved.held
-            if self._tail is not None:
-                self._tail.replace(saved.tail_text)
+            self._restore(saved)
             raise
+        self._drafted_on = saved
         return splices
+
+    def _restore(self, saved: _Saved) -> None:
+        self._base, self._tail = saved.base, saved.tail
+        self._chat, self._held = saved.chat, saved.held
+        if self._tail is not None:
+            self._tail.replace(saved.tail_text)
+        self._drafted_on = None
 
 
 def _check_size(num_tokens: int, limits: PromptLimits) -> None:

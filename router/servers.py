@@ -52,6 +52,12 @@ class Server:
     counters: ServerCounters = field(default_factory=ServerCounters)
     loop_age_s: float = 0.0
     controller_alive: bool = False
+    policy: str = ""
+    """In force, with its options, as last heard. Empty: it has not said yet."""
+    policy_request_id: int = 0
+    """Of the newest wish that is settled here; see `policies`."""
+    policy_due_s: float = 0.0
+    """When to ask it about its policy (again), should that be needed."""
     num_streams: int = 0
     pending_tokens: int = 0
     held_tokens: int = 0

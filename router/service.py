@@ -13,6 +13,7 @@ from typing import Protocol
 
 from router import service_replies as replies
 from router import service_requests as requests
+from router import service_scheduling as scheduling
 from router.interface import Acknowledged, StreamHandle, StreamManager
 from router.service_decode import Undecodable
 from router.service_stream import StreamCall, refusals_noted
@@ -112,8 +113,22 @@ class StreamfillService:
 
     async def flush_caches(self, request: pb.FlushCachesRequest) -> pb.FlushCachesResponse:
         """``FlushCaches``"""
-        flushed = await self._manager.flush_caches(requests.flush_timeout_s(request))
+        flushed = await self._manager.flush_caches(requests.server_timeout_s(request))
         return pb.FlushCachesResponse(flushed={str(name): done for name, done in flushed.items()})
+
+    async def set_policy(self, request: pb.SetPolicyRequest) -> pb.SetPolicyResponse:
+        """``SetPolicy``"""
+        outcomes = await self._manager.set_policy(*scheduling.policy_wish(request))
+        return scheduling.policy_results(outcomes)
+
+    async def describe_streams(
+        self, request: pb.DescribeStreamsRequest
+    ) -> pb.DescribeStreamsResponse:
+        """``DescribeStreams``"""
+        stream_id = request.stream_id if request.HasField("stream_id") else None
+        timeout_s = requests.server_timeout_s(request)
+        described = await self._manager.describe_streams(stream_id, timeout_s)
+        return scheduling.streams_described(described)
 
     async def close(self) -> None:
         """Wait for the cancellations that are under way."""

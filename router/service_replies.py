@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import assert_never
 
 import msgspec
@@ -85,6 +86,7 @@ def cluster_info(info: ClusterInfo) -> pb.ServerInfoResponse:
 
 
 def _server(server: ServerInfo) -> pb.Server:
+    admission = {} if server.admission is None else dataclasses.asdict(server.admission)
     return pb.Server(
         server_id=server.server_id,
         role=server.role.value,
@@ -94,7 +96,8 @@ def _server(server: ServerInfo) -> pb.Server:
         heartbeat_age_s=server.heartbeat_age_s,
         loop_age_s=server.loop_age_s,
         controller_alive=server.controller_alive,
-        counters=msgspec.structs.asdict(server.counters),
+        counters={**msgspec.structs.asdict(server.counters), **admission},
+        policy=server.policy,
     )
 
 
@@ -145,6 +148,7 @@ def _lifetime(lifetime: Lifetime) -> list[pb.LifetimeEvent]:
             time_s=entry.at_s - start_s,
             segment=entry.segment,
             num_tokens=entry.num_tokens,
+            reason=entry.reason,
         )
         for entry in entries
     ]

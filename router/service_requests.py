@@ -23,9 +23,9 @@ MAX_STOP_TOKEN_IDS = 128
 MAX_STOP_STRING_BYTES = 1024
 """Text is held back while a stop string may be beginning in it."""
 
-DEFAULT_FLUSH_TIMEOUT_S = 10.0
-"""A server empties its cache between two forward passes."""
-MAX_FLUSH_TIMEOUT_S = 60.0
+DEFAULT_SERVER_TIMEOUT_S = 10.0
+"""A server answers, and empties its cache, between two forward passes."""
+MAX_SERVER_TIMEOUT_S = 60.0
 
 _MODES: Mapping[int, StreamMode] = {
     pb.STREAM_MODE_UNSPECIFIED: StreamMode.APPEND,
@@ -58,12 +58,13 @@ def open_options(message: pb.Open) -> OpenOptions:
     """How to open a stream."""
     mode = _MODES.get(message.mode)
     if mode is None:
-        raise _wrong("open.mode", message.mode, "a value of StreamMode")
+        raise wrong("open.mode", message.mode, "a value of StreamMode")
     return OpenOptions(
         mode=mode,
         priority=message.priority,
         request_id=message.request_id,
         deadline_s=_deadline_s(message, "open"),
+        ttft_slo_s=_ttft_slo_s(message, "open"),
         messages=_chat(message.messages, "open.messages") if message.messages else None,
     )
 
@@ -111,17 +112,20 @@ def generate_options(
         priority=message.priority,
         request_id=message.request_id,
         deadline_s=_deadline_s(message, "generate"),
+        ttft_slo_s=_ttft_slo_s(message, "generate"),
     )
     prompt = segment(message.prompt, vocab_size, "prompt")
     return opening, _commit(message.sampling, prompt, vocab_size)
 
 
-def flush_timeout_s(message: pb.FlushCachesRequest) -> float:
+def server_timeout_s(
+    message: pb.FlushCachesRequest | pb.SetPolicyRequest | pb.DescribeStreamsRequest,
+) -> float:
     """How long to wait for the servers."""
     if not message.HasField("timeout_s"):
-        return DEFAULT_FLUSH_TIMEOUT_S
-    if not 0 < message.timeout_s <= MAX_FLUSH_TIMEOUT_S:
-        raise _wrong("timeout_s", message.timeout_s, f"in (0, {MAX_FLUSH_TIMEOUT_S:g}]")
+        return DEFAULT_SERVER_TIMEOUT_S
+    if not 0 < message.timeout_s <= MAX_SERVER_TIMEOUT_S:
+        raise wrong("timeout_s", message.timeout_s, f"in (0, {MAX_SERVER_TIMEOUT_S:g}]")
     return message.timeout_s
 
 
@@ -141,32 +145,32 @@ def _sampling(message: pb.Sampling, vocab_size: int) -> Sampling:
         if message.HasField(name):
             value = getattr(message, name)
             if not fits(value):
-                raise _wrong(f"sampling.{name}", value, expected)
+                raise wrong(f"sampling.{name}", value, expected)
             given[_INTERNAL_NAMES.get(name, name)] = value
     if message.HasField("ignore_eos"):
         given["ignore_eos"] = message.ignore_eos
     stop_token_ids = tuple(message.stop_token_ids)
     if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
         many = f"{len(stop_token_ids)} ids"
-        raise _wrong("sampling.stop_token_ids", many, f"at most {MAX_STOP_TOKEN_IDS}")
+        raise wrong("sampling.stop_token_ids", many, f"at most {MAX_STOP_TOKEN_IDS}")
     _check_token_ids(stop_token_ids, vocab_size, "sampling.stop_token_ids")
     sampling = Sampling(**given, stop_token_ids=stop_token_ids)  # type: ignore[arg-type]
     if sampling.min_new_tokens > sampling.max_new_tokens:
         most = f"at most max_tokens, which is {sampling.max_new_tokens}"
-        raise _wrong("sampling.min_tokens", sampling.min_new_tokens, most)
+        raise wrong("sampling.min_tokens", sampling.min_new_tokens, most)
     return sampling
 
 
 def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
     if len(stop) > MAX_STOP_STRINGS:
-        raise _wrong("sampling.stop", f"{len(stop)} strings", f"at most {MAX_STOP_STRINGS}")
+        raise wrong("sampling.stop", f"{len(stop)} strings", f"at most {MAX_STOP_STRINGS}")
     for number, text in enumerate(stop):
         if not text:
-            raise _wrong(f"sampling.stop[{number}]", text, "a string that is not empty")
+            raise wrong(f"sampling.stop[{number}]", text, "a string that is not empty")
         num_bytes = len(text.encode("utf-8"))
         if num_bytes > MAX_STOP_STRING_BYTES:
             name = f"sampling.stop[{number}]"
-            raise _wrong(name, f"{num_bytes} bytes", f"at most {MAX_STOP_STRING_BYTES} bytes")
+            raise wrong(name, f"{num_bytes} bytes", f"at most {MAX_STOP_STRING_BYTES} bytes")
     return tuple(stop)
 
 
@@ -183,10 +187,10 @@ def _check_token_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
 def _chat(messages: Iterable[pb.ChatMessage], name: str) -> list[dict[str, str]]:
     chat = [{"role": one.role, "content": one.content} for one in messages]
     if not chat:
-        raise _wrong(name, "empty", "at least one message")
+        raise wrong(name, "empty", "at least one message")
     for number, one in enumerate(chat):
         if not one["role"]:
-            raise _wrong(f"{name}[{number}].role", "", "a role such as user")
+            raise wrong(f"{name}[{number}].role", "", "a role such as user")
     return chat
 
 
@@ -194,11 +198,20 @@ def _deadline_s(message: pb.Open | pb.GenerateRequest, name: str) -> float | Non
     if not message.HasField("deadline_s"):
         return None
     if not 0 < message.deadline_s < math.inf:
-        raise _wrong(f"{name}.deadline_s", message.deadline_s, "greater than 0")
+        raise wrong(f"{name}.deadline_s", message.deadline_s, "greater than 0")
     return message.deadline_s
 
 
-def _wrong(name: str, value: object, expected: str) -> InvalidArgumentError:
+def _ttft_slo_s(message: pb.Open | pb.GenerateRequest, name: str) -> float | None:
+    if not message.HasField("ttft_slo_ms"):
+        return None
+    if not 0 < message.ttft_slo_ms < math.inf:
+        raise wrong(f"{name}.ttft_slo_ms", message.ttft_slo_ms, "greater than 0")
+    return message.ttft_slo_ms / 1000
+
+
+def wrong(name: str, value: object, expected: str) -> InvalidArgumentError:
+    """The error for a field with a value that it cannot have."""
     shown = repr(value) if value == "" else value
     return InvalidArgumentError(
         f"{name} is {shown}; it must be {expected}", details={"field": name}

@@ -1,8 +1,10 @@
 """One bidirectional ``Stream`` call.
 
 1. The first message opens the stream; what goes wrong until then ends the call.
-2. Two tasks share the call: the *operations* task reads the client's messages one at a time and
-   applies them, the *events* task passes on what the core reports. A slow client makes both wait.
+2. Two tasks share the call: the *operations* task reads the client's messages and applies them in
+   order, the *events* task passes on what the core reports. A slow client makes both wait. While an
+   operation waits for room, one message behind it is read and no more, so that gRPC's flow control
+   holds the client back; the one, since it may be the commit or a cancellation, which end the wait.
 3. A refused operation is answered in the call by an ``Error`` with its number.
 4. The call ends with ``Done``, or with the error that ended the stream. A client that closes its
    side without a commit, or vanishes, has given the stream up.
@@ -27,6 +29,9 @@ from streamfill.errors import (
     StreamError,
 )
 from streamfill.stream.state import StreamState
+
+MAX_UNDER_WAY = 2
+"""Operations of one call that were read and are not applied yet."""
 
 Operation = pb.StreamRequest | Undecodable[pb.StreamRequest]
 
@@ -112,15 +117,27 @@ class StreamCall:
         self.is_over = True
 
     async def _apply_operations(self, handle: StreamHandle) -> None:
-        async for operation in self._operations:
-            request = operation.rest if isinstance(operation, Undecodable) else operation
-            try:
-                with refusals_noted(handle, request.seq if request.HasField("seq") else None):
-                    if isinstance(operation, Undecodable):
-                        raise operation.error
-                    await self._apply(handle, operation)
-            except StreamError as error:
-                await self._write(error_event(error, request.seq))
+        may_read = asyncio.Semaphore(MAX_UNDER_WAY)
+        try:
+            async with asyncio.TaskGroup() as under_way:
+                await may_read.acquire()
+                async for operation in self._operations:
+                    # Tasks begin in the order in which they were made, and the handle keeps it.
+                    task = under_way.create_task(self._apply_or_refuse(handle, operation))
+                    task.add_done_callback(lambda _: may_read.release())
+                    await may_read.acquire()
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+
+    async def _apply_or_refuse(self, handle: StreamHandle, operation: Operation) -> None:
+        request = operation.rest if isinstance(operation, Undecodable) else operation
+        try:
+            with refusals_noted(handle, request.seq if request.HasField("seq") else None):
+                if isinstance(operation, Undecodable):
+                    raise operation.error
+                await self._apply(handle, operation)
+        except StreamError as error:
+            await self._write(error_event(error, request.seq))
 
     async def _apply(self, handle: StreamHandle, request: pb.StreamRequest) -> None:
         seq = request.seq if request.HasField("seq") else None

@@ -177,6 +177,8 @@ class Session:
         if self._prefill is not None:
             for each in logged:
                 self._prefill.splice(each, now_s, commit_follows=commit_follows)
+            if not commit_follows:
+                self._count_uncommitted(self._prefill)
         if segment is not None:
             self.segments.sent(segment, self.prompt.log.last_seq, self.prompt.log.num_tokens)
         self._plan(now_s)
@@ -185,6 +187,7 @@ class Session:
         """The prompt is complete. The caller checked everything."""
         now_s = time.monotonic()
         self.machine.advance(StreamState.COMMITTED)
+        self._cluster.room.leave(self.stream_id)
         log = self.prompt.log
         room_tokens = self._cluster.room_tokens()
         self._committed = _Committed(
@@ -236,12 +239,17 @@ class Session:
             return
         self._attempt += 1
         leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
-        leg.begin(self.options.mode, self.options.priority, now_s)
+        leg.begin(self.options.mode, self.options.priority, self.options.ttft_slo_s, now_s)
         self._prefill = leg
         self._prefill_server = server.server_id
         self._heard_s = now_s
         if self._committed is not None:
             self._send_commit(leg, self._committed, now_s)
+        else:
+            self._count_uncommitted(leg)
+
+    def _count_uncommitted(self, leg: PrefillLeg) -> None:
+        self._cluster.room.put(self.stream_id, leg.server, self.prompt.log.num_tokens)
 
     def _send_commit(self, leg: PrefillLeg, committed: _Committed, now_s: float) -> None:
         num_tokens = self.prompt.log.num_tokens
@@ -602,6 +610,7 @@ class Session:
         if isinstance(leg, PrefillLeg):
             self._invalidated_before += leg.num_invalidated_tokens
             self._prefill = None
+            self._cluster.room.leave(self.stream_id)
         else:
             self._generate = None
 
@@ -612,6 +621,8 @@ class Session:
 
     def tick(self, now_s: float) -> None:
         """Deadlines and repetitions. Called by the manager when `due_s` has come."""
+        if self._cluster.room.is_waiting(self.stream_id):
+            self._touched_s = now_s  # its client is not idle, we keep it waiting
         if now_s >= self._deadline_s:
             message = f"the stream's deadline of {self.options.deadline_s} s is over"
             self.end(StreamState.DEADLINE, DeadlineExceededError(message))
@@ -666,6 +677,7 @@ class Session:
         self.lifetime.record(LifetimeEvent(state.value))
         self._last_acknowledged = self.acknowledged()
         self._leave_servers()
+        self._cluster.room.forget(self.stream_id)
         log_event(
             logger,
             "stream_ended",

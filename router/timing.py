@@ -43,6 +43,10 @@ ATTEMPT_HEALTHY_AFTER_S = 30.0
 RETRY_PAUSE_S = 0.2
 """Before the third attempt in a row, doubled before each further one. The second is at once."""
 
+POLICY_REPEAT_S = 5.0
+"""A server changes its policy between two forward passes, which on a CPU may take seconds. What was
+lost with a connection is said again after so long."""
+
 MAX_ATTEMPTS = 5
 """A stream whose servers fail so often in a row is likely the cause."""
 

@@ -21,6 +21,9 @@ _ZERO_AT_REST = (
     "staging_bytes",
 )
 
+_ZERO_AT_REST_IF_THERE = ("num_uncommitted_tokens", "num_waiting_segments")
+"""Counted by the router, for prefill servers that had a stream."""
+
 
 def what_is_held(info: ClusterInfo) -> list[str]:
     """Everything that an idle cluster must not hold; empty at rest."""
@@ -70,6 +73,7 @@ async def empty_caches(client: Client, within_s: float = 5.0) -> None:
 def _held_by(server: Server) -> list[str]:
     counters = server.counters
     held = [f"{name} = {counters[name]}" for name in _ZERO_AT_REST if counters[name]]
+    held += [f"{key} = {counters[key]}" for key in _ZERO_AT_REST_IF_THERE if counters.get(key)]
     if server.num_assigned_streams:
         held.append(f"num_assigned_streams = {server.num_assigned_streams}")
     if counters["num_free_slots"] != counters["num_total_slots"]:

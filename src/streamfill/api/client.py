@@ -23,14 +23,21 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from streamfill.api import replies, requests
+from streamfill.api import replies, requests, scheduling_calls
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
 from streamfill.api.generate_call import GenerateSource
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.stream import Stream
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
-from streamfill.api.types import ClusterInfo, Mode, Result, SamplingOptions
+from streamfill.api.types import (
+    ClusterInfo,
+    Mode,
+    PolicyResult,
+    Result,
+    SamplingOptions,
+    ServerStreams,
+)
 from streamfill.errors import StreamError, UnavailableError
 
 if TYPE_CHECKING:
@@ -102,6 +109,7 @@ class Client:
         priority: int = 0,
         request_id: str = "",
         deadline_s: float | None = None,
+        ttft_slo_ms: float | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
     ) -> Stream:
         """A new stream, for ``async with``. With ``messages`` a chat, whose last message grows.
@@ -110,12 +118,15 @@ class Client:
             priority: larger is more urgent.
             request_id: the caller's own name for it, in the logs.
             deadline_s: the stream ends with DEADLINE_EXCEEDED this long after it was opened.
+            ttft_slo_ms: the time from the commit to the first token that is wanted, above 0; for
+                scheduling policies that know deadlines. Nothing fails when it is missed.
         """
         opening = requests.open_message(
             mode=mode,
             priority=priority,
             request_id=request_id,
             deadline_s=deadline_s,
+            ttft_slo_ms=ttft_slo_ms,
             messages=messages,
         )
         return Stream(self.stub, opening)
@@ -129,6 +140,7 @@ class Client:
         priority: int = 0,
         request_id: str = "",
         deadline_s: float | None = None,
+        ttft_slo_ms: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Answer:
         """The answer to a whole prompt: exactly one of text, token ids and chat messages."""
@@ -138,6 +150,7 @@ class Client:
             priority=priority,
             request_id=request_id,
             deadline_s=deadline_s,
+            ttft_slo_ms=ttft_slo_ms,
         )
         return Answer(GenerateSource(self.stub, request))
 
@@ -150,6 +163,7 @@ class Client:
         priority: int = 0,
         request_id: str = "",
         deadline_s: float | None = None,
+        ttft_slo_ms: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """As ``generate``, all at once."""
@@ -160,6 +174,7 @@ class Client:
             priority=priority,
             request_id=request_id,
             deadline_s=deadline_s,
+            ttft_slo_ms=ttft_slo_ms,
             **sampling,
         )
         async with answer:
@@ -188,6 +203,45 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         return dict(reply.flushed)
+
+    async def set_policy(
+        self,
+        name: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        server_id: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> Mapping[str, PolicyResult]:
+        """Make prefill servers schedule by another policy, while they run.
+
+        Args:
+            name: as ``streamfill policy list`` shows it.
+            options: of the policy, by name; what is left out gets the policy's default.
+            server_id: the one prefill server to change. None: all that are alive, and those that
+                start later.
+            timeout_s: for the servers, at most 60. One that is slower changes all the same.
+
+        Returns:
+            by server id, what is in force there now.
+
+        Raises:
+            InvalidArgumentError: no server knows the policy or an option; names those it knows.
+            StreamNotFoundError: no living prefill server has this id.
+            UnavailableError: no prefill server is alive, or no router is there.
+        """
+        return await scheduling_calls.set_policy(
+            self.stub, name, options or {}, server_id, timeout_s
+        )
+
+    async def describe_streams(
+        self, stream_id: int | None = None, *, timeout_s: float = 10.0
+    ) -> Mapping[str, ServerStreams]:
+        """Why each stream runs or waits, by server id, or why one stream does.
+
+        Raises:
+            StreamNotFoundError: there is no stream of this id, or not any more.
+        """
+        return await scheduling_calls.describe_streams(self.stub, stream_id, timeout_s)
 
     async def wait_ready(self, timeout_s: float = 60.0) -> ClusterInfo:
         """Wait until the router is there and a prefill server is alive.

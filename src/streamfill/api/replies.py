@@ -77,6 +77,7 @@ class AnswerBuilder:
                         entry.time_s,
                         entry.segment if entry.HasField("segment") else None,
                         entry.num_tokens if entry.HasField("num_tokens") else None,
+                        entry.reason,
                     )
                     for entry in about.lifetime
                     if entry.name in LifetimeEvent.__members__  # a later router may know more
@@ -135,4 +136,5 @@ def _server(message: pb.Server) -> Server:
         loop_age_s=message.loop_age_s,
         controller_alive=message.controller_alive,
         counters=dict(message.counters),
+        policy=message.policy,
     )

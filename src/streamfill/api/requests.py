@@ -22,6 +22,7 @@ def open_message(
     priority: int,
     request_id: str,
     deadline_s: float | None,
+    ttft_slo_ms: float | None,
     messages: Sequence[Mapping[str, str]] | None,
 ) -> pb.Open:
     """The first message of a stream.
@@ -38,6 +39,7 @@ def open_message(
             priority=priority,
             request_id=request_id,
             deadline_s=deadline_s,
+            ttft_slo_ms=ttft_slo_ms,
             messages=None if messages is None else [chat_message(one) for one in messages],
         )
     except ValueError as error:

@@ -71,18 +71,20 @@ class StreamRequest(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("mode", "priority", "request_id", "deadline_s", "messages")
+    __slots__ = ("mode", "priority", "request_id", "deadline_s", "messages", "ttft_slo_ms")
     MODE_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     mode: StreamMode
     priority: int
     request_id: str
     deadline_s: float
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
-    def __init__(self, mode: _Optional[_Union[StreamMode, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., deadline_s: _Optional[float] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
+    ttft_slo_ms: float
+    def __init__(self, mode: _Optional[_Union[StreamMode, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., deadline_s: _Optional[float] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., ttft_slo_ms: _Optional[float] = ...) -> None: ...
 
 class Segment(_message.Message):
     __slots__ = ("text", "text_utf8", "token_ids", "messages")
@@ -293,16 +295,18 @@ class AnswerMetadata(_message.Message):
     def __init__(self, stream_id: _Optional[int] = ..., prefill_server: _Optional[str] = ..., decode_server: _Optional[str] = ..., decoded_by_prefill: _Optional[bool] = ..., handoff: _Optional[str] = ..., num_attempts: _Optional[int] = ..., lifetime: _Optional[_Iterable[_Union[LifetimeEvent, _Mapping]]] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ...) -> None: ...
 
 class LifetimeEvent(_message.Message):
-    __slots__ = ("name", "time_s", "segment", "num_tokens")
+    __slots__ = ("name", "time_s", "segment", "num_tokens", "reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TIME_S_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     time_s: float
     segment: int
     num_tokens: int
-    def __init__(self, name: _Optional[str] = ..., time_s: _Optional[float] = ..., segment: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., time_s: _Optional[float] = ..., segment: _Optional[int] = ..., num_tokens: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("seq", "code", "message", "details")
@@ -402,18 +406,20 @@ class GetStreamResponse(_message.Message):
     def __init__(self, stream_id: _Optional[int] = ..., request_id: _Optional[str] = ..., mode: _Optional[_Union[StreamMode, str]] = ..., priority: _Optional[int] = ..., state: _Optional[str] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., num_output_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "sampling", "priority", "request_id", "deadline_s")
+    __slots__ = ("prompt", "sampling", "priority", "request_id", "deadline_s", "ttft_slo_ms")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     prompt: Segment
     sampling: Sampling
     priority: int
     request_id: str
     deadline_s: float
-    def __init__(self, prompt: _Optional[_Union[Segment, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    ttft_slo_ms: float
+    def __init__(self, prompt: _Optional[_Union[Segment, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., deadline_s: _Optional[float] = ..., ttft_slo_ms: _Optional[float] = ...) -> None: ...
 
 class ServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -451,7 +457,7 @@ class ServerInfoResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., pool_tokens: _Optional[int] = ..., ready: _Optional[bool] = ..., decode_available: _Optional[bool] = ..., num_open_streams: _Optional[int] = ..., num_streams_by_outcome: _Optional[_Mapping[str, int]] = ..., num_malformed_frames: _Optional[int] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ...) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("server_id", "role", "state", "pid", "num_assigned_streams", "heartbeat_age_s", "loop_age_s", "controller_alive", "counters")
+    __slots__ = ("server_id", "role", "state", "pid", "num_assigned_streams", "heartbeat_age_s", "loop_age_s", "controller_alive", "counters", "policy")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -468,6 +474,7 @@ class Server(_message.Message):
     LOOP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     CONTROLLER_ALIVE_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     server_id: str
     role: str
     state: str
@@ -477,7 +484,8 @@ class Server(_message.Message):
     loop_age_s: float
     controller_alive: bool
     counters: _containers.ScalarMap[str, int]
-    def __init__(self, server_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., num_assigned_streams: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., loop_age_s: _Optional[float] = ..., controller_alive: _Optional[bool] = ..., counters: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    policy: str
+    def __init__(self, server_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., num_assigned_streams: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., loop_age_s: _Optional[float] = ..., controller_alive: _Optional[bool] = ..., counters: _Optional[_Mapping[str, int]] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class FlushCachesRequest(_message.Message):
     __slots__ = ("timeout_s",)
@@ -497,6 +505,107 @@ class FlushCachesResponse(_message.Message):
     FLUSHED_FIELD_NUMBER: _ClassVar[int]
     flushed: _containers.ScalarMap[str, bool]
     def __init__(self, flushed: _Optional[_Mapping[str, bool]] = ...) -> None: ...
+
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("policy", "options", "server_id", "timeout_s")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    options: _containers.ScalarMap[str, str]
+    server_id: str
+    timeout_s: float
+    def __init__(self, policy: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., server_id: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class SetPolicyResponse(_message.Message):
+    __slots__ = ("results",)
+    class ResultsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: PolicyResult
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[PolicyResult, _Mapping]] = ...) -> None: ...
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.MessageMap[str, PolicyResult]
+    def __init__(self, results: _Optional[_Mapping[str, PolicyResult]] = ...) -> None: ...
+
+class PolicyResult(_message.Message):
+    __slots__ = ("ok", "policy", "reason")
+    OK_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ok: bool
+    policy: str
+    reason: str
+    def __init__(self, ok: _Optional[bool] = ..., policy: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DescribeStreamsRequest(_message.Message):
+    __slots__ = ("stream_id", "timeout_s")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    stream_id: int
+    timeout_s: float
+    def __init__(self, stream_id: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class DescribeStreamsResponse(_message.Message):
+    __slots__ = ("servers",)
+    class ServersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: ServerStreams
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ServerStreams, _Mapping]] = ...) -> None: ...
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    servers: _containers.MessageMap[str, ServerStreams]
+    def __init__(self, servers: _Optional[_Mapping[str, ServerStreams]] = ...) -> None: ...
+
+class ServerStreams(_message.Message):
+    __slots__ = ("answered", "role", "policy", "streams")
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    answered: bool
+    role: str
+    policy: str
+    streams: _containers.RepeatedCompositeFieldContainer[StreamDecision]
+    def __init__(self, answered: _Optional[bool] = ..., role: _Optional[str] = ..., policy: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[StreamDecision, _Mapping]]] = ...) -> None: ...
+
+class StreamDecision(_message.Message):
+    __slots__ = ("stream_id", "state", "num_known_tokens", "num_computed_tokens", "num_shared_tokens", "priority", "idle_s", "expected_next_s", "decision", "reason", "victim_rank")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_NEXT_S_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VICTIM_RANK_FIELD_NUMBER: _ClassVar[int]
+    stream_id: int
+    state: str
+    num_known_tokens: int
+    num_computed_tokens: int
+    num_shared_tokens: int
+    priority: int
+    idle_s: float
+    expected_next_s: float
+    decision: str
+    reason: str
+    victim_rank: int
+    def __init__(self, stream_id: _Optional[int] = ..., state: _Optional[str] = ..., num_known_tokens: _Optional[int] = ..., num_computed_tokens: _Optional[int] = ..., num_shared_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., idle_s: _Optional[float] = ..., expected_next_s: _Optional[float] = ..., decision: _Optional[str] = ..., reason: _Optional[str] = ..., victim_rank: _Optional[int] = ...) -> None: ...
 
 class RpcStatus(_message.Message):
     __slots__ = ("code", "message", "details")

@@ -85,6 +85,16 @@ class StreamfillStub:
                 request_serializer=streamfill_dot_api_dot_streamfill__pb2.FlushCachesRequest.SerializeToString,
                 response_deserializer=streamfill_dot_api_dot_streamfill__pb2.FlushCachesResponse.FromString,
                 _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/streamfill.v1.Streamfill/SetPolicy',
+                request_serializer=streamfill_dot_api_dot_streamfill__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=streamfill_dot_api_dot_streamfill__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
+        self.DescribeStreams = channel.unary_unary(
+                '/streamfill.v1.Streamfill/DescribeStreams',
+                request_serializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsRequest.SerializeToString,
+                response_deserializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsResponse.FromString,
+                _registered_method=True)
 
 
 class StreamfillServicer:
@@ -164,6 +174,21 @@ class StreamfillServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPolicy(self, request, context):
+        """Makes prefill servers schedule by another policy from now on, while they run; those that
+        register later get it too. INVALID_ARGUMENT when every server refuses it, with a server's reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeStreams(self, request, context):
+        """What the schedulers of all servers decided about each stream in their newest step, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StreamfillServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +241,16 @@ def add_StreamfillServicer_to_server(servicer, server):
                     servicer.FlushCaches,
                     request_deserializer=streamfill_dot_api_dot_streamfill__pb2.FlushCachesRequest.FromString,
                     response_serializer=streamfill_dot_api_dot_streamfill__pb2.FlushCachesResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=streamfill_dot_api_dot_streamfill__pb2.SetPolicyRequest.FromString,
+                    response_serializer=streamfill_dot_api_dot_streamfill__pb2.SetPolicyResponse.SerializeToString,
+            ),
+            'DescribeStreams': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeStreams,
+                    request_deserializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsRequest.FromString,
+                    response_serializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -489,6 +524,60 @@ class Streamfill:
             '/streamfill.v1.Streamfill/FlushCaches',
             streamfill_dot_api_dot_streamfill__pb2.FlushCachesRequest.SerializeToString,
             streamfill_dot_api_dot_streamfill__pb2.FlushCachesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/streamfill.v1.Streamfill/SetPolicy',
+            streamfill_dot_api_dot_streamfill__pb2.SetPolicyRequest.SerializeToString,
+            streamfill_dot_api_dot_streamfill__pb2.SetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeStreams(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/streamfill.v1.Streamfill/DescribeStreams',
+            streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsRequest.SerializeToString,
+            streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,8 @@ class StreamfillStub:
     Generate: grpc.aio.UnaryStreamMultiCallable[pb.GenerateRequest, pb.StreamEvent]
     ServerInfo: grpc.aio.UnaryUnaryMultiCallable[pb.ServerInfoRequest, pb.ServerInfoResponse]
     FlushCaches: grpc.aio.UnaryUnaryMultiCallable[pb.FlushCachesRequest, pb.FlushCachesResponse]
+    SetPolicy: grpc.aio.UnaryUnaryMultiCallable[pb.SetPolicyRequest, pb.SetPolicyResponse]
+    DescribeStreams: grpc.aio.UnaryUnaryMultiCallable[pb.DescribeStreamsRequest, pb.DescribeStreamsResponse]
 
 class StreamfillServicer:
     async def Stream(
@@ -71,6 +73,16 @@ class StreamfillServicer:
         request: pb.FlushCachesRequest,
         context: grpc.aio.ServicerContext[pb.FlushCachesRequest, pb.FlushCachesResponse],
     ) -> pb.FlushCachesResponse: ...
+    async def SetPolicy(
+        self,
+        request: pb.SetPolicyRequest,
+        context: grpc.aio.ServicerContext[pb.SetPolicyRequest, pb.SetPolicyResponse],
+    ) -> pb.SetPolicyResponse: ...
+    async def DescribeStreams(
+        self,
+        request: pb.DescribeStreamsRequest,
+        context: grpc.aio.ServicerContext[pb.DescribeStreamsRequest, pb.DescribeStreamsResponse],
+    ) -> pb.DescribeStreamsResponse: ...
 
 def add_StreamfillServicer_to_server(
     servicer: StreamfillServicer, server: grpc.aio.Server

@@ -24,7 +24,14 @@ from streamfill.api.client import DEFAULT_TARGET, Client
 from streamfill.api.loop_thread import LoopThread
 from streamfill.api.stream import Stream
 from streamfill.api.sync_stream import SyncAnswer, SyncStream
-from streamfill.api.types import ClusterInfo, Mode, Result, SamplingOptions
+from streamfill.api.types import (
+    ClusterInfo,
+    Mode,
+    PolicyResult,
+    Result,
+    SamplingOptions,
+    ServerStreams,
+)
 from streamfill.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ class SyncClient:
         priority: int = 0,
         request_id: str = "",
         deadline_s: float | None = None,
+        ttft_slo_ms: float | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
     ) -> SyncStream:
         """A new stream, for ``with``. With ``messages`` a chat, whose last message grows."""
@@ -74,6 +82,7 @@ class SyncClient:
                 priority=priority,
                 request_id=request_id,
                 deadline_s=deadline_s,
+                ttft_slo_ms=ttft_slo_ms,
                 messages=messages,
             )
 
@@ -89,6 +98,7 @@ class SyncClient:
         priority: int = 0,
         request_id: str = "",
         deadline_s: float | None = None,
+        ttft_slo_ms: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> SyncAnswer:
         """The answer to a whole prompt: exactly one of text, token ids and chat messages."""
@@ -101,6 +111,7 @@ class SyncClient:
                 priority=priority,
                 request_id=request_id,
                 deadline_s=deadline_s,
+                ttft_slo_ms=ttft_slo_ms,
                 **sampling,
             )
 
@@ -116,6 +127,7 @@ class SyncClient:
         priority: int = 0,
         request_id: str = "",
         deadline_s: float | None = None,
+        ttft_slo_ms: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """As ``generate``, all at once."""
@@ -126,6 +138,7 @@ class SyncClient:
             priority=priority,
             request_id=request_id,
             deadline_s=deadline_s,
+            ttft_slo_ms=ttft_slo_ms,
             **sampling,
         ) as answer:
             return answer.read()
@@ -137,6 +150,27 @@ class SyncClient:
     def flush_caches(self, timeout_s: float = 10.0) -> dict[str, bool]:
         """Empty the KV caches of all servers; by server id, whether it did."""
         return self._running_loop().run(self._client.flush_caches(timeout_s))
+
+    def set_policy(
+        self,
+        name: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        server_id: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> Mapping[str, PolicyResult]:
+        """Make prefill servers schedule by another policy, while they run."""
+        loop = self._running_loop()
+        return loop.run(
+            self._client.set_policy(name, options, server_id=server_id, timeout_s=timeout_s)
+        )
+
+    def describe_streams(
+        self, stream_id: int | None = None, *, timeout_s: float = 10.0
+    ) -> Mapping[str, ServerStreams]:
+        """Why each stream runs or waits, by server id, or why one stream does."""
+        loop = self._running_loop()
+        return loop.run(self._client.describe_streams(stream_id, timeout_s=timeout_s))
 
     def wait_ready(self, timeout_s: float = 60.0) -> ClusterInfo:
         """Wait until the router is there and a prefill server is alive."""

@@ -160,6 +160,9 @@ class Server:
     controller_alive: bool
     counters: Mapping[str, int]
     """By the field names of ``streamfill.messages.common.ServerCounters``."""
+    policy: str = ""
+    """Scheduling policy in force with its options, as last heard: ``lcas(order=newest)``. Empty:
+    the server has not said yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,3 +181,56 @@ class ClusterInfo:
     num_streams_by_outcome: Mapping[str, int]
     num_malformed_frames: int
     servers: tuple[Server, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyResult:
+    """What one server made of a new scheduling policy."""
+
+    ok: bool
+    """It schedules by the new policy now."""
+    policy: str
+    """In force now, with its options; as last heard from a server that did not answer."""
+    reason: str
+    """Why it is not the new one; empty when ``ok``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamDecision:
+    """What a server's scheduler decided about one stream in its newest step."""
+
+    stream_id: int
+    state: str
+    """``open``, ``waiting_kv``, ``committed`` or ``answering``."""
+    num_known_tokens: int
+    """Of the prompt, as far as the server has it."""
+    num_computed_tokens: int
+    """Of them, those whose KV is there."""
+    num_shared_tokens: int
+    """Of these, those whose KV other open streams use too."""
+    priority: int
+    idle_s: float
+    """Since its newest segment."""
+    expected_next_s: float | None
+    """Until its next segment, going by its gaps so far. None: too few were seen."""
+    decision: str
+    """Why it runs or waits: a value of ``streamfill.scheduling.plan.RunReason`` or
+    ``DeferReason``, or ``idle``: it has nothing to compute."""
+    reason: str
+    """The same as a sentence."""
+    victim_rank: int | None
+    """Place in the order in which memory is taken, 0 first. None: none is taken from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStreams:
+    """The streams of one server as its scheduler sees them."""
+
+    answered: bool
+    """In time. False: nothing is known of its streams."""
+    role: str
+    """``prefill`` or ``decode``."""
+    policy: str
+    """In force, with its options; as last heard when it did not answer."""
+    streams: tuple[StreamDecision, ...]
+    """In the order of their turn."""

@@ -10,6 +10,7 @@ from streamfill.cli.subcommands import add_subcommands, run_subcommand
 COMMANDS: Final = {
     "run": "replay a trace in one mode",
     "compare": "replay a trace in several modes, side by side",
+    "policies": "compare all scheduling policies on several traces at several loads",
     "report": "draw the page of runs that were saved",
     "self": "measure the load generator itself against a fake server",
 }
@@ -18,7 +19,7 @@ COMMANDS: Final = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the sub-commands."""
     parser.epilog = (
-        "`streamfill bench WHAT --help` shows the options; docs/benchmarks/compare.md the figures."
+        "`streamfill bench WHAT --help` shows the options; docs/benchmarks/ the figures."
     )
     add_subcommands(parser, "bench", COMMANDS)
 

@@ -24,14 +24,12 @@ from streamfill.cli.bench_engines import Engines
 from streamfill.cli.bench_options import (
     add_output_options,
     add_replay_options,
-    add_target_options,
-    own_cluster,
     replay_options,
     starts_of,
-    target_spec,
     workload_of,
 )
-from streamfill.errors import ConfigError
+from streamfill.cli.bench_target_options import add_target_options, own_cluster, target_spec
+from streamfill.errors import ConfigError, StreamfillError
 from streamfill.launcher.cluster import StoppedError
 from streamfill.launcher.plan import thread_share
 from streamfill.launcher.signals import stop_on_signal
@@ -39,21 +37,19 @@ from streamfill.loadgen.arrivals import ArrivalKind
 from streamfill.loadgen.cluster_target import OwnCluster, RunningCluster
 from streamfill.loadgen.compare import (
     OWN_ENGINE,
-    POLICIES,
     EngineSession,
     Variant,
-    check_policy,
-    parse_modes,
     plan_runs,
     split_by_trace,
 )
+from streamfill.loadgen.compare_modes import BASELINE_POLICY, parse_modes
 from streamfill.loadgen.compare_runs import make_runs
 from streamfill.loadgen.goodput import parse_goodput
 from streamfill.loadgen.identity import compare_outputs
-from streamfill.loadgen.metrics import RunSummary
 from streamfill.loadgen.outcome import has_failures, result_facts
 from streamfill.loadgen.run_file import RunFile
-from streamfill.loadgen.table import TABLE_WIDTH, comparison_table, identity_lines
+from streamfill.loadgen.table import comparison_table, identity_lines, print_table
+from streamfill.scheduling.registry import DEFAULT_POLICY
 
 DEFAULT_MODES: Final = "oneshot,warmup,stream"
 _EXIT_FAILED: Final = 1
@@ -81,14 +77,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes",
         default=DEFAULT_MODES,
         metavar="M,…",
-        help=f"of oneshot, warmup, stream, sglang-pd[:MODE], vllm[:MODE]; default: {DEFAULT_MODES}",
+        help="of oneshot, warmup, stream, each with @POLICY or @all behind it if wanted, "
+        f"sglang-pd[:MODE], vllm[:MODE]; default: {DEFAULT_MODES}",
     )
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="repetitions; default: 1")
     parser.add_argument(
         "--policy",
-        default=POLICIES[0],
+        default=DEFAULT_POLICY,
         metavar="NAME",
-        help=f"order of work in stream mode: {', '.join(POLICIES)}; default: {POLICIES[0]}",
+        help="how servers schedule in a plain stream mode, as `streamfill policy list` shows it; "
+        f"options in brackets: lcas(order=newest); default: {DEFAULT_POLICY}",
+    )
+    parser.add_argument(
+        "--baseline-policy",
+        default=BASELINE_POLICY,
+        metavar="NAME",
+        help=f"likewise in plain oneshot and warmup modes; default: {BASELINE_POLICY}, arrival "
+        "order, as servers without streams have it",
     )
     add_replay_options(parser)
     parser.add_argument(
@@ -105,9 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the comparison. Exit code 1 when answers differ or a request failed."""
     _saturate(args)
-    variants = parse_modes(args.modes)
+    variants = parse_modes(args.modes, policy=args.policy, baseline_policy=args.baseline_policy)
     plan_runs(variants, args.runs)
-    check_policy(args.policy)
     goodput = parse_goodput(args.goodput)
     options = replay_options(args)
     _check_outputs(args)
@@ -132,7 +136,6 @@ def run(args: argparse.Namespace) -> int:
                 workload,
                 starts_s,
                 own=plan.own,
-                policy=args.policy,
                 goodput=goodput,
                 file=file,
                 num_runs=plan.num_runs,
@@ -147,11 +150,13 @@ def run(args: argparse.Namespace) -> int:
                     replay=comparison.make,
                     on_result=comparison.keep,
                 )
-            except StoppedError:
+            except StreamfillError as error:
                 if comparison.summaries:
                     print("\nStopped. The runs that were finished:")
-                    _print_table(comparison.summaries)
-                return _EXIT_STOPPED
+                    print_table(comparison_table(comparison.summaries))
+                if isinstance(error, StoppedError):
+                    return _EXIT_STOPPED
+                raise
         return _finish(comparison, plan.skipped | missing, args)
 
     return asyncio.run(compare())
@@ -207,7 +212,7 @@ def _finish(comparison: CompareRun, skipped: dict[str, str], args: argparse.Name
     facts = result_facts(summaries, identity, skipped)
     print()
     if summaries:
-        _print_table(summaries)
+        print_table(comparison_table(summaries))
         print("\n".join(identity_lines(identity)))
     for label, reason in skipped.items():
         print(f"{label} was skipped: {reason}")
@@ -235,15 +240,6 @@ def _write_report(
         command=_command(args.words),
     )
     print(f"Report: {args.report}")
-
-
-def _print_table(summaries: Sequence[RunSummary]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
-    console.print(comparison_table(summaries))
 
 
 def _command(words: Sequence[str]) -> str:

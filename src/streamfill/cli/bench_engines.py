@@ -19,6 +19,7 @@ from streamfill.loadgen.cluster_target import (
     prime,
 )
 from streamfill.loadgen.compare import OWN_ENGINE
+from streamfill.loadgen.policy_control import restored_policies
 
 
 class Engines:
@@ -46,7 +47,8 @@ class Engines:
 
     @asynccontextmanager
     async def open(self, engine: str) -> AsyncIterator[OpenTarget]:
-        """As ``compare_runs.OpenEngine``.
+        """As ``compare_runs.OpenEngine``. A cluster that ran already has the policy from before
+        again at the end.
 
         Raises:
             StoppedError: a signal came while it was starting.
@@ -55,9 +57,12 @@ class Engines:
         """
         if engine == OWN_ENGINE:
             async with shown_target(self._own, self._stop) as opened:
-                if not isinstance(self._own, OwnCluster):
+                if isinstance(self._own, OwnCluster):
+                    yield opened
+                else:
                     await unless_stopped(prime(opened), self._stop)
-                yield opened
+                    async with restored_policies(opened.target, self._say):
+                        yield opened
         else:
             assert isinstance(self._own, OwnCluster)
             async with self._peer(engine, self._own.model_path) as opened:

@@ -1,21 +1,13 @@
-"""Options of all `streamfill bench` commands: what is replayed, when, and against what."""
+"""Options of all `streamfill bench` commands: what is replayed, when, and what is kept."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
-from streamfill.cli.cluster_options import (
-    add_cluster_options,
-    cluster_from_options,
-    parse_settings,
-    with_changes,
-)
 from streamfill.errors import ConfigError
 from streamfill.loadgen.arrivals import (
     ArrivalKind,
@@ -24,13 +16,7 @@ from streamfill.loadgen.arrivals import (
     make_arrivals,
     save_arrivals,
 )
-from streamfill.loadgen.cluster_target import OpenAIServer, OwnCluster, RunningCluster, TargetSpec
 from streamfill.loadgen.workload import Workload, read_workload
-from streamfill.models.progress import show_progress
-from streamfill.models.resolve import resolve_model
-
-_CLUSTER_OPTIONS: Final = ("config", "model", "prefill", "decode", "port", "name")
-API_KEY_VARIABLE: Final = "OPENAI_API_KEY"
 
 
 class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +32,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_concurrency: most requests at the same time; None: no limit.
         num_warm_up: so many requests at the start are left out of the figures.
         timeout_s: a request is given up so long after its prompt was complete; None: never.
+        ttft_slo_ms: from the commit to the first token, as each request tells it to the servers.
     """
 
     trace: Path
@@ -59,6 +46,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int | None = None
     num_warm_up: int = 0
     timeout_s: float | None = None
+    ttft_slo_ms: float | None = None
 
     @property
     def is_closed_loop(self) -> bool:
@@ -69,7 +57,21 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
 def add_replay_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what is sent, and when."""
     parser.add_argument("--trace", type=Path, required=True, metavar="FILE", help="trace to replay")
-    parser.add_argument("--limit", type=int, metavar="N", help="only its first N requests")
+    parser.add_argument(
+        "--request-rate", type=float, metavar="R", help="requests per second; rescales trace times"
+    )
+    parser.add_argument(
+        "--arrivals-file",
+        type=Path,
+        metavar="FILE",
+        help="use the arrivals in it; where there is no such file, write it",
+    )
+    add_pace_options(parser)
+
+
+def add_pace_options(parser: argparse.ArgumentParser) -> None:
+    """Those of them that mean the same for any number of traces and rates."""
+    parser.add_argument("--limit", type=int, metavar="N", help="only a trace's first N requests")
     parser.add_argument(
         "--time-scale", type=float, default=1.0, metavar="X", help="multiply all times of the trace"
     )
@@ -80,9 +82,6 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
         help="how requests follow each other; default: as in the trace",
     )
     parser.add_argument(
-        "--request-rate", type=float, metavar="R", help="requests per second; rescales trace times"
-    )
-    parser.add_argument(
         "--burstiness",
         type=float,
         default=1.0,
@@ -90,12 +89,6 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
         help="shape of gamma arrivals; 1: Poisson, below: bursts",
     )
     parser.add_argument("--seed", type=int, default=0, help="of arrivals that are drawn")
-    parser.add_argument(
-        "--arrivals-file",
-        type=Path,
-        metavar="FILE",
-        help="use the arrivals in it; where there is no such file, write it",
-    )
     parser.add_argument(
         "--max-concurrency", type=int, metavar="N", help="most requests at the same time"
     )
@@ -112,15 +105,18 @@ def add_replay_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="give a request up so long after its prompt was complete",
     )
+    parser.add_argument(
+        "--ttft-slo-ms",
+        type=float,
+        metavar="MS",
+        help="tell our cluster the time to the first token that each request wants; some policies "
+        "go by it",
+    )
 
 
-def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say against what: by default a cluster that is started for it."""
-    parser.add_argument("--address", metavar="HOST:PORT", help="router of a running cluster")
-    add_cluster_options(parser)
-
-
-def add_output_options(parser: argparse.ArgumentParser) -> None:
+def add_output_options(
+    parser: argparse.ArgumentParser, *, always_saves_records: bool = False
+) -> None:
     """What is counted as good, and which files are written."""
     parser.add_argument(
         "--goodput",
@@ -131,9 +127,10 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-file", type=Path, metavar="FILE", help="append each run as a JSON line"
     )
-    parser.add_argument(
-        "--save-records", action="store_true", help="keep every request beside --output-file"
-    )
+    if not always_saves_records:
+        parser.add_argument(
+            "--save-records", action="store_true", help="keep every request beside --output-file"
+        )
 
 
 def replay_options(args: argparse.Namespace) -> ReplayOptions:
@@ -145,7 +142,7 @@ def replay_options(args: argparse.Namespace) -> ReplayOptions:
     for name in ("limit", "max_concurrency"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')}", value, "must be at least 1")
-    for name in ("time_scale", "timeout_s"):
+    for name in ("time_scale", "timeout_s", "ttft_slo_ms"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ConfigError(f"--{name.replace('_', '-')}", value, "must be above 0")
@@ -166,6 +163,7 @@ def replay_options(args: argparse.Namespace) -> ReplayOptions:
         max_concurrency=args.max_concurrency,
         num_warm_up=args.warm_up,
         timeout_s=args.timeout_s,
+        ttft_slo_ms=args.ttft_slo_ms,
     )
 
 
@@ -211,55 +209,3 @@ def starts_of(options: ReplayOptions, workload: Workload) -> tuple[float, ...]:
         )
         save_arrivals(path, arrivals)
     return tuple(starts_s)
-
-
-def target_spec(args: argparse.Namespace) -> TargetSpec:
-    """What the options of `add_target_options`, and ``--openai`` where a command has it, point at.
-
-    The default model is converted where that was not done yet.
-
-    Raises:
-        ConfigError: two targets are named, or the cluster's options cannot work.
-        ModelError: the default model cannot be converted.
-    """
-    openai: str | None = getattr(args, "openai", None)
-    if args.address is None and openai is None:
-        return own_cluster(args)
-    option = "--address" if args.address is not None else "--openai"
-    value = args.address if args.address is not None else openai
-    others = [name for name in _CLUSTER_OPTIONS if getattr(args, name) is not None]
-    if openai is not None:
-        others = [name for name in others if name != "model"]
-    if args.set:
-        others.append("set")
-    if args.address is not None and openai is not None:
-        others.append("openai")
-    if others:
-        raise ConfigError(option, value, f"the server is there already; leave --{others[0]} out")
-    if args.address is not None:
-        return RunningCluster(address=args.address)
-    assert openai is not None
-    return OpenAIServer(url=openai, model=args.model, api_key=os.environ.get(API_KEY_VARIABLE))
-
-
-def own_cluster(args: argparse.Namespace) -> OwnCluster:
-    """The cluster that is started for the measurement: as the options and the cluster file say; by
-    default one server of each kind with one thread, and always on a free port.
-
-    Raises:
-        ConfigError: as `cluster_from_options`.
-        ModelError: the default model cannot be converted.
-    """
-    config = cluster_from_options(args)
-    changes: dict[str, object] = {"router.grpc_port": args.port or 0}
-    if args.name is None:
-        changes["name"] = f"bench-{os.getpid()}"
-    if args.config is None:
-        named = parse_settings(args.set)
-        for key in ("prefill.threads", "decode.threads"):
-            if key not in named:
-                changes[key] = 1
-    config = with_changes(config, changes)
-    with show_progress("Converting the default model") as progress:
-        model_path = resolve_model(config.model.path, progress)
-    return OwnCluster(config=config, model_path=model_path)

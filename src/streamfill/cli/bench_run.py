@@ -19,14 +19,13 @@ from streamfill.cli.bench_options import (
     ReplayOptions,
     add_output_options,
     add_replay_options,
-    add_target_options,
     replay_options,
     starts_of,
-    target_spec,
     workload_of,
 )
 from streamfill.cli.bench_progress import run_progress
 from streamfill.cli.bench_target import shown_target
+from streamfill.cli.bench_target_options import add_target_options, target_spec
 from streamfill.errors import ConfigError
 from streamfill.launcher.cluster import StoppedError
 from streamfill.launcher.signals import StopRequest, stop_on_signal
@@ -38,6 +37,7 @@ from streamfill.loadgen.metrics import RunSummary, flat, summarise
 from streamfill.loadgen.records import ModeName, RunResult
 from streamfill.loadgen.run_file import RunFile, SavedRun
 from streamfill.loadgen.runner import RunPlan, replay
+from streamfill.loadgen.table import comparison_table, print_table
 from streamfill.loadgen.workload import Workload
 
 _EXIT_FAILED: Final = 1
@@ -140,6 +140,7 @@ async def _replay(job: _Job, opened: OpenTarget, stop: StopRequest) -> RunResult
         is_closed_loop=job.options.is_closed_loop,
         num_warm_up=job.options.num_warm_up,
         timeout_s=job.options.timeout_s,
+        ttft_slo_ms=job.options.ttft_slo_ms,
     )
     with run_progress(plan.label) as show:
         return await replay(
@@ -153,14 +154,7 @@ async def _replay(job: _Job, opened: OpenTarget, stop: StopRequest) -> RunResult
 
 
 def _print_report(result: RunResult, summary: RunSummary) -> None:
-    from rich.console import Console
-
-    from streamfill.loadgen.table import TABLE_WIDTH, comparison_table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
-    console.print(comparison_table([summary]))
+    print_table(comparison_table([summary]))
     print(
         f"{summary.num_completed} of {summary.num_requests} requests completed "
         f"in {summary.wall_s:.1f} s. {lag_of(result.records).line}."

@@ -18,7 +18,8 @@ from streamfill.errors import StreamfillError
 COMMANDS: Final = {
     "up": "start a cluster and keep it running",
     "down": "stop a cluster",
-    "status": "show the servers of a cluster",
+    "status": "show the servers and streams of a cluster",
+    "policy": "show and change how prefill servers schedule streams",
     "run": "stream files into a cluster and print the answer",
     "demo": "start a cluster, stream a document into it, compare with one shot",
     "traces": "describe, import, generate and collect traces",

@@ -30,6 +30,8 @@ class Plan:
     delay_s: float
     max_tokens: int
     temperature: float
+    priority: int = 0
+    ttft_slo_ms: float | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy"
     )
     parser.add_argument(
+        "--priority", type=int, default=0, metavar="N", help="larger is more urgent; default: 0"
+    )
+    parser.add_argument(
+        "--ttft-slo-ms",
+        type=float,
+        metavar="MS",
+        help="the time to the first token that is wanted, for scheduling policies that know "
+        "deadlines; nothing fails when it is missed",
+    )
+    parser.add_argument(
         "--raw", action="store_true", help="send plain text, without the model's chat template"
     )
     add_target_options(parser)
@@ -67,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         delay_s=max(0.0, args.delay),
         max_tokens=args.max_tokens,
         temperature=args.temperature,
+        priority=args.priority,
+        ttft_slo_ms=args.ttft_slo_ms,
     )
     result = asyncio.run(_stream(target_address(args), plan))
     print(describe(result), file=sys.stderr)
@@ -76,7 +90,15 @@ def run(args: argparse.Namespace) -> int:
 async def _stream(address: str, plan: Plan) -> Result:
     # In append mode the last message of a chat is open: text goes into it.
     opening = _user("") if plan.is_chat and plan.mode == "append" else None
-    async with Client(address) as client, client.stream(mode=plan.mode, messages=opening) as stream:
+    async with (
+        Client(address) as client,
+        client.stream(
+            mode=plan.mode,
+            messages=opening,
+            priority=plan.priority,
+            ttft_slo_ms=plan.ttft_slo_ms,
+        ) as stream,
+    ):
         for number, text in enumerate(plan.texts):
             if number:
                 await asyncio.sleep(plan.delay_s)

@@ -6,12 +6,13 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from streamfill.api import Client, ClusterInfo, Server
+from streamfill.api import Client, ClusterInfo, Server, ServerStreams
 from streamfill.cli.cluster_options import add_target_options, target_address
+from streamfill.cli.stream_tables import UNKNOWN, stream_parts
+from streamfill.cli.tables import Table, show
 
 _COLUMNS: Final = (
     "server",
@@ -24,32 +25,64 @@ _COLUMNS: Final = (
     "KV cached",
     "KV free",
     "controller",
+    "policy",
 )
-_NUM_TEXT_COLUMNS: Final = 3
+_LEFT: Final = frozenset({"server", "role", "state", "policy"})
+_EPILOG: Final = """\
+KV is counted in tokens. With --streams, for each stream of a server, in the order of their turn:
+
+  state      open, waiting_kv (its KV is on its way), committed or answering
+  known      tokens of its prompt that are there; computed: those with KV; shared: those whose
+             KV other open streams use too
+  idle       since its newest segment; next in: until the next one, going by its gaps so far
+  victim     its place in the order in which memory is taken, 0 first; -: none is taken from it
+  decision   what the scheduler decided in its newest step, and the reason as a sentence
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
     add_target_options(parser)
+    parser.add_argument(
+        "--streams", action="store_true", help="show also why each stream runs or waits"
+    )
+    parser.add_argument("--stream", type=int, metavar="ID", help="the same for one stream only")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the cluster. Exit code 1 when it could not serve a request now."""
     address = target_address(args)
-    info = asyncio.run(_ask(address))
+    info, described = asyncio.run(_ask(address, args.streams, args.stream))
     if args.json:
-        print(json.dumps({"address": address, **dataclasses.asdict(info)}, indent=2))
-    elif sys.stdout.isatty():
-        _print_rich(info, address)
+        print(json.dumps(_as_data(address, info, described), indent=2))
     else:
-        print("\n".join([*summary(info, address), "", *text_table(info.servers)]))
+        parts: list[str | Table] = [*summary(info, address), "", server_table(info.servers)]
+        if described is not None:
+            parts += stream_parts(described, args.stream)
+        show(parts)
     return 0 if info.ready else 1
 
 
-async def _ask(address: str) -> ClusterInfo:
+async def _ask(
+    address: str, streams: bool, stream_id: int | None
+) -> tuple[ClusterInfo, Mapping[str, ServerStreams] | None]:
     async with Client(address) as client:
-        return await client.server_info()
+        described = None
+        if streams or stream_id is not None:
+            described = await client.describe_streams(stream_id)
+        return await client.server_info(), described
+
+
+def _as_data(
+    address: str, info: ClusterInfo, described: Mapping[str, ServerStreams] | None
+) -> dict[str, object]:
+    data: dict[str, object] = {"address": address, **dataclasses.asdict(info)}
+    if described is not None:
+        data["streams"] = {name: dataclasses.asdict(each) for name, each in described.items()}
+    return data
 
 
 def summary(info: ClusterInfo, address: str) -> list[str]:
@@ -69,8 +102,17 @@ def summary(info: ClusterInfo, address: str) -> list[str]:
     return lines
 
 
-def server_row(server: Server) -> tuple[str, ...]:
-    """One server, in the order of the table's columns."""
+def server_table(servers: Sequence[Server]) -> Table:
+    """All servers; those that are not alive stand out."""
+    return Table(
+        columns=_COLUMNS,
+        rows=[_server_row(server) for server in servers],
+        left=_LEFT,
+        alarms=frozenset(n for n, server in enumerate(servers) if server.state != "alive"),
+    )
+
+
+def _server_row(server: Server) -> tuple[str, ...]:
     counters = server.counters
     return (
         server.server_id,
@@ -82,34 +124,6 @@ def server_row(server: Server) -> tuple[str, ...]:
         f"{counters.get('num_used_tokens', 0):,}",
         f"{counters.get('num_cached_tokens', 0):,}",
         f"{counters.get('num_free_tokens', 0):,}",
-        "alive" if server.controller_alive else "-",
+        "alive" if server.controller_alive else UNKNOWN,
+        server.policy or UNKNOWN,
     )
-
-
-def text_table(servers: Sequence[Server]) -> list[str]:
-    """All servers as lines of aligned columns; KV is counted in tokens."""
-    rows = [_COLUMNS, *(server_row(server) for server in servers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return ["  ".join(_align(row, widths)).rstrip() for row in rows]
-
-
-def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        cell.ljust(width) if column < _NUM_TEXT_COLUMNS else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-
-
-def _print_rich(info: ClusterInfo, address: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for line in summary(info, address):
-        console.print(line, markup=False, highlight=False)
-    table = Table(box=None)
-    for column, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if column < _NUM_TEXT_COLUMNS else "right")
-    for server in info.servers:
-        table.add_row(*server_row(server), style=None if server.state == "alive" else "red")
-    console.print(table)

@@ -15,28 +15,28 @@ from streamfill.errors import ConfigError
 from streamfill.loadgen.records import ModeName
 
 OWN_ENGINE: Final = "streamfill"
-POLICIES: Final = ("fcfs",)
-"""Orders of work that a prefill server of this version can follow; see ``scheduling.fcfs``."""
 _OPTION: Final = "--modes"
-_OWN_MODES: Final = (ModeName.ONESHOT, ModeName.WARMUP, ModeName.STREAM)
-_PEER_MODES: Final = {
-    "sglang-pd": (ModeName.ONESHOT, ModeName.WARMUP),
-    "vllm": (ModeName.ONESHOT, ModeName.WARMUP, ModeName.STREAM),
-}
-"""What each peer can do at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a client does, and with whom."""
+    """What a client does, with whom, and how the servers schedule it.
+
+    Attributes:
+        policy: the canonical form of the policy that is set before each run; empty for a peer.
+        written: the policy as the user wrote it behind the mode; empty: it was left out.
+    """
 
     engine: str
     mode: ModeName
+    policy: str = ""
+    written: str = ""
 
     @property
     def label(self) -> str:
-        """What it is called in tables and options: ``stream``, ``vllm:warmup``."""
-        mode = self.mode.value
+        """What it is called in tables and options: ``stream``, ``stream@fcfs``,
+        ``vllm:warmup``."""
+        mode = f"{self.mode.value}@{self.written}" if self.written else self.mode.value
         return mode if self.engine == OWN_ENGINE else f"{self.engine}:{mode}"
 
 
@@ -54,19 +54,6 @@ class EngineSession:
 
     engine: str
     runs: tuple[PlannedRun, ...]
-
-
-def parse_modes(spec: str) -> list[Variant]:
-    """The variants of ``oneshot,warmup,stream,sglang-pd,vllm:stream``: a mode is our cluster's, a
-    peer stands for all that it can do.
-
-    Raises:
-        ConfigError: a name is not known, or a peer cannot do a mode.
-    """
-    variants: list[Variant] = []
-    for word in (word.strip() for word in spec.split(",")):
-        variants.extend(v for v in _variants(word, spec) if v not in variants)
-    return variants
 
 
 def plan_runs(variants: Sequence[Variant], num_runs: int) -> list[EngineSession]:
@@ -111,36 +98,6 @@ def split_by_trace(
         label, reason = next(iter(skipped.items()))
         raise ConfigError(_OPTION, label, f"{reason}; name a mode that can")
     return kept, skipped
-
-
-def check_policy(name: str) -> str:
-    """``name``, if this version has such a policy.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    if name not in POLICIES:
-        known = ", ".join(POLICIES)
-        raise ConfigError("--policy", name, f"this version has no such policy; it has: {known}")
-    return name
-
-
-def _variants(word: str, spec: str) -> list[Variant]:
-    engine, colon, name = word.partition(":")
-    own = {mode.value: mode for mode in _OWN_MODES}
-    if not colon and word in own:
-        return [Variant(engine=OWN_ENGINE, mode=own[word])]
-    if engine in _PEER_MODES:
-        modes = _PEER_MODES[engine]
-        if not colon:
-            return [Variant(engine=engine, mode=mode) for mode in modes]
-        for mode in modes:
-            if mode.value == name:
-                return [Variant(engine=engine, mode=mode)]
-        can = ", ".join(f"{engine}:{mode.value}" for mode in modes)
-        raise ConfigError(_OPTION, spec, f"{word} does not exist; {engine} can do: {can}")
-    known = ", ".join([*own, *_PEER_MODES])
-    raise ConfigError(_OPTION, spec, f"there is no mode {word!r}; known: {known}")
 
 
 def _turned(variants: list[Variant], run: int) -> list[Variant]:

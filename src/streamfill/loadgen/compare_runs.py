@@ -2,7 +2,8 @@
 
 1. An engine starts, and answers a request that counts nowhere, so that no run pays for what is done
    only once. While it runs, no other one does.
-2. Before each run the caches are emptied; then the run is made and handed over.
+2. Before each run on our cluster the servers get the policy of its mode. The caches are emptied;
+   then the run is made and handed over.
 3. The engine is stopped.
 
 A peer that cannot be started, or that breaks down, is left out with its reason and the comparison
@@ -20,6 +21,7 @@ from streamfill.errors import StreamError, StreamfillError
 from streamfill.loadgen.cluster_target import OpenTarget
 from streamfill.loadgen.compare import OWN_ENGINE, EngineSession, PlannedRun
 from streamfill.loadgen.environment import LoadAverage, load_average
+from streamfill.loadgen.policy_control import use_policy
 from streamfill.loadgen.records import RunResult
 
 OpenEngine: TypeAlias = Callable[[str], AbstractAsyncContextManager[OpenTarget]]
@@ -42,7 +44,8 @@ async def make_runs(
 
     Raises:
         StoppedError: a signal came while our own engine was starting.
-        StreamfillError: our own engine could not be started or broke down between two runs.
+        StreamfillError: our own engine could not be started, broke down between two runs, or
+            refused a policy.
     """
     skipped: dict[str, str] = {}
     for session in sessions:
@@ -64,6 +67,8 @@ async def make_runs(
 async def _one_run(
     opened: OpenTarget, planned: PlannedRun, replay: Replay
 ) -> tuple[RunResult, LoadAverage]:
+    if planned.variant.policy:
+        await use_policy(opened.target, planned.variant.policy)
     await opened.target.empty_caches()
     start = load_average()
     result = await replay(opened, planned)

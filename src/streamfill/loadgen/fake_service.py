@@ -27,6 +27,7 @@ from streamfill.loadgen.fake_account import (
 from streamfill.loadgen.targets.fake import VOCAB_SIZE, answer_token_ids
 from streamfill.messages.common import StreamMode
 from streamfill.observability.lifetime import LifetimeEvent
+from streamfill.scheduling.registry import DEFAULT_POLICY, format_policy_spec
 from streamfill.traces.script import Content, join
 
 _DEFAULT_MAX_TOKENS: Final = 128
@@ -45,6 +46,8 @@ class FakeBehaviour:
         acknowledge_s: from a piece to its acknowledgement.
         fails: the error, if any, for a request of this id; given at the commit.
         refuses_pieces: the error, if any, for each piece of a stream of this request id.
+        policy: in force at the start.
+        refuses_policy: why this policy is not taken; empty: it is.
     """
 
     ttft_s: float = 0.0
@@ -52,6 +55,8 @@ class FakeBehaviour:
     acknowledge_s: float = 0.0
     fails: Callable[[str], StreamError | None] = lambda request_id: None
     refuses_pieces: Callable[[str], StreamError | None] = lambda request_id: None
+    policy: str = DEFAULT_POLICY
+    refuses_policy: Callable[[str], str] = lambda spec: ""
 
 
 class FakeService(StreamfillServicer):
@@ -61,6 +66,9 @@ class FakeService(StreamfillServicer):
         num_pieces: appends, updates and final pieces that came.
         num_cancelled: streams that were left before their answer.
         num_flushes: how often the caches were emptied.
+        policy: in force.
+        policies_set: taken, in order.
+        slos_ms: the time to the first token that requests wanted, by request id.
     """
 
     def __init__(self, behaviour: FakeBehaviour) -> None:
@@ -69,6 +77,9 @@ class FakeService(StreamfillServicer):
         self.num_most_open = 0
         self.num_cancelled = 0
         self.num_flushes = 0
+        self.policy = behaviour.policy
+        self.policies_set: list[str] = []
+        self.slos_ms: dict[str, float] = {}
         self._behaviour = behaviour
         self._num_open = 0
         self._num_computed_tokens = 0
@@ -81,7 +92,7 @@ class FakeService(StreamfillServicer):
         if not isinstance(first, pb.StreamRequest) or first.WhichOneof("operation") != "open":
             await _abort(context, InvalidArgumentError("the first message must be open"))
         assert isinstance(first, pb.StreamRequest)
-        self._enter()
+        self._enter(first.open)
         is_complete = False
         try:
             await context.write(pb.StreamEvent(opened=pb.Opened(stream_id=self.num_streams)))
@@ -95,7 +106,7 @@ class FakeService(StreamfillServicer):
     ) -> None:
         """A whole prompt."""
         account = FakeAccount()
-        self._enter()
+        self._enter(request)
         try:
             account.note(LifetimeEvent.OPENED)
             account.note_segment()
@@ -121,10 +132,23 @@ class FakeService(StreamfillServicer):
                     role=role,
                     state="alive",
                     counters=counters if role == "prefill" else {},
+                    policy=self.policy if role == "prefill" else "",
                 )
                 for role in _SERVERS
             ],
         )
+
+    async def SetPolicy(  # noqa: N802 - gRPC's name
+        self, request: pb.SetPolicyRequest, context: Call
+    ) -> pb.SetPolicyResponse:
+        """Any policy, unless the behaviour refuses it."""
+        spec = format_policy_spec(request.policy, request.options)
+        reason = self._behaviour.refuses_policy(spec)
+        if not reason:
+            self.policy = spec
+            self.policies_set.append(spec)
+        result = pb.PolicyResult(ok=not reason, policy=self.policy, reason=reason)
+        return pb.SetPolicyResponse(results={"prefill-0": result})
 
     async def FlushCaches(  # noqa: N802 - gRPC's name
         self, request: pb.FlushCachesRequest, context: Call
@@ -133,7 +157,9 @@ class FakeService(StreamfillServicer):
         self.num_flushes += 1
         return pb.FlushCachesResponse(flushed={f"{role}-0": True for role in _SERVERS})
 
-    def _enter(self) -> None:
+    def _enter(self, request: pb.Open | pb.GenerateRequest) -> None:
+        if request.HasField("ttft_slo_ms"):
+            self.slos_ms[request.request_id] = request.ttft_slo_ms
         self.num_streams += 1
         self._num_open += 1
         self.num_most_open = max(self.num_most_open, self._num_open)

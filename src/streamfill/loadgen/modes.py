@@ -29,17 +29,19 @@ async def play(
     target: Target,
     log: RequestLog,
     *,
+    ttft_slo_ms: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Does one request and notes everything but its failure. Starts when the request is due.
 
     Args:
+        ttft_slo_ms: as in ``Ask``; extra requests of ``warmup`` do not have it.
         clock: the event loop's own, in seconds; tests have another one.
 
     Raises:
         StreamError: there is no answer.
     """
-    client = _Client(target, log, clock)
+    client = _Client(target, log, ttft_slo_ms, clock)
     match mode:
         case ModeName.ONESHOT:
             await client.one_shot()
@@ -50,13 +52,21 @@ async def play(
 
 
 class _Client:
-    def __init__(self, target: Target, log: RequestLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        log: RequestLog,
+        ttft_slo_ms: float | None,
+        clock: Callable[[], float],
+    ) -> None:
         self._target = target
         self._log = log
         self._script: Script = log.script
         self._clock = clock
         self._ask = Ask(
-            request_id=self._script.request_id, max_output_tokens=self._script.max_output_tokens
+            request_id=self._script.request_id,
+            max_output_tokens=self._script.max_output_tokens,
+            ttft_slo_ms=ttft_slo_ms,
         )
 
     async def one_shot(self) -> None:

@@ -1,4 +1,5 @@
-"""How much better a mode is than ``oneshot``: ratios run by run, and their spread over runs.
+"""How much better a mode is than ``oneshot``, or than another one: ratios run by run, and their
+spread over runs.
 
 Latency: oneshot's percentile divided by the mode's. Throughput: the mode's divided by oneshot's. So
 above 1 is better in both.
@@ -57,10 +58,17 @@ def labels(summaries: Sequence[RunSummary]) -> list[str]:
 
 
 def baseline_label(summaries: Sequence[RunSummary]) -> str | None:
-    """What ratios refer to: our own oneshot, or that of the first other engine; None: neither
-    ran."""
+    """What ratios refer to: our own oneshot, plain before ``oneshot@POLICY``, or that of the first
+    other engine; None: neither ran."""
     known = labels(summaries)
-    return next((label for label in known if label.rpartition(":")[2] == BASELINE), None)
+    return next((label for label in known if label_parts(label)[1] == BASELINE), None)
+
+
+def label_parts(label: str) -> tuple[str, str, str]:
+    """Engine, mode and policy of ``vllm:warmup`` or ``stream@fcfs``; empty what is not in it."""
+    head, _, policy = label.partition("@")
+    engine, _, mode = head.rpartition(":")
+    return engine, mode, policy
 
 
 def ratios(summaries: Sequence[RunSummary]) -> dict[str, ModeRatios]:
@@ -69,10 +77,11 @@ def ratios(summaries: Sequence[RunSummary]) -> dict[str, ModeRatios]:
     baseline = baseline_label(summaries)
     if baseline is None:
         return {}
-    return {label: _mode_ratios(summaries, baseline, label) for label in labels(summaries)}
+    return {label: mode_ratios(summaries, baseline, label) for label in labels(summaries)}
 
 
-def _mode_ratios(summaries: Sequence[RunSummary], baseline: str, label: str) -> ModeRatios:
+def mode_ratios(summaries: Sequence[RunSummary], baseline: str, label: str) -> ModeRatios:
+    """One mode beside another one, over the repetitions that both have."""
     base_by_run = {summary.run: summary for summary in summaries if summary.label == baseline}
     pairs = [
         (base_by_run[summary.run], summary)
@@ -104,7 +113,7 @@ def _quotient(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
 
 
-def _place(label: str) -> tuple[str, int, str]:
-    engine, _, mode = label.rpartition(":")
+def _place(label: str) -> tuple[str, int, str, str]:
+    engine, mode, policy = label_parts(label)
     order = (BASELINE, "warmup", "stream")
-    return engine, order.index(mode) if mode in order else len(order), mode
+    return engine, order.index(mode) if mode in order else len(order), mode, policy

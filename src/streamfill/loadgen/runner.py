@@ -51,6 +51,8 @@ class RunPlan:
         num_warm_up: so many requests at the start are left out of the figures.
         timeout_s: a request that has no whole answer so long after its prompt was complete is given
             up; None: never.
+        ttft_slo_ms: what each request tells the target of the time to its first token that it
+            wants; None: nothing.
     """
 
     mode: ModeName
@@ -63,6 +65,7 @@ class RunPlan:
     is_closed_loop: bool = False
     num_warm_up: int = 0
     timeout_s: float | None = None
+    ttft_slo_ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +226,13 @@ class _Run:
     async def _request(self, log: RequestLog) -> None:
         try:
             async with asyncio.timeout(self._remaining_s(log)):
-                await play(self._plan.mode, self._target, log, clock=self._clock)
+                await play(
+                    self._plan.mode,
+                    self._target,
+                    log,
+                    ttft_slo_ms=self._plan.ttft_slo_ms,
+                    clock=self._clock,
+                )
         except StreamError as error:
             log.note_failure(error, self._clock())
         except TimeoutError:

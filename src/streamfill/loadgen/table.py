@@ -30,6 +30,16 @@ _COLUMNS: Final = (
 )
 
 
+def print_table(table: Table) -> None:
+    """On the standard output."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    console.print(table)
+
+
 def comparison_table(summaries: Sequence[RunSummary]) -> Table:
     """One row for each mode: medians over its runs; in brackets the least and the greatest."""
     from rich import box
@@ -52,22 +62,28 @@ def _row(runs: Sequence[RunSummary], mode: ModeRatios | None) -> list[str]:
         {} if mode is None else mode.latency[Figure.TTFT_LAST_SEGMENT.value]
     )
     rate = spread(run.output_tokens_per_s for run in runs)
-    num_failed = sum(run.num_failed for run in runs)
-    num_requests = sum(run.num_requests for run in runs)
     return [
-        _times(runs, Figure.TTFT_LAST_SEGMENT, (50, 95, 99)),
-        _times(runs, Figure.TTFT_QUERY, (50, 95)),
-        _spread(latency.get("p50")),
-        _spread(latency.get("p95")),
+        times_cell(runs, Figure.TTFT_LAST_SEGMENT, (50, 95, 99)),
+        times_cell(runs, Figure.TTFT_QUERY, (50, 95)),
+        spread_cell(latency.get("p50")),
+        spread_cell(latency.get("p95")),
         _number(None if rate is None else rate.median, ".1f"),
-        _spread(None if mode is None else mode.throughput),
+        spread_cell(None if mode is None else mode.throughput),
         _number(median_of(runs, Figure.OVERLAP, 50), ".2f"),
-        f"{num_failed} of {num_requests}" if num_failed else "0",
+        failed_cell(runs),
     ]
 
 
-def _times(runs: Sequence[RunSummary], figure: Figure, percents: Sequence[int]) -> str:
+def times_cell(runs: Sequence[RunSummary], figure: Figure, percents: Sequence[int]) -> str:
+    """Percentiles of a figure, medians over the runs: ``474/1313``."""
     return "/".join(_number(median_of(runs, figure, percent), ".0f") for percent in percents)
+
+
+def failed_cell(runs: Sequence[RunSummary]) -> str:
+    """How many requests got no answer."""
+    num_failed = sum(run.num_failed for run in runs)
+    num_requests = sum(run.num_requests for run in runs)
+    return f"{num_failed} of {num_requests}" if num_failed else "0"
 
 
 def identity_lines(identity: Identity) -> list[str]:
@@ -91,7 +107,8 @@ def _difference_line(difference: Difference) -> str:
     )
 
 
-def _spread(found: Spread | None) -> str:
+def spread_cell(found: Spread | None) -> str:
+    """Median, and least and greatest where they differ."""
     if found is None:
         return _NOTHING
     extremes = "" if found.min == found.max else f" ({found.min:.2f}..{found.max:.2f})"

@@ -31,6 +31,9 @@ class Ask:
 
     request_id: str
     max_output_tokens: int
+    ttft_slo_ms: float | None = None
+    """The time from the commit to the first token that is wanted; targets that know no such thing
+    ignore it. None: nothing is said."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ class Workload:
     Attributes:
         name: as its header has it.
         arrivals_s: of each request, since the start of the trace, scaled.
+        durations_s: from the arrival of each request until its prompt is complete, scaled.
         has_updates: some request replaces its context.
         num_pieces: of all requests together.
         time_scale: all times of the trace are multiplied by it.
@@ -28,6 +29,7 @@ class Workload:
     path: Path
     name: str
     arrivals_s: tuple[float, ...]
+    durations_s: tuple[float, ...]
     has_updates: bool
     num_pieces: int
     time_scale: float = 1.0
@@ -63,10 +65,13 @@ def read_workload(path: Path, *, limit: int | None = None, time_scale: float = 1
         TraceError: it cannot be read, something in it is wrong, or it has no request.
     """
     arrivals_s: list[float] = []
+    durations_s: list[float] = []
     has_updates, num_pieces = False, 0
     with TraceReader(path) as reader:
         for request in islice(reader, limit):
             arrivals_s.append(request.arrival_ms / 1000.0 * time_scale)
+            delays_ms = sum(segment.delay_ms for segment in request.segments)
+            durations_s.append((delays_ms + request.commit_delay_ms) / 1000.0 * time_scale)
             has_updates |= request.mode is StreamMode.UPDATE
             num_pieces += len(request.segments)
         name = reader.header.name
@@ -76,6 +81,7 @@ def read_workload(path: Path, *, limit: int | None = None, time_scale: float = 1
         path=path,
         name=name,
         arrivals_s=tuple(arrivals_s),
+        durations_s=tuple(durations_s),
         has_updates=has_updates,
         num_pieces=num_pieces,
         time_scale=time_scale,

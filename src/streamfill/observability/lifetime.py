@@ -85,12 +85,15 @@ class LifetimeEntry(NamedTuple):
         at_s: when, in seconds of `time.monotonic`.
         segment: number of the segment that it is about, from 0; None for other events.
         num_tokens: how many tokens it is about; None where none are counted.
+        reason: why the server computed, of COMPUTE_STARTED and COMPUTE_DONE, where it said so: a
+            value of `scheduling.plan.RunReason`.
     """
 
     event: LifetimeEvent
     at_s: float
     segment: int | None = None
     num_tokens: int | None = None
+    reason: str = ""
 
 
 class Lifetime:
@@ -116,6 +119,7 @@ class Lifetime:
         segment: int | None = None,
         at_s: float | None = None,
         num_tokens: int | None = None,
+        reason: str = "",
     ) -> None:
         """Note that `event` happened, now or at `at_s`.
 
@@ -124,9 +128,8 @@ class Lifetime:
         """
         if self._entries and self._entries[-1].event.is_ending:
             raise ValueError(f"{event} after {self._entries[-1].event}")
-        self._entries.append(
-            LifetimeEntry(event, self._clock() if at_s is None else at_s, segment, num_tokens)
-        )
+        moment_s = self._clock() if at_s is None else at_s
+        self._entries.append(LifetimeEntry(event, moment_s, segment, num_tokens, reason))
 
     def record_token(self, *, is_last: bool = False) -> None:
         """Note a token: the first, the second, the last, or one between.

@@ -48,7 +48,9 @@ async def cancelled_reason(stream: FakeStream) -> str | None:
 
 async def test_a_document_is_streamed_and_answered(client: Client, manager: FakeManager) -> None:
     """Append twice, commit with a last piece, read tokens, look at the result."""
-    async with client.stream(request_id="doc", priority=2, deadline_s=60.0) as stream:
+    async with client.stream(
+        request_id="doc", priority=2, deadline_s=60.0, ttft_slo_ms=250.0
+    ) as stream:
         assert (await stream.append("abc")).num_received_tokens == 3
         assert (await stream.append(token_ids=[1, 2])).num_received_tokens == 5
         tokens = [token async for token in stream.commit("?", max_tokens=9, logprobs=1)]
@@ -69,7 +71,7 @@ async def test_a_document_is_streamed_and_answered(client: Client, manager: Fake
     assert result.metadata.decoded_by_prefill
     core = only_stream(manager)
     assert (core.options.request_id, core.options.priority) == ("doc", 2)
-    assert core.options.deadline_s == 60.0
+    assert (core.options.deadline_s, core.options.ttft_slo_s) == (60.0, 0.25)
     assert core.cancelled_because is None
 
 
@@ -271,10 +273,14 @@ async def test_whole_prompts(client: Client, manager: FakeManager) -> None:
     assert answer.result.text == "Hello world!"
     assert (await client.complete(token_ids=[1, 2])).usage.num_prompt_tokens == 2
     messages = [{"role": "user", "content": "hello"}]
-    result = await client.complete(messages=messages, priority=4, request_id="r", deadline_s=9.0)
+    assert list(manager.streams.values())[-1].options.ttft_slo_s is None
+    result = await client.complete(
+        messages=messages, priority=4, request_id="r", deadline_s=9.0, ttft_slo_ms=50.0
+    )
     assert result.usage.num_prompt_tokens == 5
     options = list(manager.streams.values())[-1].options
     assert (options.priority, options.request_id, options.deadline_s) == (4, "r", 9.0)
+    assert options.ttft_slo_s == 0.05
 
 
 async def test_the_texts_of_an_answer_are_its_whole_text(

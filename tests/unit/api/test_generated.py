@@ -13,8 +13,19 @@ import pytest
 
 from streamfill.api import generate
 from streamfill.api import streamfill_pb2 as pb
-from streamfill.api.types import ClusterInfo, Metadata, Progress, SamplingOptions, Server, Usage
+from streamfill.api.types import (
+    ClusterInfo,
+    Metadata,
+    PolicyResult,
+    Progress,
+    SamplingOptions,
+    Server,
+    ServerStreams,
+    StreamDecision,
+    Usage,
+)
 from streamfill.errors import ErrorCode
+from streamfill.messages import common
 from streamfill.messages.common import Sampling
 
 IMPORT_TIMEOUT_S = 60.0
@@ -50,10 +61,19 @@ def test_the_client_types_have_the_fields_of_the_messages() -> None:
         (ClusterInfo, pb.ServerInfoResponse),
         (Server, pb.Server),
         (SamplingOptions, pb.Sampling),
+        (PolicyResult, pb.PolicyResult),
+        (ServerStreams, pb.ServerStreams),
+        (StreamDecision, pb.StreamDecision),
     ):
         assert set(kind.__annotations__) == set(message.DESCRIPTOR.fields_by_name)
     fields = set(pb.AnswerMetadata.DESCRIPTOR.fields_by_name)
     assert set(Metadata.__annotations__) == fields - {"lifetime"}
+
+
+def test_a_decision_has_the_fields_of_the_wire_behind() -> None:
+    """Whatever a server tells about a stream reaches the client."""
+    names = {field.name for field in msgspec.structs.fields(common.StreamDecision)}
+    assert set(StreamDecision.__annotations__) == names
 
 
 def test_the_sampling_options_are_those_of_the_wire_behind() -> None:

@@ -76,6 +76,13 @@ def test_values_of_settings(setting: str, value: object) -> None:
         (("--set", "prefill.count=many"), "prefill.count", "int"),
         (("--prefill", "0"), "prefill.count", "at least 1"),
         (("--decode", "-1"), "decode.count", "at least 0"),
+        (
+            ("--set", "prefill.max_uncommitted_tokens=0"),
+            "prefill.max_uncommitted_tokens",
+            "at least 1",
+        ),
+        (("--set", "router.max_waiting_segments=0"), "router.max_waiting_segments", "at least 1"),
+        (("--set", "router.admission_wait_s=0.0"), "router.admission_wait_s", "above 0"),
         (("--port", "70000"), "router.grpc_port", "between 0"),
         (("--name", "a/b"), "name", "use up to 64 letters"),
         (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),

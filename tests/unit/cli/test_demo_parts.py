@@ -11,7 +11,8 @@ from streamfill.cli.demo import demo_cluster, result_facts
 from streamfill.cli.demo_runs import DemoRun
 from streamfill.cli.document import demo_document, split_document
 from streamfill.cli.run import describe
-from streamfill.cli.status import summary, text_table
+from streamfill.cli.status import server_table, summary
+from streamfill.cli.tables import table_lines
 from streamfill.cli.timeline import Piece, TimelineRun, draw_timeline
 from streamfill.errors import ConfigError
 
@@ -176,6 +177,7 @@ def info(*, decode: bool, prefill: bool = True, controller: bool = True) -> Clus
         loop_age_s=0.1,
         controller_alive=controller,
         counters={"num_running": 1, "num_used_tokens": 1234, "num_free_tokens": 30_000},
+        policy="fcfs",
     )
     return ClusterInfo(
         model="SmolLM2",
@@ -197,10 +199,10 @@ def test_status_of_a_whole_cluster() -> None:
         "h:1 serves SmolLM2, context 8192 tokens",
         "streams: 3 open; ended: 5 DONE",
     ]
-    header, row = text_table(info(decode=True).servers)
+    header, row = table_lines(server_table(info(decode=True).servers))
     assert header.split()[:5] == ["server", "role", "state", "pid", "streams"]
     expected = ["prefill-0", "prefill", "alive", "42", "3", "1", "1,234", "0", "30,000", "alive"]
-    assert row.split() == expected
+    assert row.split() == [*expected, "fcfs"]
 
 
 @pytest.mark.parametrize(

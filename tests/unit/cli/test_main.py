@@ -59,7 +59,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(command in done.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "run", "demo", "model", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    ["up", "down", "status", "policy_list", "policy_set", "run", "demo", "model", "doctor"],
+)
 def test_commands_import_neither_torch_nor_sglang(command: str) -> None:
     """The launcher and the client side run without torch and sglang."""
     script = (

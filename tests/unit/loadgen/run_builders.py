@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from streamfill.loadgen.ratios import label_parts
 from streamfill.loadgen.records import Event, ModeName, RequestRecord, RunResult
 from streamfill.observability.lifetime import LifetimeEvent
 
@@ -63,7 +64,7 @@ def result(
     **fields: Any,
 ) -> RunResult:
     """A run of ours, or of a peer where the label names one."""
-    target, _, mode = label.rpartition(":")
+    target, mode, _ = label_parts(label)
     return RunResult(
         run=run,
         label=label,

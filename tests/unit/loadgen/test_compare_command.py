@@ -2,64 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streamfill.cli.main import main
 from streamfill.loadgen.metrics import summarise
 from streamfill.loadgen.run_file import read_records
+from streamfill.loadgen.targets.streamfill import StreamfillTarget
 from streamfill.messages.common import StreamMode
-from streamfill.traces.files import TraceWriter
-from streamfill.traces.format import Request, Segment, TraceHeader
-
-START_TIMEOUT_S = 30
+from tests.unit.loadgen.command_builders import result_of, running_fake, trace
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A fake router in a process of its own."""
-    command = [sys.executable, "-m", "streamfill.loadgen.fake_router", "--ttft-ms", "5"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running_fake() as address:
+        yield address
+
+
+def policies_in_force(address: str, *, change_to: str = "") -> dict[str, str]:
+    async def ask() -> dict[str, str]:
+        target = StreamfillTarget(address)
         try:
-            assert process.stdout is not None
-            ready = process.stdout.readline()
-            assert ready.startswith("READY "), ready
-            yield f"127.0.0.1:{json.loads(ready.removeprefix('READY '))['port']}"
+            if change_to:
+                assert await target.set_policy(change_to) == {}
+            return await target.policies()
         finally:
-            process.terminate()
-            process.wait(START_TIMEOUT_S)
+            await target.close()
 
-
-def trace(folder: Path, mode: StreamMode = StreamMode.APPEND, num: int = 4) -> Path:
-    path = folder / "small.jsonl"
-    with TraceWriter(path, TraceHeader(schema=1, name="small")) as writer:
-        for n in range(num):
-            writer.add_request(
-                Request(
-                    id=f"q{n}",
-                    arrival_ms=10.0 * n,
-                    mode=mode,
-                    segments=tuple(
-                        Segment(delay_ms=20, text=f"Piece {part} of query {n}. ")
-                        for part in range(3)
-                    ),
-                    max_output_tokens=3,
-                )
-            )
-    return path
-
-
-def result_of(output: str) -> dict[str, Any]:
-    last = output.splitlines()[-1]
-    assert last.startswith("RESULT ")
-    facts: dict[str, Any] = json.loads(last.removeprefix("RESULT "))
-    return facts
+    return asyncio.run(ask())
 
 
 @pytest.mark.integration
@@ -95,14 +70,30 @@ def test_comparison_against_a_fake_router(
         ("warmup", 1),
         ("oneshot", 1),
     ]
-    assert lines[2]["policy"] == "fcfs"
-    assert lines[0]["policy"] == ""
+    assert [line["policy"] for line in lines[:3]] == ["default", "default", "adaptive"]
     assert lines[0]["environment"]["trace"] == "small.jsonl"
     assert str(tmp_path) not in runs.read_text()
     saved = list(read_records(runs))
     assert [summarise(each.result).run for each in saved] == [line["run"] for line in lines]
     figures = summarise(saved[0].result, saved[0].goodput).figures
     assert figures["ttft_last_segment_ms"].p50 == pytest.approx(lines[0]["p50_ttft_ms"], abs=1e-3)
+
+
+@pytest.mark.integration
+def test_policies_are_set_and_put_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each mode's label and policy are in its line; the running cluster ends as it began."""
+    runs = tmp_path / "runs.jsonl"
+    with running_fake() as address:
+        assert policies_in_force(address, change_to="edf") == {"prefill-0": "edf"}
+        words = ["bench", "compare", "--trace", str(trace(tmp_path)), "--address", address]
+        words += ["--modes", "oneshot@laps,stream@lcas(order=newest)", "--output-file", str(runs)]
+        assert main(words) == 0
+        assert policies_in_force(address) == {"prefill-0": "edf"}
+    facts = result_of(capsys.readouterr().out)
+    assert facts["baseline"] == "oneshot@laps"
+    assert set(facts["modes"]) == {"oneshot@laps", "stream@lcas(order=newest)"}
+    lines = [json.loads(line) for line in runs.read_text().splitlines()]
+    assert [line["policy"] for line in lines] == ["laps", "lcas(order=newest)"]
 
 
 @pytest.mark.integration
@@ -125,7 +116,10 @@ def test_saturation_and_report(
         (["--modes", "oneshoot"], "--modes = 'oneshoot': there is no mode"),
         (["--modes", "vllm:stream"], "vllm:stream"),
         (["--runs", "0"], "--runs = 0"),
-        (["--policy", "mcps"], "--policy = 'mcps'"),
+        (["--policy", "fastest"], "--policy = 'fastest'"),
+        (["--baseline-policy", "fastest"], "--baseline-policy = 'fastest'"),
+        (["--modes", "stream@fastest"], "--modes = 'fastest'"),
+        (["--ttft-slo-ms", "0"], "--ttft-slo-ms = 0.0"),
         (["--goodput", "ttft"], "--goodput = 'ttft'"),
         (["--saturate", "0"], "--saturate = 0"),
         (["--saturate", "2", "--request-rate", "1"], "leave --request-rate out"),

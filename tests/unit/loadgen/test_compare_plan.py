@@ -9,53 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamfill.errors import ConfigError
-from streamfill.loadgen.compare import (
-    POLICIES,
-    EngineSession,
-    check_policy,
-    parse_modes,
-    plan_runs,
-    split_by_trace,
-)
-from streamfill.scheduling import fcfs
+from streamfill.loadgen.compare import EngineSession, plan_runs, split_by_trace
+from streamfill.loadgen.compare_modes import parse_modes
 
-WORDS = ("oneshot", "warmup", "stream", "sglang-pd", "vllm", "vllm:stream", "sglang-pd:oneshot")
+WORDS = ("oneshot", "warmup", "stream", "stream@fcfs", "sglang-pd", "vllm", "vllm:stream")
 
 
 def order(session: EngineSession, run: int) -> list[str]:
     return [each.variant.label for each in session.runs if each.run == run]
-
-
-def test_names_of_modes() -> None:
-    """A mode is ours, a peer stands for all that it can do, each once."""
-    found = [v.label for v in parse_modes("stream, vllm,vllm:stream,oneshot,sglang-pd")]
-    assert found == [
-        "stream",
-        "vllm:oneshot",
-        "vllm:warmup",
-        "vllm:stream",
-        "oneshot",
-        "sglang-pd:oneshot",
-        "sglang-pd:warmup",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("spec", "part"),
-    [
-        ("oneshoot", "no mode 'oneshoot'; known: oneshot, warmup, stream, sglang-pd, vllm"),
-        ("", "no mode ''"),
-        ("oneshot,", "no mode ''"),
-        ("sglang-pd:stream", "sglang-pd can do: sglang-pd:oneshot, sglang-pd:warmup"),
-        ("vllm:fast", "vllm can do: vllm:oneshot"),
-        ("ours:stream", "no mode 'ours:stream'"),
-    ],
-)
-def test_unknown_modes(spec: str, part: str) -> None:
-    """The error names the option, the word and what there is."""
-    with pytest.raises(ConfigError, match="--modes") as caught:
-        parse_modes(spec)
-    assert part in str(caught.value)
 
 
 def test_order_turns_round() -> None:
@@ -97,12 +58,3 @@ def test_updates_are_nothing_for_streams_that_only_append() -> None:
     assert split_by_trace(variants, has_updates=False) == (variants, {})
     with pytest.raises(ConfigError, match="vllm:stream"):
         split_by_trace(parse_modes("vllm:stream"), has_updates=True)
-
-
-def test_policies() -> None:
-    """Only policies that exist are accepted."""
-    assert check_policy("fcfs") == "fcfs"
-    assert hasattr(fcfs, "FcfsPolicy")
-    with pytest.raises(ConfigError, match=r"--policy = 'mcps'.*it has: fcfs"):
-        check_policy("mcps")
-    assert POLICIES == ("fcfs",)

@@ -8,9 +8,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from streamfill.errors import ConfigError, StreamError, UnavailableError
+from streamfill.errors import (
+    ConfigError,
+    FailedPreconditionError,
+    StreamError,
+    UnavailableError,
+)
 from streamfill.loadgen.cluster_target import OpenTarget
-from streamfill.loadgen.compare import PlannedRun, parse_modes, plan_runs
+from streamfill.loadgen.compare import PlannedRun, plan_runs
+from streamfill.loadgen.compare_modes import parse_modes
 from streamfill.loadgen.compare_runs import make_runs
 from streamfill.loadgen.environment import LoadAverage
 from streamfill.loadgen.identity import compare_outputs
@@ -31,8 +37,14 @@ async def open_target_of(fake: FakeTarget) -> OpenTarget:
 class Engines:
     """Starts fakes and notes what happened to them."""
 
-    def __init__(self, missing: dict[str, Exception] | None = None) -> None:
+    def __init__(
+        self,
+        missing: dict[str, Exception] | None = None,
+        *,
+        refusals: dict[tuple[str, str], str] | None = None,
+    ) -> None:
         self.log: list[str] = []
+        self._refusals = refusals or {}
         self.fakes: dict[str, FakeTarget] = {}
         self._missing = missing or {}
 
@@ -42,6 +54,7 @@ class Engines:
             raise self._missing[engine]
         self.log.append(f"start {engine}")
         self.fakes[engine] = FakeTarget(FakeTimes(first_token_s=0.001))
+        self.fakes[engine].refusals = self._refusals
         try:
             yield await open_target_of(self.fakes[engine])
         finally:
@@ -104,6 +117,36 @@ async def test_every_run_starts_cold() -> None:
     engines = Engines()
     await made("oneshot,stream", engines, num_runs=3)
     assert engines.fakes["streamfill"].num_emptied == 6
+
+
+async def test_every_run_has_its_policy() -> None:
+    """It is set before each run of ours, and never on a peer."""
+    engines = Engines()
+    await made("oneshot,stream@lcas(order=newest),stream,vllm", engines, num_runs=2)
+    assert engines.fakes["streamfill"].policies_set == [
+        "default",
+        "lcas(order=newest)",
+        "adaptive",
+        "adaptive",
+        "lcas(order=newest)",
+        "default",
+    ]
+    assert engines.fakes["vllm"].policies_set == []
+
+
+async def test_a_refused_policy_stops_the_comparison() -> None:
+    """With the server and its reason; runs from before count, and the engine is stopped."""
+    engines = Engines(refusals={("prefill-0", "mcps"): "too old"})
+    runs: list[str] = []
+    with pytest.raises(FailedPreconditionError, match=r"mcps was refused: prefill-0: too old"):
+        await make_runs(
+            plan_runs(parse_modes("oneshot,stream@mcps,stream"), 1),
+            open_engine=engines.open,
+            replay=quick,
+            on_result=lambda each, load: runs.append(each.label),
+        )
+    assert runs == ["oneshot"]
+    assert engines.log[-1] == "stop streamfill"
 
 
 async def test_all_modes_give_the_same_answers() -> None:

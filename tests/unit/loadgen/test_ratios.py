@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from streamfill.loadgen.metrics import RunSummary, summarise
-from streamfill.loadgen.ratios import Spread, baseline_label, labels, ratios, spread
+from streamfill.loadgen.ratios import (
+    Spread,
+    baseline_label,
+    label_parts,
+    labels,
+    ratios,
+    spread,
+)
 from tests.unit.loadgen.run_builders import failed, result, run_with_ttft
 
 
@@ -60,6 +67,20 @@ def test_baseline_is_ours_if_it_ran() -> None:
     assert baseline_label(summaries(("stream", 0, 1.0))) is None
 
 
+def test_a_plain_oneshot_is_the_baseline_before_one_with_a_policy() -> None:
+    """One with a policy is, where there is no plain one of ours."""
+    with_policy = summaries(("oneshot@mcps", 0, 1.0), ("stream@fcfs", 0, 1.0))
+    peer = summaries(("vllm:oneshot", 0, 1.0))
+    assert baseline_label([*with_policy, *peer]) == "oneshot@mcps"
+    assert baseline_label([*with_policy, *summaries(("oneshot", 0, 1.0))]) == "oneshot"
+
+
+def test_a_label_and_its_parts() -> None:
+    """A colon in a policy names no engine."""
+    assert label_parts("vllm:warmup") == ("vllm", "warmup", "")
+    assert label_parts("stream@my(at=1:2)") == ("", "stream", "my(at=1:2)")
+
+
 def test_labels_are_in_a_stable_order() -> None:
     """Ours come first, and of each engine its baseline."""
     found = labels(
@@ -69,9 +90,18 @@ def test_labels_are_in_a_stable_order() -> None:
             ("vllm:oneshot", 0, 1.0),
             ("oneshot", 0, 1.0),
             ("stream", 1, 1.0),
+            ("stream@fcfs", 0, 1.0),
+            ("stream@edf", 0, 1.0),
         )
     )
-    assert found == ["oneshot", "stream", "vllm:oneshot", "vllm:warmup"]
+    assert found == [
+        "oneshot",
+        "stream",
+        "stream@edf",
+        "stream@fcfs",
+        "vllm:oneshot",
+        "vllm:warmup",
+    ]
 
 
 def test_spread_of_what_is_known() -> None:

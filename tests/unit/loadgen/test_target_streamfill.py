@@ -185,6 +185,20 @@ async def test_all_modes_get_the_same_answers() -> None:
     assert answers[0][1] == answer_token_ids("three", 3)
 
 
+@pytest.mark.parametrize("mode", list(ModeName))
+async def test_each_request_tells_its_slo(mode: ModeName) -> None:
+    """The one that is answered does, whole or streamed; what only warms up does not."""
+    scripts = [script("q0", dues_s=(0.0, 0.02, 0.04)), script("q1", dues_s=(0.0, 0.0, 0.0))]
+    async with connected() as (target, service):
+        plan = RunPlan(mode=mode, label=mode.value, ttft_slo_ms=250.0)
+        await replay(target, scripts, [0.0, 0.0], plan)
+        assert service.slos_ms == {"q0": 250.0, "q1": 250.0}
+        await replay(
+            target, [script("q2", dues_s=(0.0, 0.0, 0.0))], [0.0], RunPlan(mode=mode, label="x")
+        )
+        assert "q2" not in service.slos_ms
+
+
 async def test_many_streams_share_one_connection() -> None:
     """Two hundred are open at the same time."""
     num = 200

@@ -34,6 +34,7 @@ def test_what_is_known_after_one_pass(trace: Path) -> None:
     workload = read_workload(trace)
     assert workload.name == "three"
     assert workload.arrivals_s == (0.0, 1.0, 2.0)
+    assert workload.durations_s == (0.4, 0.4, 0.4)
     assert (workload.num_requests, workload.num_pieces, workload.has_updates) == (3, 6, True)
 
 
@@ -48,6 +49,7 @@ def test_a_scale_stretches_all_times(trace: Path) -> None:
     """Arrivals and delays alike."""
     workload = read_workload(trace, time_scale=0.5)
     assert workload.arrivals_s == (0.0, 0.5, 1.0)
+    assert workload.durations_s == pytest.approx((0.2, 0.2, 0.2))
     first = next(iter(workload.scripts(1000)))
     assert first.commit_due_s == pytest.approx(0.2)
 

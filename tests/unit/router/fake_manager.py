@@ -17,8 +17,10 @@ from router.interface import (
     CommitOptions,
     DoneEvent,
     OpenOptions,
+    PolicyOutcome,
     Segment,
     ServerInfo,
+    ServerStreams,
     StreamEvent,
     StreamStatus,
     TokenEvent,
@@ -56,6 +58,16 @@ class FakeManager:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     any_commit: asyncio.Event = field(default_factory=asyncio.Event)
     is_draining: bool = False
+    policy: str = "fcfs"
+    """In force on its one server."""
+    policy_outcome: PolicyOutcome | StreamError | None = None
+    """How the next change of policy ends. None: well."""
+    policy_calls: list[tuple[str, Mapping[str, str], ServerId | None, float]] = field(
+        default_factory=list
+    )
+    described: Mapping[ServerId, ServerStreams] = field(default_factory=dict)
+    """What schedulers say."""
+    describe_calls: list[tuple[int | None, float]] = field(default_factory=list)
 
     async def open(self, options: OpenOptions) -> FakeStream:
         if not self.ready or self.is_draining:
@@ -80,6 +92,7 @@ class FakeManager:
             loop_age_s=0.25,
             controller_alive=True,
             counters=ServerCounters(num_streams=len(self.streams), num_free_tokens=9),
+            policy=self.policy,
         )
         return ClusterInfo(
             model="fake",
@@ -101,6 +114,29 @@ class FakeManager:
 
     async def flush_caches(self, timeout_s: float) -> Mapping[ServerId, bool]:
         return {ServerId("prefill-0"): not self.streams}
+
+    async def set_policy(
+        self,
+        policy: str,
+        options: Mapping[str, str],
+        server_id: ServerId | None,
+        timeout_s: float,
+    ) -> Mapping[ServerId, PolicyOutcome]:
+        self.policy_calls.append((policy, dict(options), server_id, timeout_s))
+        if isinstance(self.policy_outcome, StreamError):
+            raise self.policy_outcome
+        if self.policy_outcome is None:
+            self.policy = policy
+        outcome = self.policy_outcome or PolicyOutcome(ok=True, policy=policy, reason="")
+        return {ServerId("prefill-0"): outcome}
+
+    async def describe_streams(
+        self, stream_id: int | None, timeout_s: float
+    ) -> Mapping[ServerId, ServerStreams]:
+        self.describe_calls.append((stream_id, timeout_s))
+        if stream_id is not None:
+            self.get(stream_id)
+        return self.described
 
     async def drain(self, timeout_s: float) -> None:
         self.is_draining = True

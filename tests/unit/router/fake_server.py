@@ -28,6 +28,7 @@ from streamfill.messages.common import (
     Sampling,
     ServerCounters,
     StreamAccount,
+    StreamDecision,
 )
 
 HEARTBEAT_INTERVAL_S = 0.1
@@ -119,6 +120,11 @@ class FakeServer:
         self.fail_commit: tuple[str, str] | None = None
         self.fail_generate: tuple[str, str] | None = None
         self.handoff_error: str | None = None
+        self.policy = "fcfs"
+        """In force."""
+        self.known_policies: tuple[str, ...] = ("fcfs", "lcas")
+        self.decisions: tuple[StreamDecision, ...] = ()
+        """What it says of its streams when it is asked."""
         self.account: StreamAccount | None = None
         """What it says of its work, with the first token of each answer."""
         self.finish_at: dict[int, Finish] = {}
@@ -241,8 +247,30 @@ class FakeServer:
                 await self._resend(message)
             case r.FlushCache(request_id=request_id):
                 await self.send(s.CacheFlushed(request_id=request_id, ok=not self.streams))
+            case r.SetPolicy():
+                await self._set_policy(message)
+            case r.DescribeStreams(request_id=request_id):
+                described = s.StreamsDescribed(
+                    request_id=request_id, policy=self.policy, streams=self.decisions
+                )
+                await self.send(described)
             case _:
                 pass
+
+    async def _set_policy(self, message: r.SetPolicy) -> None:
+        known = message.policy in self.known_policies
+        reason = f"there is no policy {message.policy!r}; known: {', '.join(self.known_policies)}"
+        if known:
+            options = ", ".join(f"{key}={value}" for key, value in message.options.items())
+            self.policy = f"{message.policy}({options})" if options else message.policy
+        await self.send(
+            s.PolicySet(
+                request_id=message.request_id,
+                ok=known,
+                policy=self.policy,
+                reason="" if known else reason,
+            )
+        )
 
     def _remove(self, stream_id: int) -> None:
         stream = self.streams.pop(stream_id, None)

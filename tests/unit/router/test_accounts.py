@@ -167,7 +167,7 @@ def test_the_client_gets_events_in_order_of_time() -> None:
         num_recomputed_tokens=0,
         num_reused_tokens=0,
         runs=(
-            ComputeRun(start_age_s=4.0, end_age_s=2.5, num_tokens=30),
+            ComputeRun(start_age_s=4.0, end_age_s=2.5, num_tokens=30, reason="segment"),
             ComputeRun(start_age_s=2.5, end_age_s=0.0, num_tokens=10),
         ),
         preemptions=(),
@@ -204,6 +204,10 @@ def test_the_client_gets_events_in_order_of_time() -> None:
         (LifetimeEvent.COMPUTE_DONE, 5.0, 10),
         (LifetimeEvent.FIRST_TOKEN, 5.0, None),
         (LifetimeEvent.DONE, 5.0, None),
+    ]
+    assert [(entry.at_s, entry.event) for entry in entries if entry.reason == "segment"] == [
+        (1.0, LifetimeEvent.COMPUTE_STARTED),
+        (2.5, LifetimeEvent.COMPUTE_DONE),
     ]
     assert overlap_ratio(entries) == pytest.approx(2.0 / 4.0)
     assert (result.metadata.handoff_bytes, result.metadata.handoff_s) == (0, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,34 @@ def test_refused_segment_leaves_no_trace(tokenizer: TextTokenizer) -> None:
     for each in (prompt, untouched):
         put(each, APPEND, narrow, text="ds.")
     assert prompt.log.ids == untouched.log.ids
+
+
+@pytest.mark.parametrize("mode", [APPEND, UPDATE])
+def test_draft_that_is_taken_back_leaves_no_trace(
+    tokenizer: TextTokenizer, template: ChatTemplate, mode: StreamMode
+) -> None:
+    """Text, ids and chat are as before, also for what comes next; a recorded draft stays."""
+    ids = tokenizer.encode("id", add_special_tokens=False)
+    chat = [{"role": "user", "content": "Hi"}]
+    starts: list[dict[str, object]] = [{"text": "one two"}, {"token_ids": ids}, {"messages": chat}]
+    for first, then in itertools.product(starts, [{"text": " three"}, *starts]):
+        taken_back, never = Prompt(tokenizer, template), Prompt(tokenizer, template)
+        for prompt in (taken_back, never):
+            put(prompt, mode, WIDE, **first)
+        before = taken_back.log.ids.tolist()
+        try:
+            taken_back.draft(mode, Segment(**then), WIDE)  # type: ignore[arg-type]
+        except (FailedPreconditionError, InvalidArgumentError):
+            continue
+        taken_back.undo_draft()
+        taken_back.undo_draft()
+        assert taken_back.log.ids.tolist() == before
+        put(taken_back, mode, text=" four")
+        taken_back.undo_draft()
+        put(never, mode, text=" four")
+        for prompt in (taken_back, never):
+            prompt.record(prompt.draft_commit(mode, None, WIDE))
+        assert taken_back.log.ids == never.log.ids
 
 
 def test_limit_names_both_numbers(tokenizer: TextTokenizer) -> None:

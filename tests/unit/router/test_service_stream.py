@@ -13,7 +13,7 @@ import pytest
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from streamfill.errors import InternalError
-from tests.unit.router.fake_manager import CONTEXT_TOKENS, STEP_S, FakeManager, serve
+from tests.unit.router.fake_manager import CONTEXT_TOKENS, STEP_S, FakeManager, FakeStream, serve
 
 Call = grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamEvent]
 
@@ -134,6 +134,20 @@ async def test_a_refused_operation_is_answered_in_the_call_and_harms_nothing(
         await call.write(append("ok", 8) if mode == 1 else update("ok", 8))
         await call.write(commit(9))
         assert (await read(call, "token")).token.index == 0
+
+
+async def test_an_operation_that_breaks_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, though the client sends nothing more; the status says what it was."""
+
+    async def broken(*args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(FakeStream, "append", broken)
+    async with opened(FakeManager()) as call:
+        await call.write(append("abc", 1))
+        code, message = await status(call)
+        assert code == "INTERNAL"
+        assert "RuntimeError('a bug')" in message
 
 
 async def test_operations_after_the_commit_are_refused_and_the_answer_goes_on() -> None:

@@ -226,6 +226,10 @@ def ids(*token_ids: int) -> pb.GenerateRequest:
         (chat(pb.ChatMessage(content="hi")), "prompt.messages[0].role is ''"),
         (pb.GenerateRequest(), "prompt has no content"),
         (pb.GenerateRequest(prompt=HELLO, deadline_s=0.0), "generate.deadline_s is 0.0"),
+        (
+            pb.GenerateRequest(prompt=HELLO, ttft_slo_ms=0.0),
+            "generate.ttft_slo_ms is 0.0; it must be greater than 0",
+        ),
         (pb.GenerateRequest(prompt=pb.Segment(text_utf8=b"\xff")), "byte 0xff at offset 0"),
     ],
 )
@@ -243,6 +247,9 @@ async def test_a_wrong_value_is_named(
     ("opening", "words"),
     [
         (pb.Open(deadline_s=-1.0), "open.deadline_s is -1.0; it must be greater than 0"),
+        (pb.Open(ttft_slo_ms=-5.0), "open.ttft_slo_ms is -5.0; it must be greater than 0"),
+        (pb.Open(ttft_slo_ms=float("nan")), "open.ttft_slo_ms is nan"),
+        (pb.Open(ttft_slo_ms=float("inf")), "open.ttft_slo_ms is inf"),
         (pb.Open(mode=7), "open.mode is 7"),  # type: ignore[arg-type]
         (pb.Open(messages=[pb.ChatMessage(content="x")]), "open.messages[0].role is ''"),
     ],
@@ -277,4 +284,5 @@ async def test_the_cluster_is_described(stub: StreamfillStub) -> None:
     assert info.num_streams_by_outcome == {"DONE": 3}
     (server,) = info.servers
     assert (server.role, server.state, server.pid) == ("prefill", "alive", 4711)
+    assert server.policy == "fcfs"
     assert server.counters["num_free_tokens"] == 9

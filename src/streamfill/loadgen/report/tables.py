@@ -70,6 +70,11 @@ DEFINITIONS: Final = (
         "output token, so that the prefix is in the cache.",
     ),
     ("stream", "The client streams each segment as it comes."),
+    (
+        "mode@policy",
+        "The policy by which the servers order their work. Without one it is that of the options "
+        "--policy (stream) and --baseline-policy (oneshot, warmup).",
+    ),
     ("P50, P95, P99", "Of all completed requests of one run; in tables the median over runs."),
 )
 

@@ -54,7 +54,14 @@ class Sent:
 
 
 class FakeTarget:
-    """As ``Target``. ``sent`` has all that came, in order."""
+    """As ``Target`` and ``policy_control.ScheduledTarget``.
+
+    Attributes:
+        sent: all that came, in order.
+        policy_by_server: in force.
+        policies_set: what was asked for, in order.
+        refusals: why a server does not take a policy, by both.
+    """
 
     name = "fake"
     has_streams = True
@@ -74,6 +81,9 @@ class FakeTarget:
         self.sent: list[Sent] = []
         self.num_emptied = 0
         self.is_closed = False
+        self.policy_by_server = {"prefill-0": "adaptive"}
+        self.policies_set: list[str] = []
+        self.refusals: dict[tuple[str, str], str] = {}
         self._clock = clock
         self._fails = fails
         self._num_computed_tokens = 0
@@ -104,6 +114,23 @@ class FakeTarget:
     async def empty_caches(self) -> None:
         """As ``Target.empty_caches``."""
         self.num_emptied += 1
+
+    async def set_policy(self, spec: str, server_id: str | None = None) -> dict[str, str]:
+        """As ``ScheduledTarget.set_policy``."""
+        refusals = {
+            server: self.refusals[server, spec]
+            for server in self.policy_by_server
+            if server_id in (None, server) and (server, spec) in self.refusals
+        }
+        for server in self.policy_by_server:
+            if server_id in (None, server) and server not in refusals:
+                self.policy_by_server[server] = spec
+        self.policies_set.append(spec if server_id is None else f"{server_id}: {spec}")
+        return refusals
+
+    async def policies(self) -> dict[str, str]:
+        """As ``ScheduledTarget.policies``."""
+        return dict(self.policy_by_server)
 
     async def counters(self) -> dict[str, int]:
         """As ``Target.counters``."""

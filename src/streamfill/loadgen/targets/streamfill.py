@@ -14,6 +14,7 @@ from streamfill.api.cold_caches import empty_caches
 from streamfill.errors import UnavailableError
 from streamfill.loadgen.target import Ask, Reply, ServerAccount, TargetFacts, TargetStream
 from streamfill.messages.common import StreamMode
+from streamfill.scheduling.registry import parse_policy_spec
 from streamfill.traces.format import ChatMessage
 from streamfill.traces.script import Content
 
@@ -54,6 +55,7 @@ class StreamfillTarget:
             token_ids=piece.get("token_ids"),
             messages=piece.get("messages"),
             request_id=ask.request_id,
+            ttft_slo_ms=ask.ttft_slo_ms,
             **_greedy(ask),
         )
         async with answer:
@@ -63,12 +65,34 @@ class StreamfillTarget:
     async def open(self, mode: StreamMode, ask: Ask) -> AsyncIterator[TargetStream]:
         """As ``Target.open``."""
         opened_s = time.monotonic()
-        async with self._client.stream(mode=_MODES[mode], request_id=ask.request_id) as stream:
+        opening = self._client.stream(
+            mode=_MODES[mode], request_id=ask.request_id, ttft_slo_ms=ask.ttft_slo_ms
+        )
+        async with opening as stream:
             yield _OpenStream(stream, mode, ask, opened_s)
 
     async def empty_caches(self) -> None:
         """As ``Target.empty_caches``; waits while servers forget streams that have ended."""
         await empty_caches(self._client)
+
+    async def set_policy(self, spec: str, server_id: str | None = None) -> dict[str, str]:
+        """As ``ScheduledTarget.set_policy``."""
+        name, options = parse_policy_spec(spec)
+        results = await self._client.set_policy(name, options, server_id=server_id)
+        return {
+            server: f"{result.reason} (it has {result.policy or 'its old policy'})"
+            for server, result in results.items()
+            if not result.ok
+        }
+
+    async def policies(self) -> dict[str, str]:
+        """As ``ScheduledTarget.policies``."""
+        info = await self._client.server_info()
+        return {
+            server.server_id: server.policy
+            for server in info.servers
+            if server.role == "prefill" and server.state == "alive"
+        }
 
     async def counters(self) -> dict[str, int]:
         """As ``Target.counters``, and the same by role: ``prefill.num_computed_tokens``.
