@@ -24,7 +24,7 @@ demo: setup  ## stream a document into a small cluster and compare with sending 
 	@$(BIN)/streamfill demo
 
 bench: setup  ## replay a trace streamed, in one shot and warmed up; draws report.html; 15 minutes
-	@$(BIN)/streamfill bench compare --trace traces/crawl-small.jsonl --request-rate 0.85 \
+	@$(BIN)/streamfill bench compare --trace traces/crawl-small.jsonl --request-rate 1.15 \
 		--modes oneshot,warmup,stream --report report.html
 
 bench-policies: setup  ## every scheduling policy on two traces at three loads; hours. POLICIES_ARGS=--resume goes on

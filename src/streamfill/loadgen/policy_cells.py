@@ -12,7 +12,7 @@ from streamfill.errors import ConfigError
 
 LOADS: Final = ("light", "queueing", "saturated")
 RATES: Final[Mapping[str, Mapping[str, float]]] = {
-    "crawl-small": {"light": 0.4, "queueing": 1.0, "saturated": 1.3},
+    "crawl-small": {"light": 0.4, "queueing": 1.15, "saturated": 1.3},
     "ann-small": {"light": 0.25, "queueing": 0.55, "saturated": 0.8},
 }
 """Requests per second on two cores: hardly anybody waits; many do; more than can be served."""
