@@ -241,7 +241,10 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         raise ConfigError(
             "router.admission_wait_s", config.router.admission_wait_s, "must be above 0"
         )
-    make_policy(config.prefill.policy, config.prefill.policy_options)
+    try:
+        make_policy(config.prefill.policy, config.prefill.policy_options)
+    except ConfigError as error:
+        raise ConfigError(f"prefill.{error.key}", error.value, error.remedy) from error
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)

@@ -83,6 +83,13 @@ def test_values_of_settings(setting: str, value: object) -> None:
         ),
         (("--set", "router.max_waiting_segments=0"), "router.max_waiting_segments", "at least 1"),
         (("--set", "router.admission_wait_s=0.0"), "router.admission_wait_s", "above 0"),
+        (("--set", "prefill.policy=sjf"), "prefill.policy", "known: adaptive, default"),
+        (
+            ("--set", "prefill.policy=lcas", "--set", 'prefill.policy_options={order="up"}'),
+            "prefill.policy option order",
+            "one of: oldest, newest",
+        ),
+        (("--set", "decode.policy=lcas"), "decode.policy", "set prefill.policy"),
         (("--port", "70000"), "router.grpc_port", "between 0"),
         (("--name", "a/b"), "name", "use up to 64 letters"),
         (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),

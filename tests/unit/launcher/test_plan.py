@@ -165,3 +165,12 @@ def test_router_options() -> None:
     assert (router.max_waiting_segments, router.admission_wait_s) == (7, 8.0)
     assert router.max_uncommitted_tokens == 99
     assert (router.model_path, router.context_tokens) == ("/models/m", 77)
+
+
+def test_policy_of_prefill_servers() -> None:
+    """The policy that the file names reaches every prefill server, with its options."""
+    prefill = ServerSection(count=2, policy="lcas", policy_options={"order": "newest"})
+    made = servers(plan(ClusterConfig(prefill=prefill)))
+    for name in ("prefill-0", "prefill-1"):
+        assert (made[name].policy, made[name].policy_options) == ("lcas", {"order": "newest"})
+    assert made["decode-0"].policy_options == {}
