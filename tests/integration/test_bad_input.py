@@ -106,7 +106,7 @@ async def test_operation_after_commit(
             "commit": lambda: commit_again(client, stream),
         }
         # On a machine with much else to do the answer may be complete before the operation comes.
-        with pytest.raises(FailedPreconditionError, match="already committed|has ended: DONE"):
+        with pytest.raises(FailedPreconditionError, match=r"already committed|has ended: DONE"):
             await late[operation]()
         answer = await stream.answer()
     assert answer == await one_shot(client, PROMPT, LONG_ANSWER_TOKENS)
