@@ -20,7 +20,7 @@ from streamfill.messages import server_to_router as s
 from streamfill.messages.common import HandoffTarget
 from streamfill.observability.logging import log_event
 from streamfill.serving.core import ServingCore, TransportCounters
-from streamfill.serving.deciding import PolicySetting
+from streamfill.serving.deciding import PolicySetting, PreemptionSetting
 from streamfill.serving.records import Answer, StreamRecord
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,13 @@ class PrefillCore(ServingCore):
         rank: int,
         step_tokens: int,
         clock: Callable[[], float],
+        preemption: PreemptionSetting | None = None,
     ) -> None:
         """``rank`` is this process's within the server's tensor-parallel group; the rest as
         ``ServingCore``."""
-        super().__init__(engine, send, policy, step_tokens=step_tokens, clock=clock)
+        super().__init__(
+            engine, send, policy, step_tokens=step_tokens, clock=clock, preemption=preemption
+        )
         self._sender = sender
         self._rank = rank
         self._pending: dict[int, _Pending] = {}

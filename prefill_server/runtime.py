@@ -3,21 +3,28 @@ the controller."""
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from prefill_server.core import PrefillCore
+from prefill_server.swap import SwapEngine, host_pages
 from streamfill.config import ServerConfig
+from streamfill.engine.host_memory import read_host_memory
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.kv_transfer.sender import KvSender
-from streamfill.messages.control import Plan, Telemetry
+from streamfill.messages.control import Plan, PreemptionMode, Telemetry
+from streamfill.observability.logging import log_event
 from streamfill.preemption.client import ControllerClient
-from streamfill.serving.deciding import PolicySetting
+from streamfill.preemption.costs import BUILT_IN
+from streamfill.serving.deciding import PolicySetting, PreemptionSetting
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.runtime import SchedulerRuntime
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 CPU_SEGMENT_TOKENS = 96
 """About 0.3 s of SmolLM2 on one core, which is what a commit may wait for. A step costs some 50 ms
@@ -64,8 +71,36 @@ class PrefillRuntime(SchedulerRuntime):
             rank=self.rank,
             step_tokens=self._step_tokens,
             clock=self.clock,
+            preemption=PreemptionSetting(
+                mode=PreemptionMode(self.config.preemption),
+                costs=BUILT_IN.get(engine.kv_pool.device.type, BUILT_IN["cuda"]),
+            ),
         )
+        self._attach_swap(engine)
         return self._prefill_core
+
+    def _attach_swap(self, engine: SchedulerEngine) -> None:
+        """Give the engine its host memory."""
+        pool = engine.kv_pool
+        page_bytes = pool.layout.bytes_per_token * pool.layout.page_size
+        num_pages = host_pages(
+            self.config.host_pool_tokens,
+            num_device_tokens=engine.memory().total_tokens,
+            page_size=pool.layout.page_size,
+            page_bytes=page_bytes,
+            available_bytes=read_host_memory().available_bytes,
+        )
+        log_event(logger, "host_pool", num_pages=num_pages, num_bytes=num_pages * page_bytes)
+        if num_pages:
+            k_buffers, v_buffers = pool.buffers
+            engine.attach_swap(
+                SwapEngine(
+                    k_buffers,
+                    v_buffers,
+                    page_size=pool.layout.page_size,
+                    num_host_pages=num_pages,
+                )
+            )
 
     def _segment_tokens(self, device: torch.device) -> int:
         """Tokens of uncommitted streams in one step."""
@@ -94,7 +129,8 @@ class PrefillRuntime(SchedulerRuntime):
         now_s = time.monotonic()
         if now_s - self._reported_s >= TELEMETRY_INTERVAL_S:
             self._reported_s = now_s
-            memory = self.core.engine.memory()
+            memory, room = self.core.engine.memory(), self.core.engine.host_room()
+            decider = self.core.decider
             controller.report(
                 Telemetry(
                     server_id=self.config.server_id,
@@ -103,6 +139,11 @@ class PrefillRuntime(SchedulerRuntime):
                     num_free_tokens=memory.free_tokens,
                     num_cached_tokens=memory.evictable_tokens,
                     num_total_tokens=memory.total_tokens,
+                    num_host_tokens=room.num_tokens,
+                    num_free_host_tokens=room.num_free_tokens,
+                    bytes_per_token=room.bytes_per_token,
+                    mode=decider.preemption_mode,
+                    costs=decider.costs.model(),
                     streams=self.core.telemetry(),
                 )
             )

@@ -16,7 +16,7 @@ import msgspec
 
 from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
-from streamfill.scheduling.registry import DEFAULT_POLICY, make_policy
+from streamfill.scheduling.registry import DEFAULT_POLICY, PREEMPTION_MODES, make_policy
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +82,13 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     ``streamfill policy set`` changes it while the cluster runs. Of prefill servers only."""
     policy_options: dict[str, str] = {}
     """Options of the policy, by name."""
+    preemption: str = "auto"
+    """How KV may be taken from streams that are not over when memory is short: auto, swap,
+    recompute or none. Of prefill servers only."""
+    host_pool_tokens: int | None = None
+    """Host memory of each server for KV that was taken from streams, in tokens. 0: never copy.
+    None: four times the KV pool, at most a quarter of the memory that is free at the start. Of
+    prefill servers only."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -160,6 +167,8 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     segment_tokens: int | None = None
     policy: str = DEFAULT_POLICY
     policy_options: dict[str, str] = {}
+    preemption: str = "auto"
+    host_pool_tokens: int | None = None
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
@@ -236,6 +245,17 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             value = getattr(section, key)
             if value is not None:
                 _at_least(f"{role}.{key}", value, 1)
+        if section.host_pool_tokens is not None:
+            _at_least(f"{role}.host_pool_tokens", section.host_pool_tokens, 0)
+    if config.prefill.preemption not in PREEMPTION_MODES:
+        raise ConfigError(
+            "prefill.preemption",
+            config.prefill.preemption,
+            f"must be one of {', '.join(PREEMPTION_MODES)}",
+        )
+    if (config.decode.preemption, config.decode.host_pool_tokens) != ("auto", None):
+        remedy = "decode servers swap nothing; set prefill.preemption and prefill.host_pool_tokens"
+        raise ConfigError("decode.preemption", config.decode.preemption, remedy)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
         raise ConfigError(

@@ -7,7 +7,7 @@ KV is of a prefix.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Page = tuple[int, ...]
@@ -34,6 +34,8 @@ class FakeCache:
         self.num_locked_pages = 0
         self.num_evicted_tokens = 0
         self.ranks: Mapping[int, int] = {}
+        self.on_evict: Callable[[CachedPage], None] | None = None
+        """Called with each page that is about to go."""
         self._root = CachedPage(None, ())
         self._time = itertools.count(1)
 
@@ -85,6 +87,8 @@ class FakeCache:
         for _ in range(num_pages):
             victim = min(self._evictable_leaves(), key=self._victim_key)
             assert victim.parent is not None
+            if self.on_evict is not None:
+                self.on_evict(victim)
             del victim.parent.children[victim.tokens]
             self.num_pages -= 1
             self.num_evicted_tokens += self.page_size

@@ -19,7 +19,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from streamfill.engine.interface import EngineFacts, ExportedKv, Load, Memory, RequestUpdate
+from prefill_server.host_index import HostIndex, page_keys
+from streamfill.engine.interface import (
+    CopyReport,
+    EngineFacts,
+    ExportedKv,
+    HostRoom,
+    Load,
+    Memory,
+    RequestUpdate,
+)
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
 from tests.support.fake_cache import CachedPage, FakeCache
@@ -95,6 +104,7 @@ class FakeEngine:
         max_requests: int = 16,
         eos_token_ids: frozenset[int] = frozenset(),
         staging_limit_bytes: int = 1 << 20,
+        host_tokens: int = 0,
     ) -> None:
         self._facts = EngineFacts(
             vocab_size=VOCAB_SIZE,
@@ -114,6 +124,12 @@ class FakeEngine:
         self._queue: list[_Request] = []
         self._staging_limit_bytes = staging_limit_bytes
         self._staged: dict[int, int] = {}
+        self.host = HostIndex(host_tokens // page_size)
+        self.num_restored_tokens = 0
+        self._to_save: frozenset[int] = frozenset()
+        self._losers: set[int] = set()
+        self._copies: list[CopyReport] = []
+        self.cache.on_evict = self._on_evict
 
     @property
     def facts(self) -> EngineFacts:
@@ -218,8 +234,82 @@ class FakeEngine:
         for page in self.cache.match(token_ids):
             page.streams.discard(stream_id)
 
-    def set_victim_order(self, ranks: Mapping[int, int]) -> None:
+    def set_victim_order(
+        self, ranks: Mapping[int, int], to_save: frozenset[int] = frozenset()
+    ) -> None:
         self.cache.ranks = dict(ranks)
+        self._to_save = to_save
+
+    # Host memory
+
+    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
+        page_size = self.facts.page_size
+        keys = page_keys(token_ids, page_size)[num_resident // page_size :]
+        return self.host.num_present(keys) * page_size
+
+    def copy_ahead(self, token_ids: array[int]) -> int:
+        page_size = self.facts.page_size
+        keys = page_keys(token_ids[: self.cached_tokens(token_ids)], page_size)
+        self._copied(True, len(self.host.put(keys)))
+        return self.host.num_present(keys) * page_size
+
+    def restore(self, token_ids: array[int]) -> int:
+        page_size = self.facts.page_size
+        cached = self.cache.match(token_ids)
+        keys = page_keys(token_ids, page_size)[len(cached) :]
+        keys = keys[: self.host.num_present(keys)]
+        self.host.touch(keys)
+        self.cache.lock(cached)
+        fits = self._take(len(keys))
+        self.cache.unlock(cached)
+        num_pages = len(cached)
+        if fits:
+            num_pages += self.host.num_present(keys)
+            self._copied(False, num_pages - len(cached))
+            self.num_restored_tokens += (num_pages - len(cached)) * page_size
+            self.cache.insert(token_ids[: num_pages * page_size])
+        self.check()
+        return num_pages * page_size
+
+    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
+        page_size = self.facts.page_size
+        if token_ids is None:
+            self.host.demote(None)
+            return
+        self.host.demote(page_keys(token_ids, page_size)[-(-first_token // page_size) :])
+
+    def host_room(self) -> HostRoom:
+        page_size = self.facts.page_size
+        return HostRoom(
+            num_tokens=self.host.num_pages * page_size,
+            num_free_tokens=(self.host.num_free + self.host.num_demoted) * page_size,
+            bytes_per_token=KV_BYTES_PER_TOKEN,
+        )
+
+    def poll_copies(self) -> list[CopyReport]:
+        copies, self._copies = self._copies, []
+        return copies
+
+    def take_losers(self) -> frozenset[int]:
+        losers, self._losers = frozenset(self._losers), set()
+        return losers
+
+    def _on_evict(self, page: CachedPage) -> None:
+        self._losers |= page.streams
+        if not page.streams.isdisjoint(self._to_save):
+            path: list[int] = []
+            node: CachedPage | None = page
+            while node is not None:
+                path[:0] = node.tokens
+                node = node.parent
+            self._copied(
+                True, len(self.host.put(page_keys(array("q", path), self.facts.page_size)[-1:]))
+            )
+
+    def _copied(self, out: bool, num_pages: int) -> None:
+        if num_pages:
+            num_bytes = num_pages * self.facts.page_size * KV_BYTES_PER_TOKEN
+            self._copies.append(CopyReport(out, num_bytes, 1e-4))
 
     def memory(self) -> Memory:
         page_size = self.facts.page_size
@@ -245,6 +335,7 @@ class FakeEngine:
         if any(request.is_running for request in self._requests.values()) or self._queue:
             return False
         self.cache.clear()
+        self.host.clear()
         return True
 
     def evict(self, num_tokens: int) -> None:

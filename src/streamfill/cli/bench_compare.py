@@ -95,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"likewise in plain oneshot and warmup modes; default: {BASELINE_POLICY}, arrival "
         "order, as servers without streams have it",
     )
+    parser.add_argument(
+        "--preemption",
+        metavar="M,…",
+        help="run each stream mode once for each of these: auto, swap, recompute, none; how "
+        "servers take KV from open streams when memory is short; default: as configured",
+    )
     add_replay_options(parser)
     parser.add_argument(
         "--saturate",
@@ -110,7 +116,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the comparison. Exit code 1 when answers differ or a request failed."""
     _saturate(args)
-    variants = parse_modes(args.modes, policy=args.policy, baseline_policy=args.baseline_policy)
+    variants = parse_modes(
+        args.modes,
+        policy=args.policy,
+        baseline_policy=args.baseline_policy,
+        preemption=args.preemption,
+    )
     plan_runs(variants, args.runs)
     goodput = parse_goodput(args.goodput)
     options = replay_options(args)

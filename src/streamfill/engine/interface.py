@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamfill.messages.common import Finish, Sampling, TokenLogprob
 
@@ -86,6 +86,71 @@ class ExportedKv:
     ``release_staging``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostRoom:
+    """Host memory for swapped-out KV, in tokens."""
+
+    num_tokens: int = 0
+    num_free_tokens: int = 0
+    """Empty, or holding what nobody is expected to need."""
+    bytes_per_token: int = 0
+
+
+class CopyReport(NamedTuple):
+    """A group of KV pages was copied."""
+
+    out: bool
+    """From the device to the host."""
+    num_bytes: int
+    seconds: float
+
+
+class PageSwap(Protocol):
+    """Host memory for KV pages: what ``prefill_server.swap.SwapEngine`` offers a radix tree."""
+
+    def keys(self, token_ids: array[int], previous: bytes) -> list[bytes]:
+        """Key of each whole page of ``token_ids``, which stand behind a prefix whose last page has
+        the key ``previous`` (empty for none)."""
+        ...
+
+    def num_present(self, keys: Sequence[bytes]) -> int:
+        """How many of ``keys`` host memory holds without a gap."""
+        ...
+
+    @property
+    def num_held(self) -> int:
+        """Pages in host memory."""
+        ...
+
+    def save(self, keys: Sequence[bytes], device_pages: Tensor) -> int:
+        """Copy pages out; returns how many of them host memory holds now."""
+        ...
+
+    def restore(self, keys: Sequence[bytes], device_pages: Tensor) -> None:
+        """Copy pages in."""
+        ...
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """They are used now: others are given up before them."""
+        ...
+
+    def demote(self, keys: Sequence[bytes] | None) -> None:
+        """Nobody is expected to need them (None: any): they are given up before others."""
+        ...
+
+    def room(self) -> tuple[int, int]:
+        """Pages in all, and of them free ones or demoted ones."""
+        ...
+
+    def poll(self) -> Sequence[CopyReport]:
+        """Copies that are over."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything."""
+        ...
+
+
 class Engine(Protocol):
     """Requests, radix tree and KV pool of one server rank."""
 
@@ -130,9 +195,41 @@ class Engine(Protocol):
         """The nodes of this sequence no longer belong to the stream."""
         ...
 
-    def set_victim_order(self, ranks: Mapping[int, int]) -> None:
+    def set_victim_order(
+        self, ranks: Mapping[int, int], to_save: frozenset[int] = frozenset()
+    ) -> None:
         """Rank of each open stream: low ranks lose their KV first. Nodes of no open stream go
-        before all."""
+        before all. What is taken from the streams ``to_save`` is copied to host memory."""
+        ...
+
+    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
+        """How many tokens right behind the first ``num_resident`` host memory holds; whole
+        pages."""
+        ...
+
+    def copy_ahead(self, token_ids: array[int]) -> int:
+        """Copy the cached prefix of ``token_ids`` to host memory and leave it where it is, so that
+        taking it later costs nothing. Returns how many of its tokens host memory holds now."""
+        ...
+
+    def restore(self, token_ids: array[int]) -> int:
+        """Bring back what host memory holds right behind the cached prefix of ``token_ids``, as far
+        as device memory can be had. Returns the length of the cached prefix afterwards."""
+        ...
+
+    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
+        """A stream is over: nobody is expected to need the host copies of its tokens from
+        ``first_token`` on. None: it was the last one, and nobody needs any."""
+        ...
+
+    def host_room(self) -> HostRoom: ...
+
+    def poll_copies(self) -> Sequence[CopyReport]:
+        """Copies to and from host memory that are over, since the last call."""
+        ...
+
+    def take_losers(self) -> frozenset[int]:
+        """Streams that lost KV since the last call."""
         ...
 
     def memory(self) -> Memory: ...

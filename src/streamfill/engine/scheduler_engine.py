@@ -23,7 +23,16 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, FINI
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from streamfill.engine.interface import EngineFacts, ExportedKv, Load, Memory, RequestUpdate
+from streamfill.engine.interface import (
+    CopyReport,
+    EngineFacts,
+    ExportedKv,
+    HostRoom,
+    Load,
+    Memory,
+    PageSwap,
+    RequestUpdate,
+)
 from streamfill.engine.radix import KvPool, StreamRadixCache
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.pool import StagingPool
@@ -173,8 +182,45 @@ class SchedulerEngine:
     def untag(self, stream_id: int, token_ids: array[int]) -> None:
         self._tree.untag(stream_id, token_ids)
 
-    def set_victim_order(self, ranks: Mapping[int, int]) -> None:
-        self._tree.set_ranks(ranks)
+    def attach_swap(self, swap: PageSwap) -> None:
+        """Use host memory for KV that is taken from streams."""
+        self._tree.swap = swap
+
+    def set_victim_order(
+        self, ranks: Mapping[int, int], to_save: frozenset[int] = frozenset()
+    ) -> None:
+        self._tree.set_ranks(ranks, to_save)
+
+    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
+        return self.kv_pool.host_tokens(token_ids, num_resident)
+
+    def copy_ahead(self, token_ids: array[int]) -> int:
+        return self.kv_pool.copy_ahead(token_ids)
+
+    def restore(self, token_ids: array[int]) -> int:
+        return self.kv_pool.restore(token_ids)
+
+    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
+        self.kv_pool.release_host(token_ids, first_token)
+
+    def host_room(self) -> HostRoom:
+        swap = self._tree.swap
+        bytes_per_token = self.kv_pool.layout.bytes_per_token
+        if swap is None:
+            return HostRoom(bytes_per_token=bytes_per_token)
+        num_pages, num_free = swap.room()
+        page_size = self._tree.page_size
+        return HostRoom(
+            num_tokens=num_pages * page_size,
+            num_free_tokens=num_free * page_size,
+            bytes_per_token=bytes_per_token,
+        )
+
+    def poll_copies(self) -> Sequence[CopyReport]:
+        return () if self._tree.swap is None else self._tree.swap.poll()
+
+    def take_losers(self) -> frozenset[int]:
+        return self._tree.take_losers()
 
     def memory(self) -> Memory:
         return Memory(
@@ -215,7 +261,10 @@ class SchedulerEngine:
     def flush(self) -> bool:
         # Not the device allocator's cache: the pool stays, and on a CPU it costs a third of a
         # second.
-        return bool(self._scheduler.flush_cache(empty_cache=False))
+        is_empty = bool(self._scheduler.flush_cache(empty_cache=False))
+        if is_empty and self._tree.swap is not None:
+            self._tree.swap.clear()
+        return is_empty
 
     def _start(
         self,

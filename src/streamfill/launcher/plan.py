@@ -205,6 +205,8 @@ def _server_config(
         segment_tokens=section.segment_tokens,
         policy=section.policy,
         policy_options=section.policy_options,
+        preemption=section.preemption,
+        host_pool_tokens=section.host_pool_tokens,
         max_requests=section.max_requests,
         tp_size=section.tp_size,
         base_gpu_id=section.base_gpu_id + index * section.tp_size,

@@ -8,13 +8,22 @@ what servers without streams do. Peers schedule by themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from streamfill.errors import ConfigError
 from streamfill.loadgen.compare import OWN_ENGINE, Variant
 from streamfill.loadgen.records import ModeName
-from streamfill.scheduling.registry import DEFAULT_POLICY, check_policy_spec, describe_policies
+from streamfill.scheduling.registry import (
+    DEFAULT_POLICY,
+    PREEMPTION_MODES,
+    PREEMPTION_OPTION,
+    check_policy_spec,
+    describe_policies,
+    format_policy_spec,
+    parse_policy_spec,
+)
 
 MODES_OPTION: Final = "--modes"
 BASELINE_POLICY: Final = "default"
@@ -33,7 +42,11 @@ _PEER_MODES: Final = {
 
 
 def parse_modes(
-    spec: str, *, policy: str = DEFAULT_POLICY, baseline_policy: str = BASELINE_POLICY
+    spec: str,
+    *,
+    policy: str = DEFAULT_POLICY,
+    baseline_policy: str = BASELINE_POLICY,
+    preemption: str | None = None,
 ) -> list[Variant]:
     """The variants of a list, each once: a mode is our cluster's, a peer stands for all that it can
     do, ``@all`` for all policies of this package.
@@ -41,6 +54,7 @@ def parse_modes(
     Args:
         policy: of a plain ``stream``.
         baseline_policy: of a plain ``oneshot`` or ``warmup``.
+        preemption: every ``stream`` of ours in each of these preemption modes.
 
     Raises:
         ConfigError: a mode or a policy is not known, or a peer cannot do a mode.
@@ -53,7 +67,30 @@ def parse_modes(
         for word in split_words(spec)
         for each in _variants(word, spec)
     ]
+    if preemption is not None:
+        modes = _preemption_modes(preemption)
+        found = [each for one in found for each in _in_preemption_modes(one, modes)]
     return list(dict.fromkeys(found))
+
+
+def _preemption_modes(spec: str) -> list[str]:
+    modes = split_words(spec)
+    for mode in modes:
+        if mode not in PREEMPTION_MODES:
+            known = ", ".join(PREEMPTION_MODES)
+            raise ConfigError("--preemption", mode, f"is no preemption mode; known: {known}")
+    return modes
+
+
+def _in_preemption_modes(variant: Variant, modes: Sequence[str]) -> list[Variant]:
+    if variant.engine != OWN_ENGINE or variant.mode is not ModeName.STREAM:
+        return [variant]
+    name, options = parse_policy_spec(variant.policy)
+    found: list[Variant] = []
+    for mode in modes:
+        policy = format_policy_spec(name, {**options, PREEMPTION_OPTION: mode})
+        found.append(replace(variant, policy=policy, written=policy))
+    return found
 
 
 def parse_policies(spec: str, option: str) -> list[str]:

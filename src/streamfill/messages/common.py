@@ -101,6 +101,14 @@ class Preemption(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Seconds before the message was sent; of the moment when it was noticed."""
     num_tokens: int
     """Whose KV is gone, whoever had computed it."""
+    action: str = "recompute"
+    """A value of ``control.PreemptionAction``: how it came back, or was to come back."""
+    reason: str = ""
+    """Why this stream gave up memory."""
+    predicted_s: float | None = None
+    """What getting it back was predicted to cost. None: nobody asked."""
+    actual_s: float | None = None
+    """What it did cost. None: it is not all back."""
 
 
 class StreamAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -184,5 +192,13 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How often a living stream was found to have lost KV to eviction. Since the start."""
     num_handoff_bytes: int = 0
     """KV that completed hand-offs sent to decode servers, from all ranks. Since the start."""
+    num_swap_outs: int = 0
+    """Groups of KV pages copied to host memory. Since the start, as the next three."""
+    num_swap_ins: int = 0
+    swap_out_bytes: int = 0
+    swap_in_bytes: int = 0
+    num_host_tokens: int = 0
+    """KV in host memory that an open stream may need again, in tokens. Goes back to zero as the
+    others."""
     plan_version: int = 0
     """Newest preemption plan applied; 0 while the local rule is in force."""

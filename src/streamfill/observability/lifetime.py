@@ -29,6 +29,8 @@ class LifetimeEvent(StrEnum):
     """It finished that run; with the tokens that it computed."""
     PREEMPTED_RECOMPUTE = "PREEMPTED_RECOMPUTE"
     """KV of the stream was found to be evicted; with the tokens that have to be computed again."""
+    PREEMPTED_SWAP = "PREEMPTED_SWAP"
+    """The same, but it was copied to host memory, and copied back."""
     COMMIT_RECEIVED = "COMMIT_RECEIVED"
     COMMIT_SENT = "COMMIT_SENT"
     FIRST_TOKEN = "FIRST_TOKEN"

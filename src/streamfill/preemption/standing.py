@@ -5,8 +5,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-from streamfill.messages.control import Plan, PlanEntry, PreemptionAction, StreamTelemetry
-from streamfill.preemption.rule import is_expendable, rank_victims
+from streamfill.messages.control import (
+    Plan,
+    PlanEntry,
+    PreemptionAction,
+    PreemptionMode,
+    StreamTelemetry,
+)
+from streamfill.preemption.rule import (
+    DEFAULT_PRICING,
+    Pricing,
+    is_expendable,
+    price_of,
+    rank_victims,
+)
 
 
 class PlanSource(enum.Enum):
@@ -46,19 +58,25 @@ class StandingPlan:
         plan = self._plan_in_force()
         return 0 if plan is None else plan.version
 
-    def order(self, streams: Sequence[StreamTelemetry]) -> list[int]:
+    def order(
+        self, streams: Sequence[StreamTelemetry], pricing: Pricing = DEFAULT_PRICING
+    ) -> list[int]:
         """Ids of all ``streams``, the one to take memory from first in front; see ``ranking``."""
-        return [entry.stream_id for entry in self.ranking(streams)]
+        return [entry.stream_id for entry in self.ranking(streams, pricing)]
 
-    def ranking(self, streams: Sequence[StreamTelemetry]) -> tuple[PlanEntry, ...]:
+    def ranking(
+        self, streams: Sequence[StreamTelemetry], pricing: Pricing = DEFAULT_PRICING
+    ) -> tuple[PlanEntry, ...]:
         """All ``streams`` with what to do with each, the one to take memory from first in front.
 
         The server knows better than a plan who is committed or active by now: such streams are
         kept, whatever the plan says. Of the idle ones those that the plan ranks come first, in its
         order; the others were opened or extended after it was made, so they follow, by the local
-        rule. Entries for other streams are passed over.
+        rule. Entries for other streams are passed over. Empty in mode ``NONE``.
         """
-        local = rank_victims(streams)
+        local = rank_victims(streams, pricing)
+        if pricing.mode is PreemptionMode.NONE:
+            return ()
         plan = self._plan_in_force()
         if plan is None:
             return local
@@ -72,3 +90,22 @@ class StandingPlan:
 
     def _plan_in_force(self) -> Plan | None:
         return self._plan if self._controller_alive else None
+
+
+def streams_to_save(
+    ranking: Sequence[PlanEntry], streams: Sequence[StreamTelemetry], pricing: Pricing
+) -> frozenset[int]:
+    """Ids of those whose KV is copied to host memory when it is taken: what the ``ranking`` of
+    ``streams`` says, and of those to be kept (it may have to be taken after all) the ones for whom
+    a copy is the cheaper way too. Host memory goes to the first."""
+    by_id = {stream.stream_id: stream for stream in streams}
+    room = pricing.free_host_tokens
+    saved: set[int] = set()
+    for entry in ranking:
+        if entry.action is PreemptionAction.RECOMPUTE:
+            continue
+        price = price_of(by_id[entry.stream_id], pricing, room)
+        if price.action is PreemptionAction.SWAP:
+            room -= price.num_copied_tokens
+            saved.add(entry.stream_id)
+    return frozenset(saved)

@@ -16,7 +16,8 @@ from streamfill.messages.control import (
     PreemptionAction,
     Telemetry,
 )
-from streamfill.preemption.rule import rank_victims
+from streamfill.preemption.costs import BUILT_IN
+from streamfill.preemption.rule import Pricing, rank_victims
 from streamfill.preemption.timeouts import REFRESH_S, SERVER_TIMEOUT_S
 
 _MAX_RETIRED = 8
@@ -79,7 +80,8 @@ class ControllerState:
             KeyError: the server is not known.
         """
         server = self._servers[server_id]
-        victims = rank_victims(server.telemetry.streams)
+        telemetry = server.telemetry
+        victims = rank_victims(telemetry.streams, pricing_of(telemetry))
         if server.plan is None or _decisions(server.plan.victims) != _decisions(victims):
             self._num_plans += 1
             server.plan = Plan(
@@ -114,6 +116,16 @@ class ControllerState:
             num_plans=self._num_plans,
             num_malformed_frames=num_malformed_frames,
         )
+
+
+def pricing_of(telemetry: Telemetry) -> Pricing:
+    """What the streams of a report are priced with."""
+    return Pricing(
+        mode=telemetry.mode,
+        costs=telemetry.costs or BUILT_IN["cpu"],
+        bytes_per_token=telemetry.bytes_per_token,
+        free_host_tokens=telemetry.num_free_host_tokens,
+    )
 
 
 def _is_stale(server: _Server, telemetry: Telemetry) -> bool:

@@ -76,6 +76,8 @@ class StreamRun(NamedTuple):
     is_commit: bool
     """The prompt is complete with it: sample the first token. Else it only fills the cache."""
     reason: RunReason
+    num_restored: int = 0
+    """Tokens whose KV has to come back from host memory first; they are not in ``num_tokens``."""
 
 
 class Deferral(NamedTuple):
@@ -130,6 +132,6 @@ class StepPlan(NamedTuple):
             return self.rest_of_commits or DeferReason.NO_BUDGET
         if view.awaits_commit:
             return DeferReason.AWAITS_COMMIT
-        if view.num_known_tokens // page_size <= view.num_computed_tokens // page_size:
+        if view.num_known_tokens // page_size <= view.num_kept_tokens // page_size:
             return DeferReason.IDLE
         return self.rest_of_context or DeferReason.NO_BUDGET

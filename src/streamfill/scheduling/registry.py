@@ -21,6 +21,12 @@ from streamfill.scheduling.policy import Policy, PolicyContext
 GROUP: Final = "streamfill.policies"
 DEFAULT_POLICY: Final = "adaptive"
 
+PREEMPTION_OPTION: Final = "preemption"
+"""The one option that every policy takes: how KV may be taken from streams while it is in force.
+Left out, what the server is configured to."""
+PREEMPTION_MODES: Final = ("auto", "swap", "recompute", "none")
+"""As ``messages.control.PreemptionMode``."""
+
 Factory = Callable[[PolicyContext], Policy]
 
 
@@ -144,6 +150,20 @@ def check_policy_spec(text: str) -> str:
     return format_policy_spec(name, options)
 
 
+def split_preemption(options: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """The option that every policy takes, ``preemption``, and the others.
+
+    Raises:
+        ConfigError: there is no such mode.
+    """
+    rest = dict(options)
+    mode = rest.pop(PREEMPTION_OPTION, None)
+    if mode is not None and mode not in PREEMPTION_MODES:
+        remedy = f"must be one of {', '.join(PREEMPTION_MODES)}"
+        raise ConfigError(PREEMPTION_OPTION, mode, remedy)
+    return mode, rest
+
+
 def make_policy(
     name: str, options: Mapping[str, str] | None = None, *, segment_tokens: int | None = None
 ) -> Policy:
@@ -155,11 +175,11 @@ def make_policy(
     Raises:
         ConfigError: there is no such policy or option, a value is wrong, or a plug-in is broken.
     """
-    options = dict(options or {})
+    _, options = split_preemption(options or {})
     factory, known = _find(name)
     for option in options:
         if option not in known:
-            remedy = f"known options: {', '.join(known)}" if known else "it takes no options"
+            remedy = f"known options: {', '.join((*known, PREEMPTION_OPTION))}"
             raise ConfigError(f"policy {name}", option, f"is no option of it; {remedy}")
     return factory(PolicyContext(segment_tokens=segment_tokens, options=options))
 

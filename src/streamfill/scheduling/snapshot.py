@@ -9,7 +9,7 @@ and carries the log of changes with it, from which a policy brings its own order
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -50,6 +50,9 @@ class StreamView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     num_evictable_tokens: int = 0
     """Of its computed tokens, those that ``MemoryView.num_evictable_tokens`` counts. Running the
     stream locks them, so they make room for nothing. An estimate will do; 0 where nobody knows."""
+    num_host_tokens: int = 0
+    """Right behind the computed ones, those whose KV is in host memory: they take room when they
+    come back, but need not be computed. Whole pages."""
     num_shared_tokens: int = 0
     """Of its computed tokens, those whose KV other open streams use too: taking them from this one
     frees nothing."""
@@ -68,15 +71,26 @@ class StreamView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     awaits_commit: bool = False
     """Its commit is on its way: computing may wait, so that one step does both."""
 
+    @property
+    def num_kept_tokens(self) -> int:
+        """Length of the prefix that need not be computed: resident, or in host memory behind it."""
+        return self.num_computed_tokens + self.num_host_tokens
+
     def expected_next_s(self) -> float | None:
         """When its next segment is expected: the median of its last gaps behind the newest one.
         None: fewer than two gaps were seen, or it is committed."""
-        if self.committed_s is not None or len(self.gaps_s) < 2:
+        if self.committed_s is not None:
             return None
-        ordered = sorted(self.gaps_s)
-        middle = len(ordered) // 2
-        median_s = (ordered[middle] + ordered[-middle - 1]) / 2
-        return self.last_segment_s + median_s
+        return expected_next_s(self.last_segment_s, self.gaps_s)
+
+
+def expected_next_s(last_segment_s: float, gaps_s: Collection[float]) -> float | None:
+    """The median of some gaps behind the newest segment. None: fewer than two were seen."""
+    if len(gaps_s) < 2:
+        return None
+    ordered = sorted(gaps_s)
+    middle = len(ordered) // 2
+    return last_segment_s + (ordered[middle] + ordered[-middle - 1]) / 2
 
 
 class MemoryView(msgspec.Struct, frozen=True, kw_only=True, gc=False):

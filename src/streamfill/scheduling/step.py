@@ -1,8 +1,9 @@
 """A plan in the making: who still fits into the step. Shared by all policies.
 
 Memory is counted against the whole pool, since what does not run can be evicted: a run needs its
-new tokens in whole pages, one page more, and its own prefix, which it locks. Nothing is changed
-here. The engine acquires memory when the runs are started, and may find less.
+new tokens in whole pages, one page more, what has to come back from host memory, and its own
+prefix, which it locks. Nothing is changed here. The engine acquires memory when the runs are
+started, and may find less.
 """
 
 from __future__ import annotations
@@ -79,30 +80,33 @@ class Step:
         is_first, self._first_commit = self._first_commit, False
         num_known = stream.num_known_tokens
         # The last token is computed in any case, for its logits; KV is reused in whole pages.
-        start = self._whole_pages(min(stream.num_computed_tokens, num_known - 1))
+        resident = self._whole_pages(min(stream.num_computed_tokens, num_known - 1))
+        start = self._whole_pages(min(stream.num_kept_tokens, num_known - 1))
+        num_restored = start - resident
         num_lacking = num_known - start
-        room = self._memory - self._page - stream.num_evictable_tokens
+        room = self._memory - self._page - stream.num_evictable_tokens - num_restored
         if self.slots < 1:
             self.defer(stream, DeferReason.NO_SLOT)
         elif num_lacking <= self.budget and self._in_pages(num_lacking) <= room:
-            self._run(stream, start, num_known, RunReason.COMMIT)
+            self._run(stream, start, num_known, RunReason.COMMIT, num_restored)
         elif chunk := self._chunk(num_lacking, room):
             self.commit_waits |= room < self._in_pages(min(num_lacking, self.budget))
-            self._run(stream, start, start + chunk, RunReason.COMMIT_CHUNK)
+            self._run(stream, start, start + chunk, RunReason.COMMIT_CHUNK, num_restored)
         elif self.budget < min(num_lacking, self._page):
             self.defer(stream, DeferReason.NO_BUDGET)
         elif is_first and not self.runs:
             self.commit_waits = True
             fits_step = num_lacking <= self.budget
             num_tokens = num_lacking if fits_step else self._whole_pages(self.budget)
-            self._run(stream, start, start + num_tokens, RunReason.COMMIT_TRIED)
+            self._run(stream, start, start + num_tokens, RunReason.COMMIT_TRIED, num_restored)
         else:
             self.commit_waits = True
             self.defer(stream, DeferReason.NO_MEMORY)
 
     def take_uncommitted(self, stream: StreamView) -> None:
         """Fill the cache with whole pages. What is less than a page is left for the commit."""
-        start = self._whole_pages(stream.num_computed_tokens)
+        start = self._whole_pages(stream.num_kept_tokens)
+        num_restored = start - self._whole_pages(stream.num_computed_tokens)
         num_lacking = self._whole_pages(stream.num_known_tokens) - start
         if num_lacking <= 0:
             return
@@ -110,10 +114,10 @@ class Step:
             self.defer(stream, DeferReason.YIELDS)
             return
         reason = RunReason.SEGMENT
-        room = self._memory - self._page - stream.num_evictable_tokens
+        room = self._memory - self._page - stream.num_evictable_tokens - num_restored
         if self._whole_pages(stream.num_reached_tokens) >= start + num_lacking:
             reason = RunReason.RECOMPUTE
-            room = min(room, self._spare - self._page)
+            room = min(room, self._spare - self._page - num_restored)
         if self.budget < num_lacking <= self.budget + self._excess:
             self.budget, self._excess = num_lacking, 0
         if self.slots < 1:
@@ -121,7 +125,7 @@ class Step:
         elif self.budget < self._page:
             self.defer(stream, DeferReason.NO_BUDGET)
         elif chunk := self._chunk(num_lacking, room):
-            self._run(stream, start, start + chunk, reason)
+            self._run(stream, start, start + chunk, reason, num_restored)
         else:
             self.defer(stream, DeferReason.NO_MEMORY)
 
@@ -133,13 +137,17 @@ class Step:
         """The most whole pages of what is lacking that fit budget and memory; 0: none."""
         return max(0, self._whole_pages(min(num_lacking, self.budget, room)))
 
-    def _run(self, stream: StreamView, start: int, up_to: int, reason: RunReason) -> None:
+    def _run(
+        self, stream: StreamView, start: int, up_to: int, reason: RunReason, num_restored: int
+    ) -> None:
         num_tokens = up_to - start
         is_commit = up_to == stream.num_known_tokens and stream.committed_s is not None
-        self.runs.append(StreamRun(stream.stream_id, num_tokens, up_to, is_commit, reason))
+        self.runs.append(
+            StreamRun(stream.stream_id, num_tokens, up_to, is_commit, reason, num_restored)
+        )
         self.slots -= 1
         self.budget -= num_tokens
-        num_new = self._in_pages(num_tokens) + self._page
+        num_new = self._in_pages(num_tokens) + self._page + num_restored
         self.num_new_tokens += num_new
         self.num_locked_tokens += stream.num_evictable_tokens
         self._memory -= num_new + stream.num_evictable_tokens
@@ -156,11 +164,11 @@ class Step:
 
 def num_lacking_tokens(stream: StreamView) -> int:
     """Tokens that are left to compute; of a committed stream at least its last one."""
-    num_lacking = stream.num_known_tokens - stream.num_computed_tokens
+    num_lacking = stream.num_known_tokens - stream.num_kept_tokens
     return num_lacking if num_lacking > 0 or stream.committed_s is None else 1
 
 
 def num_new_tokens(stream: StreamView) -> int:
     """Those of them that were never computed: what was taken from the stream is left out."""
-    num_lost = stream.num_reached_tokens - stream.num_computed_tokens
+    num_lost = stream.num_reached_tokens - stream.num_kept_tokens
     return num_lacking_tokens(stream) - max(0, num_lost)

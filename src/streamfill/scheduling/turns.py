@@ -162,7 +162,7 @@ class TurnIndex:
             queue, key = self.commits, self._key_of_commit(view, experience)
         elif not view.awaits_commit:
             num_pages = view.num_known_tokens // page
-            if num_pages > view.num_computed_tokens // page:
+            if num_pages > view.num_kept_tokens // page:
                 is_new = num_pages > view.num_reached_tokens // page
                 queue = self.context if is_new else self.recompute
                 key = self._context_key(view, experience)
@@ -177,7 +177,7 @@ class TurnIndex:
             queue.put(stream_id, key)
             self._queue_of[stream_id] = queue
             if queue is self.context:
-                num_lacking = view.num_known_tokens - view.num_computed_tokens
+                num_lacking = view.num_known_tokens - view.num_kept_tokens
                 self._lacking[stream_id] = num_lacking
                 self.num_context_tokens += num_lacking
 

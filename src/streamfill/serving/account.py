@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from streamfill.messages.common import ComputeRun, Preemption, StreamAccount
+from streamfill.messages.control import PreemptionAction
 
 NUM_RUNS_KEPT = 256
 """A run is at most one step, so even long prompts have fewer; a stream may live for hours."""
@@ -40,6 +41,20 @@ class _Run(NamedTuple):
 class _Loss(NamedTuple):
     at_s: float
     num_tokens: int
+    action: str = PreemptionAction.RECOMPUTE.value
+    reason: str = ""
+    predicted_s: float | None = None
+    actual_s: float | None = None
+    num_back: int = 0
+
+
+class Recovery(NamedTuple):
+    """KV that was taken from a stream is back."""
+
+    action: PreemptionAction
+    num_tokens: int
+    predicted_s: float
+    actual_s: float
 
 
 class RunOutcome(NamedTuple):
@@ -69,6 +84,9 @@ class WorkAccount:
         self._losses: list[_Loss] = []
         self._own: list[tuple[int, int]] = []
         """Positions that were computed here and are still valid: half-open, ascending, apart."""
+        self.num_losses = 0
+        self._losing = False
+        """Something was lost, and nothing has come back since."""
         self._num_resident = 0
         """Length of the prefix that was in the tree when it was last seen; whole pages."""
 
@@ -93,13 +111,56 @@ class WorkAccount:
         num_before = self._num_resident
         if num_cached >= min(num_before, self._whole_pages(num_looked_at)):
             self._num_resident = max(num_before, num_cached)
+            self._losing &= num_cached <= num_before
             return False
         self._num_resident = num_cached
-        self._losses.append(_Loss(now_s, num_before - num_cached))
+        num_lost = num_before - num_cached
+        if self._losing:
+            # Memory is taken in pieces, as it is needed: one loss, until the stream gets on.
+            loss = self._losses[-1]
+            self._losses[-1] = loss._replace(num_tokens=loss.num_tokens + num_lost)
+            return True
+        self._losing = True
+        self.num_losses += 1
+        self._losses.append(_Loss(now_s, num_lost))
         if len(self._losses) > NUM_PREEMPTIONS_KEPT:
             first, second = self._losses[:2]
             self._losses[:2] = [_Loss(second.at_s, first.num_tokens + second.num_tokens)]
         return True
+
+    @property
+    def num_lost_tokens(self) -> int:
+        """Of the newest loss; 0 before the first."""
+        return self._losses[-1].num_tokens if self._losses else 0
+
+    def explain_loss(self, action: PreemptionAction, reason: str, predicted_s: float) -> None:
+        """Of the loss that was just observed: how it comes back, why it was taken, and what getting
+        it back is predicted to cost."""
+        self._losses[-1] = self._losses[-1]._replace(
+            action=action.value, reason=reason, predicted_s=predicted_s
+        )
+
+    def recovered(
+        self, action: PreemptionAction, num_tokens: int, seconds: float
+    ) -> list[Recovery]:
+        """Lost KV came back, at the cost of ``seconds``. Returns losses that are now made good
+        for."""
+        self._losing = False
+        done: list[Recovery] = []
+        num_left = num_tokens
+        for index, loss in enumerate(self._losses):
+            if num_left <= 0 or loss.predicted_s is None or loss.num_back >= loss.num_tokens:
+                continue
+            share = min(num_left, loss.num_tokens - loss.num_back)
+            num_left -= share
+            actual_s = (loss.actual_s or 0.0) + seconds * share / num_tokens
+            num_back = loss.num_back + share
+            self._losses[index] = loss._replace(
+                action=action.value, actual_s=actual_s, num_back=num_back
+            )
+            if num_back >= loss.num_tokens:
+                done.append(Recovery(action, loss.num_tokens, loss.predicted_s, actual_s))
+        return done
 
     def ran(
         self,
@@ -132,6 +193,7 @@ class WorkAccount:
         reusable = self._whole_pages(min(num_in_tree, up_to - 1))
         was_preempted = self.observe(num_cached, reusable, start_s)
         lost_from = max(num_cached, num_in_tree) if num_cached >= reusable else num_cached
+        self._losing = False
         num_recomputed = self._num_own(lost_from, num_valid)
         self._add_own(num_cached, num_valid)
         self._num_resident = max(self._num_resident, self._whole_pages(num_valid))
@@ -162,7 +224,14 @@ class WorkAccount:
                 for run in self._runs
             ),
             preemptions=tuple(
-                Preemption(age_s=now_s - loss.at_s, num_tokens=loss.num_tokens)
+                Preemption(
+                    age_s=now_s - loss.at_s,
+                    num_tokens=loss.num_tokens,
+                    action=loss.action,
+                    reason=loss.reason,
+                    predicted_s=loss.predicted_s,
+                    actual_s=loss.actual_s if loss.num_back >= loss.num_tokens else None,
+                )
                 for loss in self._losses
             ),
         )

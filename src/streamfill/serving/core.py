@@ -20,6 +20,7 @@ looks again whenever it matters. Evicted KV is simply computed again.
 from __future__ import annotations
 
 import logging
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,19 +28,19 @@ from typing import assert_never
 
 import msgspec
 
-from streamfill.engine.interface import Engine, RequestUpdate
+from streamfill.engine.interface import CopyReport, Engine, RequestUpdate
 from streamfill.errors import ConfigError, ErrorCode, ProtocolError
 from streamfill.links.server_link import Inbound, RouterLost
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids, unpack_ids
 from streamfill.messages.common import Finish, FinishReason, Sampling, ServerCounters, StreamMode
-from streamfill.messages.control import StreamTelemetry
+from streamfill.messages.control import PreemptionAction, StreamTelemetry
 from streamfill.observability.logging import log_event
 from streamfill.preemption.standing import StandingPlan
 from streamfill.scheduling.plan import StepPlan, StreamRun
 from streamfill.serving.account import WorkAccount
-from streamfill.serving.deciding import Decider, PolicySetting
+from streamfill.serving.deciding import Decider, PolicySetting, PreemptionSetting
 from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,14 @@ class ServingCore:
         *,
         step_tokens: int,
         clock: Callable[[], float],
+        preemption: PreemptionSetting | None = None,
     ) -> None:
         """
         Args:
             engine: requests, radix tree and pool of this rank.
             send: takes messages for the router; never blocks.
             policy: decides what is computed next, until it is changed.
+            preemption: how KV may be taken from streams, until it is changed.
             step_tokens: prefill tokens of one step.
             clock: seconds, monotonic, the same on all ranks of a group.
         """
@@ -85,10 +88,20 @@ class ServingCore:
         self._num_requests = 0
         self._num_expired = 0
         self.plan = StandingPlan()
-        self.decider = Decider(engine, self.plan, policy, step_tokens=step_tokens)
+        self.decider = Decider(
+            engine,
+            self.plan,
+            policy,
+            preemption or PreemptionSetting(),
+            step_tokens=step_tokens,
+        )
         self.num_computed_tokens = 0
         self.num_recomputed_tokens = 0
         self.num_preemptions = 0
+        self.num_swap_outs = 0
+        self.num_swap_ins = 0
+        self.swap_out_bytes = 0
+        self.swap_in_bytes = 0
         self.num_handoff_bytes = 0
         """Sent by hand-offs that succeeded; stays 0 on decode servers."""
         self.draining = False
@@ -104,6 +117,7 @@ class ServingCore:
             self.handle(message)
         self.collect()
         self.decider.note_step_end(self._clock(), self._by_key)
+        self.note_losses()
         self.schedule()
         self._expire()
 
@@ -132,21 +146,45 @@ class ServingCore:
             else:
                 self._on_segment(record, update)
 
+    def note_copies(self, copies: Sequence[CopyReport]) -> None:
+        """Copies to and from host memory, as rank 0 saw them end: what is learned of their cost
+        decides who gives up memory, and has to be the same on every rank."""
+        for copy in copies:
+            self.decider.costs.observe_copy(
+                out=copy.out, num_bytes=copy.num_bytes, observed_s=copy.seconds
+            )
+            if copy.out:
+                self.num_swap_outs += 1
+                self.swap_out_bytes += copy.num_bytes
+            else:
+                self.num_swap_ins += 1
+                self.swap_in_bytes += copy.num_bytes
+
+    def note_losses(self) -> None:
+        """Look for the KV of streams from which some was taken."""
+        for stream_id in self.engine.take_losers():
+            record = self._records.get(stream_id)
+            if record is not None and record.phase is not Phase.DONE:
+                self._find_kv(record)
+
     def schedule(self) -> None:
         """Decide what to compute (phase 1), then acquire memory for it and start it (phase 2).
 
-        A run whose KV is gone makes the decision void, and it is made anew. Memory is taken by the
-        engine when it forms its batch, in the order that the plan says; a run that finds none stays
-        in the engine's queue, and the next decision knows.
+        A run whose KV is gone, or does not come back from host memory, makes the decision void, and
+        it is made anew. Memory is taken by the engine when it forms its batch, in the order that
+        the plan says; a run that finds none stays in the engine's queue, and the next decision
+        knows.
         """
         now_s = self._clock()
         while True:
             plan = self.decider.decide(self._records, self._by_key, now_s)
-            if self._is_sound(plan):
+            if not self._is_sound(plan):
+                continue
+            self.decider.apply_victims(plan)
+            if self._restore(plan):
                 break
-        self.decider.apply_victims(plan)
         for run in plan.runs:
-            self._start(self._records[run.stream_id], run)
+            self._start(self._records[run.stream_id], run, plan.num_tokens)
         self.decider.note_step_start(now_s, plan)
 
     def telemetry(self) -> tuple[StreamTelemetry, ...]:
@@ -165,6 +203,7 @@ class ServingCore:
             self.engine.load(),
             self.transport_counters(),
         )
+        room = self.engine.host_room()
         return ServerCounters(
             num_streams=len(self._records),
             num_waiting=load.num_waiting,
@@ -188,6 +227,11 @@ class ServingCore:
             num_recomputed_tokens=self.num_recomputed_tokens,
             num_preemptions=self.num_preemptions,
             num_handoff_bytes=self.num_handoff_bytes,
+            num_swap_outs=self.num_swap_outs,
+            num_swap_ins=self.num_swap_ins,
+            swap_out_bytes=self.swap_out_bytes,
+            swap_in_bytes=self.swap_in_bytes,
+            num_host_tokens=room.num_tokens - room.num_free_tokens,
             plan_version=self.plan.version,
         )
 
@@ -454,6 +498,7 @@ class ServingCore:
             self.decider.forget(record)
             record.advance(Phase.DONE)
             record.done_s = self._clock()
+            self._release_host(record)
 
     def _note_run(self, record: StreamRecord, in_flight: InFlight, num_cached: int) -> None:
         """The engine computed what was lacking of a prefix of the stream."""
@@ -469,11 +514,21 @@ class ServingCore:
         )
         self.num_recomputed_tokens += outcome.num_recomputed
         self.num_preemptions += outcome.was_preempted
+        record.was_preempted = False
+        if outcome.num_recomputed:
+            seconds = self._clock() - in_flight.began_s
+            seconds *= outcome.num_recomputed / max(1, in_flight.num_step_tokens)
+            self._note_recovered(
+                record, PreemptionAction.RECOMPUTE, outcome.num_recomputed, seconds
+            )
 
-    def _note_seen(self, record: StreamRecord, num_cached: int, num_looked_at: int) -> None:
-        """A look at the tree for the first tokens of a stream."""
-        if record.account.observe(num_cached, num_looked_at, self._clock()):
-            self.num_preemptions += 1
+    def _note_seen(self, record: StreamRecord, num_cached: int, num_looked_at: int) -> bool:
+        """A look at the tree for the first tokens of a stream. Returns whether it has lost some."""
+        account = record.account
+        num_before = account.num_losses
+        was_lost = account.observe(num_cached, num_looked_at, self._clock())
+        self.num_preemptions += account.num_losses - num_before
+        return was_lost
 
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
         """The engine has sampled all that this server samples."""
@@ -532,15 +587,93 @@ class ServingCore:
         sound = True
         for run in plan.runs:
             record = self._records[run.stream_id]
-            cached = self.engine.cached_tokens(record.ids[: record.num_computed])
-            self._note_seen(record, cached, record.num_computed)
-            if cached < record.num_computed:
-                record.num_computed = cached
-                self.decider.touch(record)
+            if self._find_kv(record):
                 sound = False
         return sound
 
-    def _start(self, record: StreamRecord, run: StreamRun) -> None:
+    def _find_kv(self, record: StreamRecord) -> bool:
+        """Look for the stream's computed tokens. Returns whether some were lost since the last
+        look."""
+        num_computed = record.num_computed
+        cached = self.engine.cached_tokens(record.ids[:num_computed])
+        was_lost = self._note_seen(record, cached, num_computed)
+        if cached >= num_computed:
+            return False
+        record.note_lost(cached, self.engine.host_tokens(record.ids, cached))
+        if was_lost:
+            self._price_loss(record)
+        self.decider.touch(record)
+        return True
+
+    def _price_loss(self, record: StreamRecord) -> None:
+        """Predict what it costs to have the tokens back that were just found lost."""
+        record.was_preempted = True
+        num_lost = record.account.num_lost_tokens
+        pricing = self.decider.pricing()
+        entry = self.decider.entry_of(record.stream_id)
+        reason = "nobody else had any" if entry is None else entry.reason
+        if record.num_host:
+            num_bytes = min(num_lost, record.num_host) * pricing.bytes_per_token
+            predicted_s = pricing.costs.swap_in.seconds(num_bytes)
+            record.account.explain_loss(PreemptionAction.SWAP, reason, predicted_s)
+        else:
+            predicted_s = pricing.costs.recompute.seconds(num_lost, record.num_computed)
+            record.account.explain_loss(PreemptionAction.RECOMPUTE, reason, predicted_s)
+
+    def _restore(self, plan: StepPlan) -> bool:
+        """Bring back from host memory what the plan's runs build on. False: less came back than was
+        planned. What did not come back counts as lost from now on, so this is False at most once
+        per stream."""
+        restored: list[StreamRecord] = []
+        for run in plan.runs:
+            if not run.num_restored:
+                continue
+            record = self._records[run.stream_id]
+            num_before = record.num_computed
+            num_wanted = num_before + run.num_restored
+            start_s = time.perf_counter()
+            num_cached = self.engine.restore(record.ids[: run.up_to])
+            seconds = time.perf_counter() - start_s
+            if num_cached > num_before:
+                self._note_recovered(
+                    record, PreemptionAction.SWAP, num_cached - num_before, seconds
+                )
+            self._note_seen(record, num_cached, num_cached)
+            record.note_computed(num_cached)
+            record.num_saved = max(record.num_saved, num_cached)
+            if num_cached < num_wanted:
+                record.num_host = 0
+            record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+            self.decider.touch(record)
+            if num_cached < num_wanted:
+                return False
+            restored.append(record)
+        for record in restored:
+            # Bringing back the later ones may have taken the earlier ones' again.
+            if self.engine.cached_tokens(record.ids[: record.num_computed]) < record.num_computed:
+                self._find_kv(record)
+                record.num_host = 0
+                self.decider.touch(record)
+                return False
+        return True
+
+    def _note_recovered(
+        self, record: StreamRecord, action: PreemptionAction, num_tokens: int, seconds: float
+    ) -> None:
+        """KV that had been taken from the stream is back."""
+        for recovery in record.account.recovered(action, num_tokens, seconds):
+            log_event(
+                logger,
+                "preemption_ended",
+                level=logging.DEBUG,
+                stream_id=record.stream_id,
+                action=recovery.action,
+                num_tokens=recovery.num_tokens,
+                predicted_s=recovery.predicted_s,
+                actual_s=recovery.actual_s,
+            )
+
+    def _start(self, record: StreamRecord, run: StreamRun, num_step_tokens: int) -> None:
         self._num_requests += 1
         # SGLang aborts by prefix of the id; the closing sign keeps .1 from being a prefix of .10.
         key = f"{record.stream_id:x}.{record.attempt}.{self._num_requests};"
@@ -553,6 +686,7 @@ class ServingCore:
             num_in_tree=record.num_computed,
             began_s=self._clock(),
             reason=run.reason,
+            num_step_tokens=num_step_tokens,
         )
         self.decider.touch(record)
         answer = record.answer
@@ -580,9 +714,11 @@ class ServingCore:
         """Find out how much of the stream's tokens the tree holds: others may have computed or
         evicted it."""
         num_cached = self.engine.cached_tokens(record.ids)
-        self._note_seen(record, num_cached, len(record.ids))
-        record.num_computed = 0
-        record.note_computed(num_cached)
+        was_lost = self._note_seen(record, num_cached, len(record.ids))
+        record.note_lost(num_cached, self.engine.host_tokens(record.ids, num_cached))
+        record.num_reached = max(record.num_reached, num_cached)
+        if was_lost:
+            self._price_loss(record)
         if record.answer is not None:
             record.answer.num_cached_tokens = record.num_computed
         record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
@@ -614,11 +750,22 @@ class ServingCore:
         self._records.pop(record.stream_id, None)
         # Or the tags of all streams that ever used a shared prefix would pile up on it.
         self.engine.untag(record.stream_id, record.ids)
+        self._release_host(record)
         if record.in_flight is not None:
             self._by_key.pop(record.in_flight.key, None)
             self.engine.abort(record.in_flight.key)
             record.in_flight = None
         self.decider.forget(record)
+
+    def _release_host(self, record: StreamRecord) -> None:
+        """The stream is over: its copies in host memory may go, as soon as somebody needs room."""
+        num_others = sum(
+            other.phase is not Phase.DONE and other is not record
+            for other in self._records.values()
+        )
+        # Copies of a prefix that others share stay, and the last stream leaves nothing.
+        first_token = record.num_shared if num_others else 0
+        self.engine.release_host(record.ids if num_others else None, first_token)
 
     def _expire(self) -> None:
         now_s = self._clock()

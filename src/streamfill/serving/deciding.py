@@ -17,11 +17,19 @@ from dataclasses import dataclass, field
 
 from streamfill.engine.interface import Engine
 from streamfill.messages.common import StreamDecision, StreamMode
-from streamfill.preemption.standing import StandingPlan
+from streamfill.messages.control import PlanEntry, PreemptionMode
+from streamfill.preemption.costs import BUILT_IN, Corrected, CostModel
+from streamfill.preemption.rule import Pricing
+from streamfill.preemption.standing import StandingPlan, streams_to_save
 from streamfill.scheduling.learning import Learner
 from streamfill.scheduling.plan import SENTENCES, StepPlan
 from streamfill.scheduling.policy import Policy
-from streamfill.scheduling.registry import DEFAULT_POLICY, format_policy_spec, make_policy
+from streamfill.scheduling.registry import (
+    DEFAULT_POLICY,
+    format_policy_spec,
+    make_policy,
+    split_preemption,
+)
 from streamfill.scheduling.snapshot import (
     UNIT_COSTS,
     ContextMode,
@@ -35,6 +43,15 @@ from streamfill.stream.ids import StreamId
 
 _SCHEDULED = (Phase.OPEN, Phase.COMMITTED, Phase.ANSWERING)
 _MODES = {StreamMode.APPEND: ContextMode.APPEND, StreamMode.UPDATE: ContextMode.UPDATE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreemptionSetting:
+    """How KV may be taken from streams that are not over."""
+
+    mode: PreemptionMode = PreemptionMode.AUTO
+    costs: CostModel = BUILT_IN["cpu"]
+    """To begin with; corrected by what is observed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +79,22 @@ class Decider:
     """Owned by the server's core, used in the scheduler's thread only."""
 
     def __init__(
-        self, engine: Engine, standing: StandingPlan, policy: PolicySetting, *, step_tokens: int
+        self,
+        engine: Engine,
+        standing: StandingPlan,
+        policy: PolicySetting,
+        preemption: PreemptionSetting,
+        *,
+        step_tokens: int,
     ) -> None:
         """Raises ConfigError: the policy cannot be had."""
         self.policy = policy
         """In force."""
+        mode, _ = split_preemption(policy.options)
+        self._default_mode = preemption.mode
+        self.preemption_mode = preemption.mode if mode is None else PreemptionMode(mode)
+        self.costs = Corrected(preemption.costs)
+        """Of getting KV back."""
         self._decide = policy.make()
         self._engine = engine
         self._standing = standing
@@ -77,11 +105,14 @@ class Decider:
         self._dirty: dict[int, StreamRecord] = {}
         self._waiting: frozenset[str] = frozenset()
         self._standing_order: tuple[StreamId, ...] = ()
+        self._standing_entries: dict[int, PlanEntry] = {}
+        self._to_save: frozenset[int] = frozenset()
         self._ranked: tuple[int, ...] | None = None
         self._ranked_at: tuple[int, int] | None = None
+        self._applied_to_save: frozenset[int] = frozenset()
         self._num_changes = 0
         self._newest = StepPlan((), ())
-        self._step: tuple[float, int] | None = None
+        self._step: tuple[float, int, float] | None = None
 
     def set_policy(self, name: str, options: Mapping[str, str]) -> None:
         """Use another policy from the next decision on.
@@ -95,8 +126,40 @@ class Decider:
             segment_tokens=self.policy.segment_tokens,
             costs=self.policy.costs,
         )
+        mode, _ = split_preemption(setting.options)
         self._decide = setting.make()
         self.policy = setting
+        self.set_preemption(self._default_mode if mode is None else PreemptionMode(mode))
+
+    def set_preemption(self, mode: PreemptionMode) -> None:
+        """Take KV in another way from the next decision on."""
+        self.preemption_mode = mode
+        self._ranked_at = None
+        self._standing_order, self._to_save = (), frozenset()
+
+    def entry_of(self, stream_id: int) -> PlanEntry | None:
+        """What the newest ranking says of a stream."""
+        return self._standing_entries.get(stream_id)
+
+    def pricing(self) -> Pricing:
+        """What victims are priced with now."""
+        room = self._engine.host_room()
+        return Pricing(
+            mode=self.preemption_mode,
+            costs=self.costs.model(),
+            bytes_per_token=room.bytes_per_token,
+            free_host_tokens=room.num_free_tokens,
+        )
+
+    @property
+    def standing_order(self) -> tuple[StreamId, ...]:
+        """Whose memory is taken first; empty while memory is plenty."""
+        return self._standing_order
+
+    @property
+    def to_save(self) -> frozenset[int]:
+        """Streams whose KV is copied to host memory when it is taken."""
+        return self._to_save
 
     def forget_experience(self) -> None:
         """Start from nothing, as after a start: what is measured next must not depend on what was
@@ -135,6 +198,7 @@ class Decider:
             self._rank(records, now_s)
         else:
             self._standing_order, self._ranked_at = (), None
+            self._to_save = frozenset()
         num_in_engine = sum(
             record.in_flight.num_new_tokens
             for record in by_key.values()
@@ -165,21 +229,24 @@ class Decider:
             # What is about to run would only have to be computed twice.
             order.extend(run.stream_id for run in plan.runs)
         ranked = tuple(order)
-        if ranked != self._ranked:
-            self._ranked = ranked
+        if ranked != self._ranked or self._to_save != self._applied_to_save:
+            self._ranked, self._applied_to_save = ranked, self._to_save
             self._engine.set_victim_order(
-                {stream_id: rank for rank, stream_id in enumerate(ranked)}
+                {stream_id: rank for rank, stream_id in enumerate(ranked)}, self._to_save
             )
 
     def note_step_start(self, now_s: float, plan: StepPlan) -> None:
         """The runs of the plan were started."""
-        self._step = (now_s, plan.num_tokens) if plan.runs else None
+        num_tokens = plan.num_tokens
+        prefix = sum(run.num_tokens * (run.up_to - run.num_tokens) for run in plan.runs)
+        self._step = (now_s, num_tokens, prefix / max(1, num_tokens)) if plan.runs else None
 
     def note_step_end(self, now_s: float, in_engine: Mapping[str, StreamRecord]) -> None:
         """The next turn: what was started is over, if nothing is left in the engine."""
         if self._step is not None and not in_engine:
-            started_s, num_tokens = self._step
+            started_s, num_tokens, prefix = self._step
             self._learner.note_step(num_tokens, now_s - started_s)
+            self.costs.observe_recompute(num_tokens, int(prefix), now_s - started_s)
         self._step = None
 
     def describe(
@@ -247,7 +314,11 @@ class Decider:
             for record in records.values()
             if record.phase is not Phase.DONE
         ]
-        self._standing_order = tuple(map(StreamId, self._standing.order(telemetry)))
+        pricing = self.pricing()
+        ranking = self._standing.ranking(telemetry, pricing)
+        self._standing_order = tuple(StreamId(entry.stream_id) for entry in ranking)
+        self._standing_entries = {entry.stream_id: entry for entry in ranking}
+        self._to_save = streams_to_save(ranking, telemetry, pricing)
 
     def _view(self, record: StreamRecord) -> StreamView:
         in_flight = record.in_flight
@@ -262,6 +333,7 @@ class Decider:
             num_computed_tokens=record.num_computed,
             num_reached_tokens=record.num_reached,
             num_evictable_tokens=0 if in_flight is not None else record.num_computed,
+            num_host_tokens=0 if in_flight is not None else record.num_host,
             num_shared_tokens=min(record.num_shared, record.num_computed),
             priority=record.priority,
             ttft_slo_s=record.ttft_slo_s,

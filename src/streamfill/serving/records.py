@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from streamfill.messages.common import Finish, HandoffTarget, Sampling, StreamMode, TokenLogprob
 from streamfill.messages.control import Residency, StreamTelemetry
 from streamfill.scheduling.plan import RunReason
+from streamfill.scheduling.snapshot import expected_next_s
 from streamfill.serving.account import WorkAccount
 
 NUM_GAPS_KEPT = 8
@@ -72,6 +73,8 @@ class InFlight:
     """When the engine took it out of its waiting queue; the latest turn that still saw it there."""
     reason: RunReason = RunReason.SEGMENT
     """Why it was started."""
+    num_step_tokens: int = 0
+    """Tokens of all runs that were started with it."""
     is_sampling: bool = False
     """The prompt is computed, tokens come out."""
 
@@ -102,6 +105,12 @@ class StreamRecord:
     after an eviction."""
     num_shared: int = 0
     """Of the computed tokens, those whose KV other open streams use too, when it was last seen."""
+    num_host: int = 0
+    """Tokens right behind the computed ones whose KV is in host memory, when it was last seen."""
+    num_saved: int = 0
+    """Length of the prefix that host memory held a copy of, when it was last seen."""
+    was_preempted: bool = False
+    """It lost KV, and has not computed anything since."""
     num_invalidated: int = 0
     num_segments: int = 0
     """Splices that were applied."""
@@ -146,6 +155,8 @@ class StreamRecord:
         if keep_tokens < self.num_computed:
             self.num_invalidated += self.num_computed - keep_tokens
             self.num_computed = keep_tokens
+        self.num_host = max(0, min(self.num_host, keep_tokens - self.num_computed))
+        self.num_saved = min(self.num_saved, keep_tokens)
         self.num_reached = min(self.num_reached, keep_tokens)
         self.account.cut(keep_tokens)
         if self.in_flight is not None:
@@ -160,8 +171,18 @@ class StreamRecord:
 
     def note_computed(self, num_tokens: int) -> None:
         """The first ``num_tokens`` were seen in the tree."""
-        self.num_computed = max(self.num_computed, num_tokens)
+        gained = max(0, num_tokens - self.num_computed)
+        self.num_host = max(0, self.num_host - gained)
+        self.num_computed += gained
         self.num_reached = max(self.num_reached, self.num_computed)
+
+    def note_lost(self, num_cached: int, num_host: int) -> None:
+        """Only the first ``num_cached`` tokens are in the tree; behind them ``num_host`` in host
+        memory."""
+        self.num_computed = num_cached
+        self.num_host = num_host
+        self.num_saved = max(self.num_saved, num_cached + num_host) if num_host else self.num_saved
+        self.num_shared = min(self.num_shared, num_cached)
 
     def pending_since_s(self, page_size: int) -> float:
         """When the oldest splice arrived of which whole pages are not computed; of no meaning where
@@ -205,16 +226,32 @@ class StreamRecord:
             ends.append(len(self.ids))
             arrivals_s.append(now_s)
 
+    def expected_next_s(self) -> float | None:
+        """When its next segment is expected; see ``snapshot.expected_next_s``."""
+        if self.committed_s is not None:
+            return None
+        return expected_next_s(self.last_splice_s, self.gaps_s)
+
     def telemetry(self, now_s: float, page_size: int) -> StreamTelemetry:
         """This stream for the preemption controller."""
+        if self.num_computed:
+            residency = Residency.DEVICE
+        else:
+            residency = Residency.HOST if self.num_host else Residency.NONE
+        expected_s = self.expected_next_s()
         return StreamTelemetry(
             stream_id=self.stream_id,
             num_known_tokens=len(self.ids),
             num_computed_tokens=self.num_computed,
-            residency=Residency.DEVICE if self.num_computed else Residency.NONE,
+            residency=residency,
+            num_shared_tokens=min(self.num_shared, self.num_computed),
+            num_saved_tokens=min(self.num_saved, self.num_computed),
+            num_host_tokens=self.num_host,
             committed=self.phase is not Phase.OPEN,
             active=self.in_flight is not None or self.has_new_context(page_size),
             idle_s=max(0.0, now_s - max(self.last_splice_s, self.opened_s)),
             gaps_s=tuple(self.gaps_s),
+            expected_next_s=None if expected_s is None else expected_s - now_s,
+            was_preempted=self.was_preempted,
             priority=self.priority,
         )

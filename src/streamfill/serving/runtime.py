@@ -144,6 +144,7 @@ class SchedulerRuntime(abc.ABC):
             lost_transfer_ids=tuple(self.mailbox.give_up(now_s)),
             plan=plan,
             controller_alive=controller_alive,
+            copies=tuple(core.engine.poll_copies()),
             shut_down=self._must_stop(now_s),
         )
 
@@ -151,7 +152,9 @@ class SchedulerRuntime(abc.ABC):
         core = self.core
         self._now_s = turn.now_s
         core.plan.update(turn.plan, controller_alive=turn.controller_alive)
+        core.note_copies(turn.copies)
         if self.rank != 0:
+            core.engine.poll_copies()  # rank 0's count
             self.mailbox.report(self.poll_transport())
         if turn.transfer_ids:
             self.take_transfers(turn.transfer_ids)

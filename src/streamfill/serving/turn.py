@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streamfill.engine.interface import CopyReport
 from streamfill.links.server_link import Inbound
 from streamfill.messages.control import Plan
 
@@ -25,6 +26,8 @@ class Turn:
     plan: Plan | None
     """A newer preemption plan."""
     controller_alive: bool
+    copies: tuple[CopyReport, ...]
+    """Swaps that ended on rank 0."""
     shut_down: bool
 
 

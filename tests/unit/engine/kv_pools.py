@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 
+from prefill_server.swap import SwapEngine
 from streamfill.engine.paged_allocator import CpuPagedAllocator
 from streamfill.engine.radix import KvPool, StreamRadixCache
 from streamfill.kv_transfer.interface import IncomingTransfer
@@ -82,6 +83,17 @@ class PoolUnderTest:
         )
         self.pool = KvPool(self.tree, self.allocator)
         self.held: list[Held] = []
+
+    def swap_to(self, num_host_pages: int) -> SwapEngine:
+        """Give the tree host memory."""
+        swap = SwapEngine(
+            self.kv.k_buffer,
+            self.kv.v_buffer,
+            page_size=self.page_size,
+            num_host_pages=num_host_pages,
+        )
+        self.tree.swap = swap
+        return swap
 
     def compute(self, token_ids: Sequence[int]) -> bool:
         """A request that fills the cache, from start to end, as SGLang runs it. False: there is no

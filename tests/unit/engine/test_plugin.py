@@ -21,6 +21,7 @@ TURN = Turn(
     lost_transfer_ids=(),
     plan=None,
     controller_alive=False,
+    copies=(),
     shut_down=False,
 )
 

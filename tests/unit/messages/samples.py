@@ -22,6 +22,7 @@ from streamfill.messages.common import (
     StreamMode,
     TokenLogprob,
 )
+from streamfill.preemption.costs import CopyCost, CostModel, RecomputeCost
 
 SAMPLING = Sampling(
     temperature=0.5,
@@ -58,6 +59,11 @@ COUNTERS = ServerCounters(
     num_recomputed_tokens=17,
     num_preemptions=18,
     num_handoff_bytes=19,
+    num_swap_outs=20,
+    num_swap_ins=21,
+    swap_out_bytes=22,
+    swap_in_bytes=23,
+    num_host_tokens=24,
 )
 HANDOFF = HandoffTarget(
     transfer_id=9, server_id="decode-0", host="127.0.0.1", control_ports=(4001, 4002)
@@ -144,7 +150,16 @@ SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
             num_recomputed_tokens=10,
             num_reused_tokens=20,
             runs=(ComputeRun(start_age_s=1.5, end_age_s=1.25, num_tokens=40, reason="commit"),),
-            preemptions=(Preemption(age_s=0.5, num_tokens=10),),
+            preemptions=(
+                Preemption(
+                    age_s=0.5,
+                    num_tokens=10,
+                    action="swap",
+                    reason="idle for 1.5 s",
+                    predicted_s=0.25,
+                    actual_s=0.125,
+                ),
+            ),
         ),
     ),
     s.HandoffReport(
@@ -197,16 +212,31 @@ CONTROL: tuple[msgspec.Struct, ...] = (
         num_free_tokens=10,
         num_cached_tokens=20,
         num_total_tokens=100,
+        num_host_tokens=400,
+        num_free_host_tokens=300,
+        bytes_per_token=46_080,
+        mode=c.PreemptionMode.SWAP,
+        costs=CostModel(
+            recompute=RecomputeCost(fixed_s=0.5, per_token_s=0.25, per_pair_s=0.125),
+            swap_out=CopyCost(fixed_s=0.5, per_byte_s=0.25),
+            swap_in=CopyCost(fixed_s=0.25, per_byte_s=0.5),
+            copies_overlap=True,
+        ),
         streams=(
             c.StreamTelemetry(
                 stream_id=1,
                 num_known_tokens=40,
                 num_computed_tokens=30,
                 residency=c.Residency.DEVICE,
+                num_shared_tokens=4,
+                num_saved_tokens=5,
+                num_host_tokens=6,
                 committed=True,
                 active=True,
                 idle_s=1.5,
                 gaps_s=(0.5, 0.75),
+                expected_next_s=0.25,
+                was_preempted=True,
                 priority=2,
             ),
         ),
@@ -217,7 +247,12 @@ CONTROL: tuple[msgspec.Struct, ...] = (
         epoch=1_795_237_200_123,
         version=4,
         victims=(
-            c.PlanEntry(stream_id=1, action=c.PreemptionAction.RECOMPUTE, reason="idle for 1.5 s"),
+            c.PlanEntry(
+                stream_id=1,
+                action=c.PreemptionAction.RECOMPUTE,
+                reason="idle for 1.5 s",
+                cost_s=0.25,
+            ),
         ),
     ),
     c.ControllerStatus(

@@ -47,7 +47,7 @@ def test_least_recently_extended_first() -> None:
     entries = rank_victims([stream(1, idle_s=2.0), stream(2, idle_s=9.0), stream(3, idle_s=5.0)])
     assert _ids(entries) == [2, 3, 1]
     assert {entry.action for entry in entries} == {RECOMPUTE}
-    assert entries[0].reason == "idle for 9.0 s"
+    assert entries[0].reason.startswith("idle for 9.0 s, expected back in 9.0 s, frees 100 tokens")
 
 
 def test_equals_by_priority_then_id() -> None:

@@ -104,7 +104,7 @@ def test_unknown_policies_are_named_with_what_there_is() -> None:
     ("spec", "parts"),
     [
         ("laps(windows_ms=3)", ("laps", "windows_ms", "short_tokens, window_ms, long_wait_ms")),
-        ("fcfs(order=newest)", ("fcfs", "order", "takes no options")),
+        ("fcfs(order=newest)", ("fcfs", "order", "known options: preemption")),
         ("lcas(order=random)", ("order", "random", "oldest, newest")),
         ("laps(window_ms=-1)", ("window_ms", "-1", "at least 0")),
         ("laps(short_tokens=many)", ("short_tokens", "many", "must be a number")),

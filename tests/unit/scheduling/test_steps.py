@@ -38,9 +38,9 @@ def test_wholly_cached_commit_computes_its_last_page(page_size: int, num_tokens:
 def test_long_commit_runs_in_chunks() -> None:
     """A committed prompt longer than the budget fills the cache first and commits with the rest."""
     chunk = fcfs.decide(snapshot(stream(1, 600, committed_s=1.0))).runs
-    assert chunk == ((1, 256, 256, False, RunReason.COMMIT_CHUNK),)
+    assert chunk == ((1, 256, 256, False, RunReason.COMMIT_CHUNK, 0),)
     rest = fcfs.decide(snapshot(stream(1, 600, 512, committed_s=1.0))).runs
-    assert rest == ((1, 88, 600, True, RunReason.COMMIT),)
+    assert rest == ((1, 88, 600, True, RunReason.COMMIT, 0),)
 
 
 def test_commit_that_fits_no_more_starts_as_a_chunk() -> None:
@@ -114,7 +114,7 @@ def test_first_commit_is_tried_without_memory() -> None:
         stream(1, 100, committed_s=1.0), stream(2, 1, committed_s=2.0), stream(3, 1), free=0
     )
     plan = fcfs.decide(shot)
-    assert plan.runs == ((1, 100, 100, True, RunReason.COMMIT_TRIED),)
+    assert plan.runs == ((1, 100, 100, True, RunReason.COMMIT_TRIED, 0),)
     assert said(plan, shot) == {
         1: RunReason.COMMIT_TRIED,
         2: DeferReason.NO_MEMORY,
@@ -125,7 +125,7 @@ def test_first_commit_is_tried_without_memory() -> None:
 def test_long_commit_is_tried_by_the_chunk() -> None:
     """A commit over the budget is tried with whole pages of the budget, not all at once."""
     shot = snapshot(stream(1, 600, committed_s=1.0), budget=250, free=3, page_size=16)
-    assert fcfs.decide(shot).runs == ((1, 240, 240, False, RunReason.COMMIT_TRIED),)
+    assert fcfs.decide(shot).runs == ((1, 240, 240, False, RunReason.COMMIT_TRIED, 0),)
 
 
 @pytest.mark.parametrize("in_flight", [True, False])

@@ -14,8 +14,9 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids, unpack_ids
 from streamfill.messages.common import FinishReason, HandoffTarget, Sampling, StreamMode
+from streamfill.messages.control import PreemptionMode
 from streamfill.serving.core import ServingCore
-from streamfill.serving.deciding import PolicySetting
+from streamfill.serving.deciding import PolicySetting, PreemptionSetting
 from tests.support.fake_engine import FakeEngine
 
 M = TypeVar("M")
@@ -60,6 +61,7 @@ class ServerUnderTest:
     def turn(self, *messages: Inbound) -> None:
         """One turn of the server's loop, without the forward pass behind it."""
         self.clock.now_s += 0.01
+        self.core.note_copies(self.engine.poll_copies())
         self.core.step(messages)
 
     def step(self, *messages: Inbound) -> None:
@@ -114,6 +116,7 @@ class ServerUnderTest:
         assert counters.num_pending_tokens == 0
         assert counters.num_used_tokens == self.base.used_tokens == 0
         assert counters.num_free_slots == counters.num_total_slots
+        assert counters.num_host_tokens == 0
         assert counters.num_transfers == counters.staging_bytes == 0
         assert not any(page.streams for page in self.engine.cache.all_pages()), "tags pile up"
 
@@ -122,7 +125,10 @@ class PrefillUnderTest(ServerUnderTest):
     """A prefill server on one rank."""
 
     def __init__(
-        self, engine: FakeEngine | None = None, network: FakeNetwork | None = None
+        self,
+        engine: FakeEngine | None = None,
+        network: FakeNetwork | None = None,
+        mode: PreemptionMode = PreemptionMode.AUTO,
     ) -> None:
         super().__init__(engine)
         self.network = network or FakeNetwork()
@@ -135,6 +141,7 @@ class PrefillUnderTest(ServerUnderTest):
             rank=0,
             step_tokens=STEP_TOKENS,
             clock=self.clock,
+            preemption=PreemptionSetting(mode=mode),
         )
 
     def close(self) -> None:

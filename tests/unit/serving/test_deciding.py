@@ -14,7 +14,7 @@ from streamfill.messages.common import StreamDecision, StreamMode
 from streamfill.preemption.standing import StandingPlan
 from streamfill.scheduling.plan import SENTENCES, DeferReason, RunReason, StepPlan
 from streamfill.scheduling.snapshot import StepCosts
-from streamfill.serving.deciding import Decider, PolicySetting
+from streamfill.serving.deciding import Decider, PolicySetting, PreemptionSetting
 from streamfill.serving.records import InFlight, Phase, StreamRecord
 from tests.support.fake_engine import FakeEngine
 from tests.unit.serving.builders import (
@@ -34,8 +34,10 @@ class WatchedEngine(FakeEngine):
         super().__init__(pool_tokens=pool_tokens)
         self.orders: list[list[int]] = []
 
-    def set_victim_order(self, ranks: Mapping[int, int]) -> None:
-        super().set_victim_order(ranks)
+    def set_victim_order(
+        self, ranks: Mapping[int, int], to_save: frozenset[int] = frozenset()
+    ) -> None:
+        super().set_victim_order(ranks, to_save)
         self.orders.append(sorted(ranks, key=ranks.__getitem__))
 
 
@@ -45,7 +47,11 @@ class Streams:
     def __init__(self, policy: PolicySetting | None = None, pool_tokens: int = 4096) -> None:
         self.engine = WatchedEngine(pool_tokens)
         self.decider = Decider(
-            self.engine, StandingPlan(), policy or PolicySetting(), step_tokens=STEP_TOKENS
+            self.engine,
+            StandingPlan(),
+            policy or PolicySetting(),
+            PreemptionSetting(),
+            step_tokens=STEP_TOKENS,
         )
         self.records: dict[int, StreamRecord] = {}
         self.by_key: dict[str, StreamRecord] = {}

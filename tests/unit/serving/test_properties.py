@@ -21,6 +21,7 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import unpack_ids
 from streamfill.messages.common import HandoffTarget, Sampling, StreamAccount
+from streamfill.messages.control import PreemptionMode
 from tests.support.fake_engine import FakeEngine, next_token, predict
 from tests.unit.serving.builders import (
     DecodeUnderTest,
@@ -63,8 +64,17 @@ class Cluster(RuleBasedStateMachine):
         page_size=st.sampled_from([1, 4]),
         pool_tokens=st.sampled_from([96, 400]),
         max_requests=st.sampled_from([2, 16]),
+        host_tokens=st.sampled_from([0, 12, 100, 2000]),
+        mode=st.sampled_from(PreemptionMode),
     )
-    def start(self, page_size: int, pool_tokens: int, max_requests: int) -> None:
+    def start(
+        self,
+        page_size: int,
+        pool_tokens: int,
+        max_requests: int,
+        host_tokens: int,
+        mode: PreemptionMode,
+    ) -> None:
         self.network = FakeNetwork()
 
         def engine() -> FakeEngine:
@@ -73,9 +83,10 @@ class Cluster(RuleBasedStateMachine):
                 page_size=page_size,
                 max_requests=max_requests,
                 eos_token_ids=_EOS,
+                host_tokens=host_tokens,
             )
 
-        self.prefill = PrefillUnderTest(engine(), self.network)
+        self.prefill = PrefillUnderTest(engine(), self.network, mode)
         self.decode = DecodeUnderTest(engine(), self.network)
         self.streams: dict[int, _Stream] = {}
         self.num_opened = 0

@@ -1,0 +1,136 @@
+"""Copies of whole KV pages between two sets of layers, on one device or between two.
+
+A *side* is a list of tensors, one for the keys and one for the values of each layer, each ``[number
+of pages, bytes of a page]`` uint8: a view of the paged buffers (``pages_of``), or host memory of
+the same form. Pages move whole, so how tokens lie inside one does not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FEW_RUNS = 4
+"""Pages per run of neighbours from which on one copy per run is faster than one per page; on one
+core, rows of 12 kB, the two are equal at about three."""
+
+
+def pages_of(buffers: Sequence[Tensor], page_size: int) -> list[Tensor]:
+    """Paged buffers as a side, without a copy.
+
+    Args:
+        buffers: one tensor ``[number of slots, ...]`` per layer, contiguous. Slots behind the last
+            whole page are left out.
+        page_size: slots per page.
+
+    Raises:
+        ValueError: a buffer is not contiguous.
+    """
+    pages: list[Tensor] = []
+    for buffer in buffers:
+        if not buffer.is_contiguous():
+            raise ValueError("a KV buffer is not contiguous, so its pages are not rows of bytes")
+        num_pages = buffer.shape[0] // page_size
+        rows = buffer[: num_pages * page_size].view(torch.uint8)
+        pages.append(rows.reshape(num_pages, -1))
+    return pages
+
+
+def host_side(like: Sequence[Tensor], num_pages: int) -> list[Tensor]:
+    """Host memory for so many pages of each layer of ``like``; pinned where there is a GPU."""
+    if like[0].device.type == "cuda":
+        return [
+            torch.empty((num_pages, layer.shape[1]), dtype=torch.uint8, pin_memory=True)
+            for layer in like
+        ]
+    return [_huge_pages(num_pages, layer.shape[1]) for layer in like]
+
+
+def runs_of(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Neighbouring pages that stay neighbours: (first of source, first of target, number)."""
+    runs: list[tuple[int, int, int]] = []
+    start = 0
+    for index in range(1, len(source) + 1):
+        if (
+            index == len(source)
+            or source[index] != source[index - 1] + 1
+            or target[index] != target[index - 1] + 1
+        ):
+            runs.append((source[start], target[start], index - start))
+            start = index
+    return runs
+
+
+def copy_on_host(
+    source: Sequence[Tensor],
+    source_pages: Sequence[int],
+    target: Sequence[Tensor],
+    target_pages: Sequence[int],
+) -> None:
+    """Copy pages between two sides in host memory. Page ``source_pages[i]`` of each layer becomes
+    ``target_pages[i]``; the target's other pages are not touched."""
+    if not source_pages:
+        return
+    runs = runs_of(source_pages, target_pages)
+    views = [(_array(s), _array(t)) for s, t in zip(source, target, strict=True)]
+    if len(runs) * FEW_RUNS <= len(source_pages):
+        for old, new in views:
+            for first, to, number in runs:
+                new[to : to + number] = old[first : first + number]
+        return
+    picked = np.asarray(source_pages)
+    first_target = target_pages[0]
+    is_one_block = runs_of(target_pages, target_pages)[0][2] == len(target_pages)
+    placed = np.asarray(target_pages)
+    for old, new in views:
+        if is_one_block:
+            block = new[first_target : first_target + len(target_pages)]
+            # The numbers were checked by whoever made them; "clip" spares numpy a buffer.
+            np.take(old, picked, axis=0, out=block, mode="clip")
+        else:
+            new[placed] = old[picked]
+
+
+def gather_pages(layers: Sequence[Tensor], pages: Tensor, out: Tensor) -> None:
+    """Copy pages of each layer behind each other into ``out``, uint8 ``[layers * pages * bytes]``,
+    layer by layer. All layers have pages of equal size, or ``out`` is as long as all together."""
+    position = 0
+    for layer in layers:
+        num_bytes = pages.numel() * layer.shape[1]
+        block = out[position : position + num_bytes].view(pages.numel(), layer.shape[1])
+        torch.index_select(layer, 0, pages, out=block)
+        position += num_bytes
+
+
+def scatter_pages(layers: Sequence[Tensor], pages: Tensor, staged: Tensor) -> None:
+    """The way back of ``gather_pages``."""
+    position = 0
+    for layer in layers:
+        num_bytes = pages.numel() * layer.shape[1]
+        block = staged[position : position + num_bytes].view(pages.numel(), layer.shape[1])
+        layer.index_copy_(0, pages, block)
+        position += num_bytes
+
+
+def _array(rows: Tensor) -> Any:
+    """The same memory in words of eight bytes, if it can be."""
+    carrier = torch.int64 if rows.shape[1] % 8 == 0 else torch.uint8
+    return rows.view(carrier).numpy()
+
+
+def _huge_pages(num_pages: int, page_bytes: int) -> Tensor:
+    """Memory that the kernel gives in large pages where it can: the first touch of small ones costs
+    more than the copy."""
+    num_bytes = max(1, num_pages * page_bytes)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    return flat[: num_pages * page_bytes].view(num_pages, page_bytes)

@@ -1,0 +1,156 @@
+"""What it costs to get KV back: the cost model of preemption, as plain data and pure functions.
+
+Three things are priced, each with a form that says what it physically is:
+
+===========  =======================================================  =========================
+recompute    ``fixed + n * per_token + n * (p + n / 2) * per_pair``   ``n`` new tokens behind a
+                                                                      prefix of ``p``: start of a
+                                                                      forward pass, the matrices,
+                                                                      and the attention of each
+                                                                      new token to all before it
+swap out,    ``fixed + bytes * per_byte``                             start of a copy, and the
+swap in                                                               link
+===========  =======================================================  =========================
+
+All are evaluated at the *victim*: its tokens, behind the prefix that stays. (The published cost
+model, Stream2LLM, MLSys 2026, prices the tokens of the stream that needs the memory.) Where the
+coefficients come from: ``streamfill profile`` measures them, ``BUILT_IN`` has some for every
+platform, and ``Corrected`` follows what a server observes.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import Final
+
+import msgspec
+
+
+class RecomputeCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds of the engine."""
+
+    fixed_s: float
+    per_token_s: float
+    per_pair_s: float = 0.0
+
+    def seconds(self, num_tokens: int, prefix_tokens: int = 0) -> float:
+        """To compute ``num_tokens`` behind a prefix, in one forward pass; 0 for none."""
+        if num_tokens <= 0:
+            return 0.0
+        num_pairs = num_tokens * (prefix_tokens + num_tokens / 2)
+        return self.fixed_s + num_tokens * self.per_token_s + num_pairs * self.per_pair_s
+
+
+class CopyCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds of one copy between device and host memory."""
+
+    fixed_s: float
+    per_byte_s: float
+
+    def seconds(self, num_bytes: int) -> float:
+        """To copy so many bytes; 0 for none."""
+        return self.fixed_s + num_bytes * self.per_byte_s if num_bytes > 0 else 0.0
+
+
+class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that preemption is priced with, of one model on one machine."""
+
+    recompute: RecomputeCost
+    swap_out: CopyCost
+    swap_in: CopyCost
+    copies_overlap: bool
+    """Copies run beside the engine's work (a GPU's copy engines); else the engine waits for
+    them."""
+
+
+BUILT_IN: Final = {
+    "cpu": CostModel(
+        # SmolLM2-135M in float32 on one core, docs/benchmarks/scheduling.md.
+        recompute=RecomputeCost(fixed_s=0.05, per_token_s=0.0025, per_pair_s=4e-8),
+        # A plain copy of one core: some 5 GB/s.
+        swap_out=CopyCost(fixed_s=1e-4, per_byte_s=2e-10),
+        swap_in=CopyCost(fixed_s=1e-4, per_byte_s=2e-10),
+        copies_overlap=False,
+    ),
+    "cuda": CostModel(
+        # Not measured: an 8-billion-parameter model in bfloat16 at half of an H200's peak, and
+        # a PCIe 5.0 link at 40 GB/s. ``streamfill profile`` replaces it.
+        recompute=RecomputeCost(fixed_s=5e-3, per_token_s=3.3e-5, per_pair_s=1e-9),
+        swap_out=CopyCost(fixed_s=3e-5, per_byte_s=2.5e-11),
+        swap_in=CopyCost(fixed_s=3e-5, per_byte_s=2.5e-11),
+        copies_overlap=True,
+    ),
+}
+"""By ``torch.device.type``. A server has a model from its first moment, and corrects it."""
+
+
+class CostKind(enum.Enum):
+    """What is observed."""
+
+    RECOMPUTE = "recompute"
+    SWAP_OUT = "swap_out"
+    SWAP_IN = "swap_in"
+
+
+_MEMORY: Final = 0.95
+"""Weight that an observation keeps with each new one: the last twenty count."""
+_MOST: Final = 30.0
+"""A single observation counts as at most so many times too dear or too cheap."""
+
+
+class Corrected:
+    """A cost model that follows what is observed: one factor for each kind, the geometric mean of
+    observed by predicted. Deterministic."""
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self._factors = dict.fromkeys(CostKind, 1.0)
+        self._logs = dict.fromkeys(CostKind, 0.0)
+        self._weights = dict.fromkeys(CostKind, 1.0)  # the model itself counts as one observation
+
+    @property
+    def factors(self) -> dict[CostKind, float]:
+        """By how much the model is off, by kind; 1 before anything was observed."""
+        return dict(self._factors)
+
+    def observe(self, kind: CostKind, predicted_s: float, observed_s: float) -> None:
+        """Something that the *uncorrected* model puts at ``predicted_s`` took ``observed_s``."""
+        if predicted_s <= 0.0 or observed_s <= 0.0:
+            return
+        error = math.log(observed_s / predicted_s)
+        limit = math.log(_MOST)
+        error = max(-limit, min(limit, error))
+        weight = self._weights[kind] = self._weights[kind] * _MEMORY + 1.0
+        self._logs[kind] += (error - self._logs[kind]) / weight
+        self._factors[kind] = math.exp(self._logs[kind])
+
+    def observe_recompute(self, num_tokens: int, prefix_tokens: int, observed_s: float) -> None:
+        """A forward pass."""
+        predicted_s = self._model.recompute.seconds(num_tokens, prefix_tokens)
+        self.observe(CostKind.RECOMPUTE, predicted_s, observed_s)
+
+    def observe_copy(self, *, out: bool, num_bytes: int, observed_s: float) -> None:
+        """A copy to (``out``) or from host memory."""
+        kind = CostKind.SWAP_OUT if out else CostKind.SWAP_IN
+        cost = self._model.swap_out if out else self._model.swap_in
+        self.observe(kind, cost.seconds(num_bytes), observed_s)
+
+    def model(self) -> CostModel:
+        """As corrected so far."""
+        model, factors = self._model, self._factors
+        recompute = factors[CostKind.RECOMPUTE]
+        return CostModel(
+            recompute=RecomputeCost(
+                fixed_s=model.recompute.fixed_s * recompute,
+                per_token_s=model.recompute.per_token_s * recompute,
+                per_pair_s=model.recompute.per_pair_s * recompute,
+            ),
+            swap_out=_scaled(model.swap_out, factors[CostKind.SWAP_OUT]),
+            swap_in=_scaled(model.swap_in, factors[CostKind.SWAP_IN]),
+            copies_overlap=model.copies_overlap,
+        )
+
+
+def _scaled(cost: CopyCost, factor: float) -> CopyCost:
+    return CopyCost(fixed_s=cost.fixed_s * factor, per_byte_s=cost.per_byte_s * factor)

@@ -1,0 +1,183 @@
+"""The swap engine on the CPU: what comes in is what went out, within the bound of host memory."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefill_server.host_index import page_keys
+from prefill_server.page_copies import copy_on_host, host_side, pages_of, runs_of
+from prefill_server.swap import SwapEngine
+
+NUM_LAYERS, NUM_SLOTS, PAGE = 3, 68, 4
+"""17 pages: the last slots are those that SGLang adds for its padding."""
+
+
+class _Pool:
+    """A paged KV pool, its keys and values of different width."""
+
+    def __init__(self, dtype: Any = torch.float32) -> None:
+        self.k = [self._buffer(2, dtype) for _ in range(NUM_LAYERS)]
+        self.v = [self._buffer(3, dtype) for _ in range(NUM_LAYERS)]
+
+    @staticmethod
+    def _buffer(dim: int, dtype: Any) -> Any:
+        return torch.zeros(NUM_SLOTS, 1, dim, dtype=dtype)
+
+    def fill(self, page: int, number: int) -> None:
+        """Every element of the page tells ``number``, layer and side."""
+        for side, buffers in enumerate((self.k, self.v)):
+            for layer, buffer in enumerate(buffers):
+                buffer[page * PAGE : (page + 1) * PAGE] = number + 30 * layer + 100 * side
+
+    def number(self, page: int) -> int:
+        """What ``fill`` wrote there; fails where it is torn."""
+        rows = slice(page * PAGE, (page + 1) * PAGE)
+        numbers = {
+            float(value) - 30 * layer - 100 * side
+            for side, buffers in enumerate((self.k, self.v))
+            for layer, buffer in enumerate(buffers)
+            for value in buffer[rows].flatten()
+        }
+        assert len(numbers) == 1, f"page {page} is torn: {numbers}"
+        return int(numbers.pop())
+
+    def engine(self, num_host_pages: int) -> SwapEngine:
+        return SwapEngine(self.k, self.v, page_size=PAGE, num_host_pages=num_host_pages)
+
+
+def _keys(*names: int) -> list[bytes]:
+    """Keys of a sequence of pages."""
+    return page_keys(array("q", [name for name in names for _ in range(PAGE)]), PAGE)
+
+
+def _t(pages: Sequence[int]) -> Any:
+    return torch.tensor(pages, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("pages", [[1, 2, 3, 4], [9, 2, 12, 5]], ids=["neighbours", "scattered"])
+def test_out_and_in_again(dtype: Any, pages: list[int]) -> None:
+    pool = _Pool(dtype)
+    engine = pool.engine(8)
+    keys = _keys(1, 2, 3, 4)
+    for number, page in enumerate(pages):
+        pool.fill(page, number)
+    assert engine.save(keys, _t(pages)) == 4
+    for page in range(16):
+        pool.fill(page, 20)
+    back = [7, 15, 0, 6]
+    engine.restore(keys, _t(back))
+    assert [pool.number(page) for page in back] == [0, 1, 2, 3]
+    assert all(pool.number(page) == 20 for page in range(16) if page not in back)
+
+
+def test_the_second_time_is_free() -> None:
+    pool = _Pool()
+    engine = pool.engine(8)
+    keys = _keys(1, 2)
+    engine.save(keys, _t([3, 4]))
+    engine.restore(keys, _t([5, 6]))
+    engine.save(keys, _t([5, 6]))
+    stats = engine.stats()
+    assert (stats.num_saved, stats.num_saved_for_free, stats.num_restored) == (2, 2, 2)
+    assert stats.saved_bytes == 2 * engine.page_bytes == 2 * PAGE * NUM_LAYERS * 5 * 4
+
+
+def test_a_shared_beginning_is_kept_once() -> None:
+    engine = _Pool().engine(8)
+    engine.save(_keys(1, 2, 3), _t([3, 4, 5]))
+    assert engine.save(_keys(1, 2, 9), _t([3, 4, 8])) == 3
+    assert engine.stats().num_held == 4
+
+
+@pytest.mark.parametrize(("num_host_pages", "held"), [(0, 0), (2, 2), (100, 4)])
+def test_host_memory_is_bounded(num_host_pages: int, held: int) -> None:
+    pool = _Pool()
+    engine = pool.engine(num_host_pages)
+    keys = _keys(1, 2, 3, 4)
+    for page in range(4):
+        pool.fill(page, page)
+    assert engine.save(keys, _t([0, 1, 2, 3])) == held
+    assert engine.num_present(keys) == held
+    engine.restore(keys[:held], _t(list(range(8, 8 + held))))
+    assert [pool.number(page) for page in range(8, 8 + held)] == list(range(held))
+
+
+def test_what_is_not_there_cannot_be_restored() -> None:
+    pool = _Pool()
+    engine = pool.engine(8)
+    engine.save(_keys(1), _t([0]))
+    with pytest.raises(KeyError):
+        engine.restore(_keys(1, 2), _t([4, 5]))
+    assert engine.stats().num_restored == 0
+
+
+def test_restoring_needs_as_many_pages() -> None:
+    engine = _Pool().engine(8)
+    engine.save(_keys(1, 2), _t([0, 1]))
+    with pytest.raises(ValueError, match="2 pages cannot go to 1"):
+        engine.restore(_keys(1, 2), _t([4]))
+
+
+def test_copies_are_reported_once() -> None:
+    engine = _Pool().engine(8)
+    engine.save(_keys(1, 2), _t([0, 1]))
+    engine.restore(_keys(1), _t([4]))
+    out, back = engine.poll()
+    assert (out.out, out.num_bytes) == (True, 2 * engine.page_bytes)
+    assert (back.out, back.num_bytes) == (False, engine.page_bytes)
+    assert out.seconds > 0
+    assert engine.poll() == []
+
+
+def test_clear_forgets() -> None:
+    engine = _Pool().engine(8)
+    engine.save(_keys(1, 2), _t([0, 1]))
+    engine.clear()
+    assert engine.num_present(_keys(1, 2)) == 0
+
+
+def test_a_buffer_in_pieces_is_refused() -> None:
+    with pytest.raises(ValueError, match="not contiguous"):
+        pages_of([torch.zeros(8, 4, 2).transpose(1, 2)], 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=10))
+def test_runs_cover_every_pair_once(pairs: list[tuple[int, int]]) -> None:
+    source, target = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    covered = [
+        (first + offset, to + offset)
+        for first, to, number in runs_of(source, target)
+        for offset in range(number)
+    ]
+    assert covered == pairs
+
+
+@settings(deadline=None)
+@given(
+    st.permutations(range(12)),
+    st.permutations(range(12)),
+    st.integers(0, 12),
+    st.sampled_from([8, 6]),
+)
+def test_copies_touch_nothing_else(
+    source_order: Sequence[int], target_order: Sequence[int], number: int, page_bytes: int
+) -> None:
+    like = [torch.zeros(1, page_bytes, dtype=torch.uint8)]
+    source, target = host_side(like, 12), host_side(like, 12)
+    for page in range(12):
+        source[0][page] = page
+        target[0][page] = 100 + page
+    from_pages, to_pages = list(source_order[:number]), list(target_order[:number])
+    copy_on_host(source, from_pages, target, to_pages)
+    expected = {page: 100 + page for page in range(12)}
+    expected.update(zip(to_pages, from_pages, strict=True))
+    assert [int(row[0]) for row in target[0]] == [expected[page] for page in range(12)]
+    assert all(len(set(row.tolist())) == 1 for row in target[0])

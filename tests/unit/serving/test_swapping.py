@@ -1,0 +1,146 @@
+"""KV that memory pressure takes from a stream: how it goes, how it comes back, what is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamfill.messages import server_to_router as s
+from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
+from tests.support.fake_engine import FakeEngine, predict
+from tests.unit.serving.builders import (
+    GREEDY,
+    PrefillUnderTest,
+    cancel,
+    commit,
+    opened,
+    splice,
+    tokens,
+)
+
+SIZE = 240
+"""Tokens of a context; a pool has room for one and a half."""
+
+
+def _server(
+    mode: PreemptionMode = PreemptionMode.AUTO, host_tokens: int = 2000, pool_tokens: int = 400
+) -> PrefillUnderTest:
+    engine = FakeEngine(pool_tokens=pool_tokens, page_size=4, host_tokens=host_tokens)
+    return PrefillUnderTest(engine, mode=mode)
+
+
+def _fill(server: PrefillUnderTest, *stream_ids: int, size: int = SIZE) -> None:
+    for stream_id in stream_ids:
+        server.run(opened(stream_id))
+        ids = tokens(size, stream_id)
+        server.run(splice(ids, stream_id=stream_id))
+        server.clock.now_s += 5.0
+
+
+def _commit(server: PrefillUnderTest, stream_id: int, size: int = SIZE) -> None:
+    server.run(commit(size, stream_id=stream_id, handoff=None))
+    expected = predict(tokens(size, stream_id), GREEDY, server.engine.facts.eos_token_ids)
+    assert server.answer(stream_id)[0] == expected
+
+
+def _account(server: PrefillUnderTest, stream_id: int, size: int = SIZE) -> s.Output:
+    server.run(commit(size, stream_id=stream_id, handoff=None))
+    return next(output for output in server.take(s.Output, stream_id) if output.account)
+
+
+def test_swapped_out_context_is_not_computed_again() -> None:
+    server = _server()
+    _fill(server, 1, 2)
+    assert server.engine.cached_tokens(server.core._records[1].ids) < SIZE
+    before = server.core.num_computed_tokens
+    _commit(server, 1)
+    assert server.core.num_computed_tokens - before <= 4, "only the last page, for its logits"
+    assert server.core.num_recomputed_tokens == 0
+    assert server.engine.num_restored_tokens > 0
+    assert server.core.num_swap_outs > 0
+    assert server.core.num_swap_ins > 0
+
+
+@pytest.mark.parametrize("mode", [PreemptionMode.RECOMPUTE, PreemptionMode.NONE])
+def test_without_copies_it_is_computed_again(mode: PreemptionMode) -> None:
+    server = _server(mode)
+    _fill(server, 1, 2)
+    _commit(server, 1)
+    assert server.core.num_recomputed_tokens > 0
+    assert server.core.num_swap_outs == 0
+
+
+@pytest.mark.parametrize("host_tokens", [0, 8, 40, 10_000])
+@pytest.mark.parametrize("mode", PreemptionMode)
+def test_any_host_memory_gives_the_same_answers(mode: PreemptionMode, host_tokens: int) -> None:
+    server = _server(mode, host_tokens)
+    _fill(server, 1, 2, 3, 4)
+    for stream_id in (2, 1, 4, 3):
+        _commit(server, stream_id)
+        server.run(cancel(stream_id))
+    server.assert_nothing_is_left()
+
+
+def test_the_second_time_is_free() -> None:
+    """What was swapped in keeps its copy."""
+    server = _server()
+    _fill(server, 1, 2)
+    server.run(splice(tokens(8, 77), keep=SIZE, seq=2, stream_id=1))  # 1 comes back, 2 goes
+    server.clock.now_s += 5.0
+    copied = server.core.swap_out_bytes
+    server.run(splice(tokens(8, 78), keep=SIZE, seq=2, stream_id=2))  # 2 comes back, 1 goes
+    assert server.core.swap_in_bytes > 0
+    new_bytes = server.core.swap_out_bytes - copied
+    assert new_bytes <= 16 * 4, "only what was new"
+
+
+def test_telemetry_says_where_it_is() -> None:
+    server = _server(pool_tokens=260)
+    _fill(server, 1, 2)
+    first, second = server.core.telemetry()
+    assert second.residency is Residency.DEVICE
+    assert first.was_preempted
+    assert first.num_host_tokens > SIZE // 2
+    assert first.num_computed_tokens + first.num_host_tokens == SIZE
+    assert not second.was_preempted
+
+
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [
+        (PreemptionMode.AUTO, PreemptionAction.SWAP),
+        (PreemptionMode.RECOMPUTE, PreemptionAction.RECOMPUTE),
+    ],
+)
+def test_the_account_tells_predicted_and_actual_cost(
+    mode: PreemptionMode, action: PreemptionAction
+) -> None:
+    server = _server(mode)
+    _fill(server, 1, 2)
+    account = _account(server, 1).account
+    assert account is not None
+    (loss,) = account.preemptions
+    assert loss.action == action.value
+    assert loss.predicted_s is not None
+    assert loss.actual_s is not None
+    assert loss.predicted_s > 0
+    assert loss.actual_s >= 0
+    assert "idle for" in loss.reason
+
+
+def test_an_update_finds_the_common_prefix_on_the_host() -> None:
+    server = _server()
+    _fill(server, 1, 2)
+    before = server.core.num_computed_tokens
+    server.run(splice(tokens(20, 9), keep=200, seq=2, stream_id=1))
+    assert server.core.num_computed_tokens - before == 20
+    assert server.core.num_recomputed_tokens == 0
+
+
+def test_the_mode_can_be_changed() -> None:
+    server = _server()
+    server.core.decider.set_preemption(PreemptionMode.RECOMPUTE)
+    _fill(server, 1, 2)
+    assert server.core.num_swap_outs == 0
+    server.core.decider.set_preemption(PreemptionMode.SWAP)
+    _fill(server, 3)
+    assert server.core.num_swap_outs > 0
