@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from prefill_server.core import PrefillCore
 from prefill_server.swap import SwapEngine, host_pages
@@ -14,9 +17,11 @@ from streamfill.engine.host_memory import read_host_memory
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.kv_transfer.sender import KvSender
 from streamfill.messages.control import Plan, PreemptionMode, Telemetry
+from streamfill.models.home import streamfill_home
 from streamfill.observability.logging import log_event
 from streamfill.preemption.client import ControllerClient
-from streamfill.preemption.costs import BUILT_IN
+from streamfill.preemption.costs import CostModel
+from streamfill.profiling.profile_file import costs_for
 from streamfill.serving.deciding import PolicySetting, PreemptionSetting
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.runtime import SchedulerRuntime
@@ -73,11 +78,23 @@ class PrefillRuntime(SchedulerRuntime):
             clock=self.clock,
             preemption=PreemptionSetting(
                 mode=PreemptionMode(self.config.preemption),
-                costs=BUILT_IN.get(engine.kv_pool.device.type, BUILT_IN["cuda"]),
+                costs=self._costs(engine.kv_pool.device),
             ),
         )
         self._attach_swap(engine)
         return self._prefill_core
+
+    def _costs(self, device: torch.device) -> CostModel:
+        """What getting KV back costs, to begin with. All ranks read the same file."""
+        costs, source = costs_for(
+            self.config.cost_profile,
+            home=streamfill_home(),
+            model=Path(self.config.model_path).name,
+            device_type=device.type,
+        )
+        log_event(logger, "cost_model", source=source)
+        recompute = msgspec.structs.replace(costs.recompute, pass_tokens=self._step_tokens)
+        return msgspec.structs.replace(costs, recompute=recompute)
 
     def _attach_swap(self, engine: SchedulerEngine) -> None:
         """Give the engine its host memory."""

@@ -85,6 +85,9 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     preemption: str = "auto"
     """How KV may be taken from streams that are not over when memory is short: auto, swap,
     recompute or none. Of prefill servers only."""
+    cost_profile: str | None = None
+    """File of ``streamfill profile``, which says what recomputing and swapping cost. None: the one
+    that was made for this model on this machine, else a built-in guess. Of prefill servers only."""
     host_pool_tokens: int | None = None
     """Host memory of each server for KV that was taken from streams, in tokens. 0: never copy.
     None: four times the KV pool, at most a quarter of the memory that is free at the start. Of
@@ -168,6 +171,7 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     policy: str = DEFAULT_POLICY
     policy_options: dict[str, str] = {}
     preemption: str = "auto"
+    cost_profile: str | None = None
     host_pool_tokens: int | None = None
     max_requests: int = 64
     tp_size: int = 1
@@ -253,9 +257,22 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             config.prefill.preemption,
             f"must be one of {', '.join(PREEMPTION_MODES)}",
         )
-    if (config.decode.preemption, config.decode.host_pool_tokens) != ("auto", None):
-        remedy = "decode servers swap nothing; set prefill.preemption and prefill.host_pool_tokens"
-        raise ConfigError("decode.preemption", config.decode.preemption, remedy)
+    for key, default in (
+        ("preemption", "auto"),
+        ("cost_profile", None),
+        ("host_pool_tokens", None),
+    ):
+        value = getattr(config.decode, key)
+        if value != default:
+            raise ConfigError(
+                f"decode.{key}", value, f"decode servers swap nothing; set prefill.{key}"
+            )
+    if config.prefill.cost_profile is not None and not Path(config.prefill.cost_profile).is_file():
+        raise ConfigError(
+            "prefill.cost_profile",
+            config.prefill.cost_profile,
+            "is no file; make one with `streamfill profile`, or leave the setting out",
+        )
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
         raise ConfigError(

@@ -32,7 +32,7 @@ def lone_cluster(
 ) -> Iterator[RunningCluster]:
     """One prefill server with a small pool and nobody to hand over to."""
     # One thread, since it shares the machine with the other cluster.
-    toml = "[prefill]\nthreads = 1\npool_tokens = 1950\n[decode]\ncount = 0"
+    toml = "[prefill]\nthreads = 1\npool_tokens = 1950\nhost_pool_tokens = 0\n[decode]\ncount = 0"
     running = start_cluster(tmp_path_factory.mktemp("lone"), tiny_model, "lone", toml)
     yield running
     running.stop()

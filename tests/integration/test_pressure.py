@@ -27,6 +27,7 @@ _MAX_TOKENS = 16
 _POOL_TOKENS = 1950
 """A third of the prompts, which are a little shorter than their pieces add up to."""
 _WAIT_S = 60.0
+_COUNTERS = ("num_swap_outs", "num_swap_ins", "num_computed_tokens", "num_recomputed_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,11 @@ def tight_cluster(
 def paged_cluster(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> Iterator[RunningCluster]:
-    """Pages of 16 tokens on both servers, and a tight pool."""
-    toml = f"[prefill]\npage_size = 16\npool_tokens = {_POOL_TOKENS}\n[decode]\npage_size = 16"
+    """Pages of 16 tokens on both servers, a tight pool, and host memory for a stream or two."""
+    toml = (
+        f"[prefill]\npage_size = 16\npool_tokens = {_POOL_TOKENS}\nhost_pool_tokens = 320\n"
+        "[decode]\npage_size = 16"
+    )
     running = start_cluster(tmp_path_factory.mktemp("paged"), tiny_model, "paged", toml)
     yield running
     running.stop()
@@ -54,22 +58,46 @@ def paged_cluster(
 async def test_streams_three_times_the_pool(
     cluster: RunningCluster, tight_cluster: RunningCluster, tiny_model: Path
 ) -> None:
-    """All finish with the answers of an ample cluster."""
-    await _assert_all_finish(tight_cluster, cluster, tiny_model, seed=1)
+    """All finish with the answers of an ample cluster, and nothing is computed twice: what memory
+    has no room for waits in host memory."""
+    total = await _assert_all_finish(tight_cluster, cluster, tiny_model, seed=1)
+    assert total["num_swap_outs"] > 0
+    assert total["num_swap_ins"] > 0
+    assert total["num_recomputed_tokens"] < total["num_computed_tokens"] / 10
+
+
+@pytest.mark.parametrize("mode", ["swap", "recompute", "none"])
+async def test_every_preemption_mode(
+    cluster: RunningCluster, tight_cluster: RunningCluster, tiny_model: Path, mode: str
+) -> None:
+    """However KV is taken, the answers are the same."""
+    async with Client(tight_cluster.address) as client:
+        await client.set_policy("adaptive", {"preemption": mode})
+        try:
+            total = await _assert_all_finish(tight_cluster, cluster, tiny_model, seed=6)
+        finally:
+            await client.set_policy("adaptive")
+    assert (total["num_swap_outs"] > 0) == (mode == "swap")
+    if mode != "swap":
+        assert total["num_recomputed_tokens"] > 0
 
 
 async def test_streams_three_times_the_pool_without_decode_server(
     cluster: RunningCluster, lone_cluster: RunningCluster, tiny_model: Path
 ) -> None:
-    """The same where prompts and answers share one pool."""
-    await _assert_all_finish(lone_cluster, cluster, tiny_model, seed=2)
+    """The same where prompts and answers share one pool, and there is no host memory."""
+    total = await _assert_all_finish(lone_cluster, cluster, tiny_model, seed=2)
+    assert total["num_swap_outs"] == 0
+    assert total["num_recomputed_tokens"] > 0
 
 
 async def test_streams_three_times_the_pool_in_pages(
     cluster: RunningCluster, paged_cluster: RunningCluster, tiny_model: Path
 ) -> None:
-    """The same with pages of 16 tokens."""
-    await _assert_all_finish(paged_cluster, cluster, tiny_model, seed=3)
+    """The same with pages of 16 tokens, and far too little host memory."""
+    total = await _assert_all_finish(paged_cluster, cluster, tiny_model, seed=3)
+    assert total["num_swap_outs"] > 0
+    assert total["num_recomputed_tokens"] > 0
 
 
 @pytest.mark.parametrize("mode", ["append", "update"])
@@ -135,8 +163,9 @@ async def _complete_all(
 
 async def _assert_all_finish(
     tight: RunningCluster, ample: RunningCluster, model: Path, seed: int
-) -> None:
-    """32 streams that are all open, with all of their context sent, before the first commit."""
+) -> dict[str, int]:
+    """32 streams that are all open, with all of their context sent, before the first commit.
+    Returns by how much the prefill servers' counters grew."""
     prompts = _prompts(model, seed)
     async with Client(tight.address) as client:
         before = await client.server_info()
@@ -150,6 +179,7 @@ async def _assert_all_finish(
         for number, (pieces, ours) in enumerate(zip(prompts, streamed, strict=True)):
             whole = await client.complete("".join(pieces), max_tokens=_MAX_TOKENS, temperature=0.0)
             assert_same(ours, whole, f"stream {number}")
+    return {name: _counted(before, after, name) for name in _COUNTERS}
 
 
 async def _stream_all(client: Client, prompts: list[list[str]]) -> list[Result]:
@@ -178,14 +208,15 @@ def _prompts(model: Path, seed: int) -> list[list[str]]:
 
 
 def _check_accounts(streamed: list[Result], before: ClusterInfo, after: ClusterInfo) -> None:
-    """What was evicted was computed again, and the streams' accounts add up to the servers'."""
+    """What was taken and did not come back was computed again, and the streams' accounts add up to
+    the servers'."""
     recomputed = sum(result.usage.num_recomputed_tokens for result in streamed)
-    assert recomputed == _counted(before, after, "num_recomputed_tokens") > 0
+    assert recomputed == _counted(before, after, "num_recomputed_tokens")
     preemptions = [
         entry
         for result in streamed
         for entry in result.timing.lifetime
-        if entry.event is LifetimeEvent.PREEMPTED_RECOMPUTE
+        if entry.event in (LifetimeEvent.PREEMPTED_RECOMPUTE, LifetimeEvent.PREEMPTED_SWAP)
     ]
     assert len(preemptions) == _counted(before, after, "num_preemptions") > 0
     assert sum(entry.num_tokens or 0 for entry in preemptions) >= recomputed

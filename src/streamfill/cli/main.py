@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "demo": "start a cluster, stream a document into it, compare with one shot",
     "traces": "describe, import, generate and collect traces",
     "bench": "replay traces and compare streaming with what else a client could do",
+    "profile": "measure what recomputing and swapping cost on this machine",
     "model": "make the default model ready",
     "doctor": "show versions and what is missing",
 }

@@ -206,6 +206,7 @@ def _server_config(
         policy=section.policy,
         policy_options=section.policy_options,
         preemption=section.preemption,
+        cost_profile=section.cost_profile,
         host_pool_tokens=section.host_pool_tokens,
         max_requests=section.max_requests,
         tp_size=section.tp_size,

@@ -4,8 +4,8 @@ Three things are priced, each with a form that says what it physically is:
 
 ===========  =======================================================  =========================
 recompute    ``fixed + n * per_token + n * (p + n / 2) * per_pair``   ``n`` new tokens behind a
-                                                                      prefix of ``p``: start of a
-                                                                      forward pass, the matrices,
+                                                                      prefix of ``p``: start of
+                                                                      each forward pass, matrices,
                                                                       and the attention of each
                                                                       new token to all before it
 swap out,    ``fixed + bytes * per_byte``                             start of a copy, and the
@@ -33,13 +33,18 @@ class RecomputeCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     fixed_s: float
     per_token_s: float
     per_pair_s: float = 0.0
+    pass_tokens: int = 0
+    """Most tokens of one forward pass; more take several. 0: no limit."""
 
     def seconds(self, num_tokens: int, prefix_tokens: int = 0) -> float:
-        """To compute ``num_tokens`` behind a prefix, in one forward pass; 0 for none."""
+        """To compute ``num_tokens`` behind a prefix; 0 for none."""
         if num_tokens <= 0:
             return 0.0
+        num_passes = -(-num_tokens // self.pass_tokens) if self.pass_tokens > 0 else 1
         num_pairs = num_tokens * (prefix_tokens + num_tokens / 2)
-        return self.fixed_s + num_tokens * self.per_token_s + num_pairs * self.per_pair_s
+        return (
+            num_passes * self.fixed_s + num_tokens * self.per_token_s + num_pairs * self.per_pair_s
+        )
 
 
 class CopyCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +150,7 @@ class Corrected:
                 fixed_s=model.recompute.fixed_s * recompute,
                 per_token_s=model.recompute.per_token_s * recompute,
                 per_pair_s=model.recompute.per_pair_s * recompute,
+                pass_tokens=model.recompute.pass_tokens,
             ),
             swap_out=_scaled(model.swap_out, factors[CostKind.SWAP_OUT]),
             swap_in=_scaled(model.swap_in, factors[CostKind.SWAP_IN]),

@@ -63,8 +63,6 @@ class RunOutcome(NamedTuple):
     num_computed: int
     num_recomputed: int
     """Of them, computed before and evicted meanwhile."""
-    was_preempted: bool = False
-    """The engine found less than the run was decided on: KV was evicted in between."""
 
 
 class WorkAccount:
@@ -85,6 +83,7 @@ class WorkAccount:
         self._own: list[tuple[int, int]] = []
         """Positions that were computed here and are still valid: half-open, ascending, apart."""
         self.num_losses = 0
+        """How often the stream was preempted."""
         self._losing = False
         """Something was lost, and nothing has come back since."""
         self._num_resident = 0
@@ -191,7 +190,7 @@ class WorkAccount:
             return RunOutcome(0, 0)
         # The engine computes at least the last token, and whole pages: that is no loss.
         reusable = self._whole_pages(min(num_in_tree, up_to - 1))
-        was_preempted = self.observe(num_cached, reusable, start_s)
+        self.observe(num_cached, reusable, start_s)
         lost_from = max(num_cached, num_in_tree) if num_cached >= reusable else num_cached
         self._losing = False
         num_recomputed = self._num_own(lost_from, num_valid)
@@ -202,7 +201,7 @@ class WorkAccount:
         self._runs.append(_Run(start_s, end_s, num_computed, reason))
         if len(self._runs) > NUM_RUNS_KEPT:
             self._merge_old_runs()
-        return RunOutcome(num_computed, num_recomputed, was_preempted)
+        return RunOutcome(num_computed, num_recomputed)
 
     def answered(self, num_prompt_tokens: int) -> None:
         """All of the prompt is computed. What was not computed for this stream was found."""

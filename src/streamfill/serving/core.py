@@ -503,6 +503,7 @@ class ServingCore:
     def _note_run(self, record: StreamRecord, in_flight: InFlight, num_cached: int) -> None:
         """The engine computed what was lacking of a prefix of the stream."""
         num_prompt = record.num_prompt
+        num_losses = record.account.num_losses
         outcome = record.account.ran(
             start_s=in_flight.began_s,
             end_s=self._clock(),
@@ -513,7 +514,7 @@ class ServingCore:
             reason=in_flight.reason.value,
         )
         self.num_recomputed_tokens += outcome.num_recomputed
-        self.num_preemptions += outcome.was_preempted
+        self.num_preemptions += record.account.num_losses - num_losses
         record.was_preempted = False
         if outcome.num_recomputed:
             seconds = self._clock() - in_flight.began_s

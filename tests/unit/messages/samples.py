@@ -217,7 +217,9 @@ CONTROL: tuple[msgspec.Struct, ...] = (
         bytes_per_token=46_080,
         mode=c.PreemptionMode.SWAP,
         costs=CostModel(
-            recompute=RecomputeCost(fixed_s=0.5, per_token_s=0.25, per_pair_s=0.125),
+            recompute=RecomputeCost(
+                fixed_s=0.5, per_token_s=0.25, per_pair_s=0.125, pass_tokens=256
+            ),
             swap_out=CopyCost(fixed_s=0.5, per_byte_s=0.25),
             swap_in=CopyCost(fixed_s=0.25, per_byte_s=0.5),
             copies_overlap=True,

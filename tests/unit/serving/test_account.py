@@ -78,7 +78,7 @@ def test_kv_that_went_between_plan_and_run_counts_as_lost() -> None:
     """The engine found less than the plan relied on."""
     account = WorkAccount()
     ran(account, 40, 0)
-    assert ran(account, 50, 10, in_tree=40) == RunOutcome(40, 30, was_preempted=True)
+    assert ran(account, 50, 10, in_tree=40) == RunOutcome(40, 30)
     (loss,) = account.message(2.0).preemptions
     assert (loss.age_s, loss.num_tokens) == (1.0, 30)
 

@@ -37,6 +37,8 @@ class StreamfillTarget:
         Args:
             address: ``host:port`` of the router.
         """
+        self.address = address
+        """Of the router."""
         self._client = Client(address)
 
     async def facts(self) -> TargetFacts:

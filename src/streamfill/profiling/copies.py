@@ -1,0 +1,102 @@
+"""Points of the copy curves: swap engine and KV transport, with torch and without sglang."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from streamfill.errors import StreamfillError
+from streamfill.kv_transfer.layout import KvLayout
+from streamfill.profiling.fits import Point
+
+HANDOFF_TIMEOUT_S = 300.0
+
+
+class MeasurementError(StreamfillError):
+    """A measurement did not come to an end."""
+
+
+def measure_swap(
+    layout: KvLayout, device: str, num_tokens: Sequence[int], repeats: int
+) -> tuple[list[Point], list[Point]]:
+    """Points of swap out and swap in: each size in pages that are not neighbours, as eviction
+    leaves them.
+
+    Raises:
+        MeasurementError: the memory cannot be had.
+    """
+    import torch
+
+    from prefill_server.swap import SwapEngine
+
+    page_size = layout.page_size
+    pages = {size: max(1, size // page_size) for size in num_tokens}
+    num_pages = 2 * max(pages.values())
+    shape = (num_pages * page_size, layout.num_kv_heads)
+    dtype = getattr(torch, layout.dtype)
+    try:
+        k, v = (
+            [
+                torch.zeros((*shape, dim), dtype=dtype, device=device)
+                for _ in range(layout.num_layers)
+            ]
+            for dim in (layout.head_dim, layout.v_head_dim)
+        )
+        engine = SwapEngine(k, v, page_size=page_size, num_host_pages=num_pages)
+    except RuntimeError as error:
+        raise MeasurementError(f"no memory for the swap measurement: {error}") from error
+    order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(0)).to(device)
+    out: list[Point] = []
+    back: list[Point] = []
+    for repeat in range(repeats + 1):
+        for size, number in pages.items():
+            keys = engine.keys(array("q", range(size, size + number * page_size)))
+            out_s = _timed(partial(engine.save, keys, order[:number]), engine.wait)
+            in_s = _timed(partial(engine.restore, keys, order[-number:]), engine.wait)
+            engine.clear()
+            if repeat:  # the first one touches the memory
+                x = {"num_bytes": float(number * engine.page_bytes)}
+                out.append(Point(x=x, seconds=out_s))
+                back.append(Point(x=x, seconds=in_s))
+    return out, back
+
+
+def measure_handoff(num_tokens: Sequence[int], repeats: int) -> list[Point]:
+    """Points of the transport between two processes over loopback.
+
+    Raises:
+        MeasurementError: it failed or took too long.
+    """
+    command = [
+        *(sys.executable, "-m", "streamfill.kv_transfer.bench"),
+        *("--repeats", str(repeats + 1), "--tokens", *map(str, num_tokens)),
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=HANDOFF_TIMEOUT_S, check=True
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        detail = getattr(error, "stderr", "") or str(error)
+        raise MeasurementError(f"the hand-off could not be measured: {detail[-300:]}") from error
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    rows = json.loads(line.removeprefix("RESULT "))["sizes"]
+    return [
+        Point(
+            x={"num_bytes": row["megabytes"] * 1e6},
+            seconds=row["megabytes"] / 1000 / row["transport_median"],
+        )
+        for row in rows
+    ]
+
+
+def _timed(work: Callable[[], object], wait: Callable[[], None]) -> float:
+    wait()
+    start_s = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start_s

@@ -1,0 +1,84 @@
+"""What things cost: the forms, at the victim, and how observation corrects them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamfill.preemption.costs import (
+    BUILT_IN,
+    CopyCost,
+    Corrected,
+    CostKind,
+    CostModel,
+    RecomputeCost,
+)
+
+MODEL = CostModel(
+    recompute=RecomputeCost(fixed_s=0.1, per_token_s=0.01, per_pair_s=1e-4),
+    swap_out=CopyCost(fixed_s=0.01, per_byte_s=1e-9),
+    swap_in=CopyCost(fixed_s=0.02, per_byte_s=2e-9),
+    copies_overlap=False,
+)
+
+
+def test_recompute_counts_attention_to_the_prefix() -> None:
+    alone, behind = MODEL.recompute.seconds(10), MODEL.recompute.seconds(10, 100)
+    assert alone == pytest.approx(0.1 + 0.1 + 10 * 5 * 1e-4)
+    assert behind - alone == pytest.approx(10 * 100 * 1e-4)
+
+
+def test_long_recomputation_takes_several_passes() -> None:
+    cost = RecomputeCost(fixed_s=1.0, per_token_s=0.0, pass_tokens=256)
+    assert [cost.seconds(n) for n in (1, 256, 257, 1000)] == [1.0, 1.0, 2.0, 4.0]
+
+
+@given(st.integers(1, 5000), st.integers(0, 5000))
+def test_pieces_cost_what_the_whole_costs_but_for_the_starts(n: int, p: int) -> None:
+    cost = RecomputeCost(fixed_s=0.0, per_token_s=0.01, per_pair_s=1e-5)
+    half = n // 2
+    pieces = cost.seconds(half, p) + cost.seconds(n - half, p + half)
+    assert pieces == pytest.approx(cost.seconds(n, p))
+
+
+def test_nothing_costs_nothing() -> None:
+    assert MODEL.recompute.seconds(0, 100) == 0.0
+    assert MODEL.swap_out.seconds(0) == 0.0
+
+
+@given(st.floats(0.1, 10.0))
+def test_observations_correct_the_model(factor: float) -> None:
+    corrected = Corrected(MODEL)
+    for _ in range(200):
+        corrected.observe_recompute(100, 50, factor * MODEL.recompute.seconds(100, 50))
+        corrected.observe_copy(
+            out=True, num_bytes=10**6, observed_s=factor * MODEL.swap_out.seconds(10**6)
+        )
+    assert corrected.model().recompute.seconds(70, 3) == pytest.approx(
+        factor * MODEL.recompute.seconds(70, 3), rel=0.01
+    )
+    assert corrected.factors[CostKind.SWAP_OUT] == pytest.approx(factor, rel=0.01)
+    assert corrected.factors[CostKind.SWAP_IN] == 1.0
+
+
+def test_one_wild_observation_does_little() -> None:
+    corrected = Corrected(MODEL)
+    for _ in range(50):
+        corrected.observe_recompute(100, 0, MODEL.recompute.seconds(100))
+    corrected.observe_recompute(100, 0, 1e6)
+    assert corrected.factors[CostKind.RECOMPUTE] < 1.3
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+def test_times_that_cannot_be_are_passed_over(seconds: float) -> None:
+    corrected = Corrected(MODEL)
+    corrected.observe_recompute(100, 0, seconds)
+    corrected.observe_copy(out=False, num_bytes=0, observed_s=1.0)
+    assert set(corrected.factors.values()) == {1.0}
+
+
+def test_every_platform_has_a_model() -> None:
+    assert set(BUILT_IN) == {"cpu", "cuda"}
+    for model in BUILT_IN.values():
+        assert model.swap_in.seconds(10**6) < model.recompute.seconds(1000)
