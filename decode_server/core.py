@@ -4,7 +4,8 @@
    ``HANDOFF_WAIT_S``.
 2. KV that arrived complete is put into the radix tree, whether or not anybody waits for it yet.
 3. The stream then runs as an ordinary request that brings its first token along. What the tree does
-   not hold, because the transfer failed, was late or was evicted, is computed.
+   not hold, because the transfer failed, was late or was evicted, is computed. It starts when it
+   fits beside the others also at their predicted peak (``peak``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from decode_server.peak import AnswerLengths, Holding, peak_tokens
 from streamfill.engine.interface import Engine
 from streamfill.kv_transfer.interface import IncomingTransfer, KvReceiverInterface
 from streamfill.links.server_link import Inbound
@@ -21,7 +23,7 @@ from streamfill.messages import server_to_router as s
 from streamfill.observability.logging import log_event
 from streamfill.serving.core import ServingCore, TransportCounters
 from streamfill.serving.deciding import PolicySetting
-from streamfill.serving.records import Phase, StreamRecord
+from streamfill.serving.records import Answer, Phase, StreamRecord
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class DecodeCore(ServingCore):
         self._receiver = receiver
         self._settled: OrderedDict[int, None] = OrderedDict()
         self._held: dict[int, IncomingTransfer] = {}
+        self._lengths = AnswerLengths()
 
     def step(self, messages: Sequence[Inbound]) -> None:
         self._stop_waiting(self._clock())
@@ -95,6 +98,31 @@ class DecodeCore(ServingCore):
             num_transfers=stats.num_active + stats.num_ready + len(self._held),
             staging_bytes=stats.staging_used_bytes,
         )
+
+    def _admits(self, record: StreamRecord) -> bool:
+        running = [
+            self._holding(other)
+            for other in self._records.values()
+            if other.phase is Phase.ANSWERING and other is not record
+        ]
+        if not running:
+            return True  # it never fits better
+        pool_tokens = self.engine.memory().total_tokens
+        return peak_tokens([*running, self._holding(record)]) <= pool_tokens
+
+    def _holding(self, record: StreamRecord) -> Holding:
+        answer = record.answer
+        if answer is None:
+            return Holding(len(record.ids), 0)
+        length = answer.num_brought + len(answer.token_ids)
+        num_left = self._lengths.predict_left(length, answer.sampling.max_new_tokens)
+        page_size = self.engine.facts.page_size
+        num_tokens = len(record.ids) + len(answer.token_ids)
+        return Holding(-(-num_tokens // page_size) * page_size, num_left)
+
+    def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
+        super()._on_answered(record, answer)
+        self._lengths.note(answer.num_brought + len(answer.token_ids))
 
     def _place_answer(self, record: StreamRecord) -> None:
         answer = record.answer

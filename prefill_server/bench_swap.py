@@ -121,7 +121,8 @@ class _Bench:
         return figures
 
     def _speed(self, seconds: list[float]) -> float:
-        return self._num_bytes / statistics.median(seconds) / 1e9
+        giga: float = self._num_bytes / 1e9
+        return giga / statistics.median(seconds)
 
     def _pages(self, case: str) -> tuple[Tensor, Tensor]:
         if case == "neighbours":

@@ -45,6 +45,11 @@ from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
 
 logger = logging.getLogger(__name__)
 
+PREFETCH_S = 1.0
+"""KV comes back so long before its stream's next segment is expected: about one gap of a crawler,
+and an idle server looks this often."""
+IDLE_COPY_TOKENS = 1024
+"""Copied in one idle turn at most: some 10 ms on one CPU core, with 46 kB per token."""
 DONE_RETENTION_S = 120.0
 """The router forgets a finished stream within seconds; this bounds the memory if it cannot."""
 
@@ -184,7 +189,11 @@ class ServingCore:
             if self._restore(plan):
                 break
         for run in plan.runs:
-            self._start(self._records[run.stream_id], run, plan.num_tokens)
+            record = self._records[run.stream_id]
+            if not run.is_commit or self._admits(record):
+                self._start(record, run, plan.num_tokens)
+        if not self._by_key:
+            self._use_idle_time(now_s)
         self.decider.note_step_start(now_s, plan)
 
     def telemetry(self) -> tuple[StreamTelemetry, ...]:
@@ -534,6 +543,12 @@ class ServingCore:
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
         """The engine has sampled all that this server samples."""
 
+    def _admits(self, record: StreamRecord) -> bool:
+        """Whether an answer may start beside those that run. One that may not is asked for again in
+        the next turn."""
+        del record
+        return True
+
     def _real_finish(self, answer: Answer, finish: Finish) -> Finish | None:
         """Why the whole answer ended, or None where only this server's part of it did."""
         if answer.handoff is None:
@@ -630,23 +645,10 @@ class ServingCore:
             if not run.num_restored:
                 continue
             record = self._records[run.stream_id]
-            num_before = record.num_computed
-            num_wanted = num_before + run.num_restored
-            start_s = time.perf_counter()
-            num_cached = self.engine.restore(record.ids[: run.up_to])
-            seconds = time.perf_counter() - start_s
-            if num_cached > num_before:
-                self._note_recovered(
-                    record, PreemptionAction.SWAP, num_cached - num_before, seconds
-                )
-            self._note_seen(record, num_cached, num_cached)
-            record.note_computed(num_cached)
-            record.num_saved = max(record.num_saved, num_cached)
-            if num_cached < num_wanted:
+            num_wanted = record.num_computed + run.num_restored
+            self._bring_back(record, run.up_to)
+            if record.num_computed < num_wanted:
                 record.num_host = 0
-            record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
-            self.decider.touch(record)
-            if num_cached < num_wanted:
                 return False
             restored.append(record)
         for record in restored:
@@ -657,6 +659,65 @@ class ServingCore:
                 self.decider.touch(record)
                 return False
         return True
+
+    def _use_idle_time(self, now_s: float) -> None:
+        """The engine has nothing to do: copies cost nobody anything now. A bounded number of tokens
+        per turn, so that whatever arrives waits for a few milliseconds at most.
+
+        1. What will soon be needed comes back, where memory is free that nobody needs: streams in
+           host memory whose next segment is expected within ``PREFETCH_S``.
+        2. While memory is short, those who would be taken from next are copied ahead, so that
+           taking it costs nothing when it is needed (rotation above a watermark).
+        """
+        entries = self.decider.standing_order
+        room = self.engine.host_room()
+        if not room.num_tokens:
+            return
+        num_left = IDLE_COPY_TOKENS
+        num_spare = self.engine.memory().free_tokens - self.decider.watermark_tokens
+        for record in self._records.values():
+            if num_left <= 0 or num_spare <= 0:
+                break
+            if not 0 < record.num_host <= num_spare or record.phase is not Phase.OPEN:
+                continue
+            expected_s = record.expected_next_s()
+            if expected_s is None or not 0.0 <= expected_s - now_s <= PREFETCH_S:
+                continue
+            num_before = record.num_computed
+            self._bring_back(record, len(record.ids))
+            num_left -= record.num_computed - num_before
+            num_spare -= record.num_computed - num_before
+        to_save = self.decider.to_save
+        for stream_id in entries:
+            if num_left <= 0:
+                break
+            victim = self._records.get(stream_id)
+            if (
+                victim is None
+                or stream_id not in to_save
+                or victim.num_computed <= victim.num_saved
+            ):
+                continue
+            num_saved = self.engine.copy_ahead(victim.ids[: victim.num_computed])
+            num_left -= max(0, num_saved - victim.num_saved)
+            victim.num_saved = max(victim.num_saved, num_saved)
+            if num_saved < victim.num_computed:
+                break  # host memory is full
+            self.decider.touch(victim)
+
+    def _bring_back(self, record: StreamRecord, up_to: int) -> None:
+        """Bring back from host memory what is there of the stream's first ``up_to`` tokens."""
+        num_before = record.num_computed
+        start_s = time.perf_counter()
+        num_cached = self.engine.restore(record.ids[:up_to])
+        seconds = time.perf_counter() - start_s
+        if num_cached > num_before:
+            self._note_recovered(record, PreemptionAction.SWAP, num_cached - num_before, seconds)
+        self._note_seen(record, num_cached, num_cached)
+        record.note_computed(num_cached)
+        record.num_saved = max(record.num_saved, num_cached)
+        record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        self.decider.touch(record)
 
     def _note_recovered(
         self, record: StreamRecord, action: PreemptionAction, num_tokens: int, seconds: float

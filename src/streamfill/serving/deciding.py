@@ -152,6 +152,11 @@ class Decider:
         )
 
     @property
+    def watermark_tokens(self) -> int:
+        """With less free memory than this it counts as short, and victims are ranked."""
+        return max(4 * self._step_tokens, self._engine.memory().total_tokens // 4)
+
+    @property
     def standing_order(self) -> tuple[StreamId, ...]:
         """Whose memory is taken first; empty while memory is plenty."""
         return self._standing_order
@@ -194,7 +199,7 @@ class Decider:
                 self._table.remove(StreamId(record.stream_id))
         self._dirty.clear()
         memory = self._engine.memory()
-        if memory.free_tokens < max(4 * self._step_tokens, memory.total_tokens // 4):
+        if memory.free_tokens < self.watermark_tokens:
             self._rank(records, now_s)
         else:
             self._standing_order, self._ranked_at = (), None

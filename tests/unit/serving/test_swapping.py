@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from prefill_server.host_index import page_keys
 from streamfill.messages import server_to_router as s
 from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
 from tests.support.fake_engine import FakeEngine, predict
@@ -144,3 +145,44 @@ def test_the_mode_can_be_changed() -> None:
     server.core.decider.set_preemption(PreemptionMode.SWAP)
     _fill(server, 3)
     assert server.core.num_swap_outs > 0
+
+
+def test_who_would_go_next_is_copied_ahead() -> None:
+    """While nothing is to be computed and memory is short; then taking it costs no copy."""
+    server = _server()
+    _fill(server, 1)
+    assert server.core.swap_out_bytes == SIZE * 4
+    assert server.engine.cached_tokens(server.core._records[1].ids) == SIZE
+    _fill(server, 2)
+    assert server.engine.host.num_present(_keys(server, 1)) == SIZE // 4
+
+
+@pytest.mark.parametrize("mode", [PreemptionMode.RECOMPUTE, PreemptionMode.NONE])
+def test_nothing_is_copied_ahead_without_copies(mode: PreemptionMode) -> None:
+    server = _server(mode)
+    _fill(server, 1)
+    assert server.core.swap_out_bytes == 0
+
+
+def test_context_comes_back_before_its_next_segment() -> None:
+    """Of a stream whose pauses say when that will be, into memory that nobody needs."""
+    server = _server(pool_tokens=2000)
+    server.run(opened(1))
+    for seq in (1, 2, 3):
+        server.run(splice(tokens(80, seq), keep=80 * (seq - 1), seq=seq, stream_id=1))
+        server.clock.now_s += 10.0
+    record = server.core._records[1]
+    server.engine.copy_ahead(record.ids)
+    server.engine.evict(240)
+    server.clock.now_s = record.last_splice_s + 5.0
+    server.turn()
+    assert (record.num_computed, record.num_host) == (0, 240), "too early"
+    expected_s = record.expected_next_s()
+    assert expected_s is not None
+    server.clock.now_s = expected_s - 0.5
+    server.turn()
+    assert (record.num_computed, record.num_host) == (240, 0)
+
+
+def _keys(server: PrefillUnderTest, stream_id: int) -> list[bytes]:
+    return page_keys(server.core._records[stream_id].ids, server.engine.facts.page_size)
