@@ -6,7 +6,7 @@ that it samples. What an attempt did that ended before its first token is not kn
 
 from __future__ import annotations
 
-from streamfill.messages.common import Preemption, StreamAccount
+from streamfill.messages.common import StreamAccount
 from streamfill.messages.control import PreemptionAction
 from streamfill.observability.lifetime import Lifetime, LifetimeEvent
 
@@ -55,7 +55,9 @@ class WorkRecord:
                 LifetimeEvent.PREEMPTED_SWAP if is_swap else LifetimeEvent.PREEMPTED_RECOMPUTE,
                 at_s=self._moment(loss.age_s, now_s),
                 num_tokens=loss.num_tokens,
-                reason=_reason(loss),
+                reason=loss.reason,
+                predicted_s=loss.predicted_s,
+                actual_s=loss.actual_s,
             )
         return True
 
@@ -64,13 +66,3 @@ class WorkRecord:
         if not age_s >= 0:  # NaN too
             return now_s
         return max(self._opened_s, now_s - age_s)
-
-
-def _reason(loss: Preemption) -> str:
-    """Why a stream gave up memory, with the predicted and the actual cost of having it back."""
-    costs = [
-        f"{name} {1000 * seconds:.1f} ms"
-        for name, seconds in (("predicted", loss.predicted_s), ("actual", loss.actual_s))
-        if seconds is not None
-    ]
-    return "; ".join(part for part in (loss.reason, *costs) if part)

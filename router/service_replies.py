@@ -149,6 +149,8 @@ def _lifetime(lifetime: Lifetime) -> list[pb.LifetimeEvent]:
             segment=entry.segment,
             num_tokens=entry.num_tokens,
             reason=entry.reason,
+            predicted_s=entry.predicted_s,
+            actual_s=entry.actual_s,
         )
         for entry in entries
     ]

@@ -78,6 +78,8 @@ class AnswerBuilder:
                         entry.segment if entry.HasField("segment") else None,
                         entry.num_tokens if entry.HasField("num_tokens") else None,
                         entry.reason,
+                        entry.predicted_s if entry.HasField("predicted_s") else None,
+                        entry.actual_s if entry.HasField("actual_s") else None,
                     )
                     for entry in about.lifetime
                     if entry.name in LifetimeEvent.__members__  # a later router may know more

@@ -295,18 +295,22 @@ class AnswerMetadata(_message.Message):
     def __init__(self, stream_id: _Optional[int] = ..., prefill_server: _Optional[str] = ..., decode_server: _Optional[str] = ..., decoded_by_prefill: _Optional[bool] = ..., handoff: _Optional[str] = ..., num_attempts: _Optional[int] = ..., lifetime: _Optional[_Iterable[_Union[LifetimeEvent, _Mapping]]] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ...) -> None: ...
 
 class LifetimeEvent(_message.Message):
-    __slots__ = ("name", "time_s", "segment", "num_tokens", "reason")
+    __slots__ = ("name", "time_s", "segment", "num_tokens", "reason", "predicted_s", "actual_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TIME_S_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
+    ACTUAL_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     time_s: float
     segment: int
     num_tokens: int
     reason: str
-    def __init__(self, name: _Optional[str] = ..., time_s: _Optional[float] = ..., segment: _Optional[int] = ..., num_tokens: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    predicted_s: float
+    actual_s: float
+    def __init__(self, name: _Optional[str] = ..., time_s: _Optional[float] = ..., segment: _Optional[int] = ..., num_tokens: _Optional[int] = ..., reason: _Optional[str] = ..., predicted_s: _Optional[float] = ..., actual_s: _Optional[float] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("seq", "code", "message", "details")

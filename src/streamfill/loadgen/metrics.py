@@ -5,9 +5,10 @@ Warm-up requests are left out of everything but the servers' counters, which kno
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -86,9 +87,15 @@ class RunSummary(_Struct, frozen=True, kw_only=True):
     """Their share in all requests."""
     tokens: TokenTotals = TokenTotals()
     num_preemptions: dict[str, int] = {}
-    """By kind: ``recompute`` dropped the KV."""
+    """By kind: ``recompute`` dropped the KV, ``swap`` copied it to host memory."""
     num_preempted_tokens: dict[str, int] = {}
     """Likewise: tokens that had to be brought back."""
+    num_priced_preemptions: int = 0
+    """Of them, those whose cost was predicted and is known, since all of the KV came back."""
+    preemption_cost_error: float | None = None
+    """Of those, the median of ``|predicted - actual| / actual``."""
+    preemption_costs_s: dict[str, tuple[float, float]] = {}
+    """Of those, by kind: sums of predicted and of actual costs, in seconds."""
     num_handoffs: int = 0
     """Requests whose KV went to a decode server."""
     handoffs: dict[str, int] = {}
@@ -127,6 +134,7 @@ def summarise(result: RunResult, goodput: Goodput | None = None) -> RunSummary:
     num_output_tokens = sum(record.num_output_tokens for record in completed)
     handoffs = Counter(_handoff(record.handoff) for record in records if record.handoff)
     num_preemptions, num_preempted_tokens = _preemptions(records)
+    priced = priced_preemptions(records)
     return RunSummary(
         run=result.run,
         label=result.label,
@@ -152,6 +160,9 @@ def summarise(result: RunResult, goodput: Goodput | None = None) -> RunSummary:
         tokens=_tokens(result, records),
         num_preemptions=num_preemptions,
         num_preempted_tokens=num_preempted_tokens,
+        num_priced_preemptions=len(priced),
+        preemption_cost_error=_cost_error(priced),
+        preemption_costs_s=_cost_sums(priced),
         num_handoffs=handoffs["done"],
         handoffs=dict(sorted(handoffs.items())),
         handoff_bytes=_sum(records, "handoff_bytes"),
@@ -206,6 +217,38 @@ def _preemptions(records: Sequence[RequestRecord]) -> tuple[dict[str, int], dict
                 num[kind] += 1
                 num_tokens[kind] += tokens or 0
     return dict(sorted(num.items())), dict(sorted(num_tokens.items()))
+
+
+class PricedPreemption(NamedTuple):
+    """A preemption whose predicted and actual cost are known; seconds."""
+
+    kind: str
+    num_tokens: int
+    predicted_s: float
+    actual_s: float
+
+
+def priced_preemptions(records: Sequence[RequestRecord]) -> list[PricedPreemption]:
+    """Those of some requests, in order."""
+    return [
+        PricedPreemption(kind, num_tokens, predicted_s, actual_s)
+        for record in records
+        for kind, num_tokens, predicted_s, actual_s in record.preemptions
+        if predicted_s is not None and actual_s is not None and actual_s > 0.0
+    ]
+
+
+def _cost_error(priced: Sequence[PricedPreemption]) -> float | None:
+    errors = [abs(each.predicted_s - each.actual_s) / each.actual_s for each in priced]
+    return statistics.median(errors) if errors else None
+
+
+def _cost_sums(priced: Sequence[PricedPreemption]) -> dict[str, tuple[float, float]]:
+    sums: dict[str, tuple[float, float]] = {}
+    for each in priced:
+        predicted_s, actual_s = sums.get(each.kind, (0.0, 0.0))
+        sums[each.kind] = (predicted_s + each.predicted_s, actual_s + each.actual_s)
+    return sums
 
 
 def _handoff(outcome: str) -> str:

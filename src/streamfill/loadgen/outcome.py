@@ -79,6 +79,8 @@ def _mode(summaries: Sequence[RunSummary], label: str) -> dict[str, Any]:
         "num_completed": sum(run.num_completed for run in runs),
         "num_late": sum(run.num_late for run in runs),
         "num_preemptions": _added([run.num_preemptions for run in runs]),
+        "num_priced_preemptions": sum(run.num_priced_preemptions for run in runs),
+        "preemption_cost_error": _median_known([run.preemption_cost_error for run in runs]),
     }
     for figure in Figure:
         percentiles = {f"p{p}": _rounded(median_of(runs, figure, p)) for p in PERCENTS}

@@ -40,6 +40,11 @@ Event: TypeAlias = tuple[str, float, int | None, int | None]
 """``LifetimeEntry`` as JSON: event, seconds, segment, number of tokens."""
 
 
+Preempted: TypeAlias = tuple[str, int, float | None, float | None]
+"""How KV that was taken came back (``swap`` or ``recompute``), how many tokens, and what that was
+predicted to cost and did cost, in seconds; None: nobody asked, or not all of it came back."""
+
+
 class RequestRecord(_Record, frozen=True, kw_only=True):
     """One request of a run, whatever became of it."""
 
@@ -52,6 +57,7 @@ class RequestRecord(_Record, frozen=True, kw_only=True):
     client_events: tuple[Event, ...] = ()
     server_events: tuple[Event, ...] = ()
     """Of all requests that were made for this one: the warm-ups of ``warmup`` too."""
+    preemptions: tuple[Preempted, ...] = ()
     lag_s: tuple[float, ...] = ()
     """By how much the generator was late: the start, each piece, the commit."""
     num_segments: int = 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from streamfill.errors import ErrorCode, StreamError
-from streamfill.loadgen.records import Event, RequestRecord, as_event
+from streamfill.loadgen.records import Event, Preempted, RequestRecord, as_event
 from streamfill.loadgen.target import Reply, ServerAccount
-from streamfill.observability.lifetime import LifetimeEntry, LifetimeEvent
+from streamfill.observability.lifetime import PREEMPTION_KINDS, LifetimeEntry, LifetimeEvent
 from streamfill.traces.script import Script
 
 _ENDINGS = {
@@ -107,6 +107,7 @@ class RequestLog:
             is_warm_up=self._is_warm_up,
             client_events=self._client_events(self._end_s),
             server_events=tuple(event for each in accounts for event in self._moved(each)),
+            preemptions=tuple(loss for each in accounts for loss in _preemptions(each)),
             lag_s=tuple(round(lag_s, 6) for lag_s in self._lag_s),
             num_segments=len(self.script.steps),
             num_requests=1 + self._num_warm_ups,
@@ -150,6 +151,15 @@ class RequestLog:
             return []
         shift_s = account.opened_s - self._zero_s
         return [_event(entry, shift_s) for entry in account.lifetime]
+
+
+def _preemptions(account: ServerAccount) -> list[Preempted]:
+    """What was taken from a request, and what it cost to have it back."""
+    return [
+        (kind, entry.num_tokens or 0, entry.predicted_s, entry.actual_s)
+        for entry in account.lifetime
+        if (kind := PREEMPTION_KINDS.get(entry.event)) is not None
+    ]
 
 
 def token_entries(times_s: tuple[float, ...]) -> list[LifetimeEntry]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class LifetimeEvent(StrEnum):
@@ -79,6 +79,13 @@ _ENDINGS = frozenset(
 )
 
 
+PREEMPTION_KINDS: Final = {
+    LifetimeEvent.PREEMPTED_RECOMPUTE: "recompute",
+    LifetimeEvent.PREEMPTED_SWAP: "swap",
+}
+"""How the KV came back, by event."""
+
+
 class LifetimeEntry(NamedTuple):
     """One event.
 
@@ -88,7 +95,9 @@ class LifetimeEntry(NamedTuple):
         segment: number of the segment that it is about, from 0; None for other events.
         num_tokens: how many tokens it is about; None where none are counted.
         reason: why the server computed, of COMPUTE_STARTED and COMPUTE_DONE, where it said so: a
-            value of `scheduling.plan.RunReason`.
+            value of `scheduling.plan.RunReason`. Why the stream gave up memory, of a preemption.
+        predicted_s: of a preemption, what having the KV back was predicted to cost, in seconds.
+        actual_s: of a preemption, what it did cost; None where not all of it came back.
     """
 
     event: LifetimeEvent
@@ -96,6 +105,8 @@ class LifetimeEntry(NamedTuple):
     segment: int | None = None
     num_tokens: int | None = None
     reason: str = ""
+    predicted_s: float | None = None
+    actual_s: float | None = None
 
 
 class Lifetime:
@@ -122,6 +133,8 @@ class Lifetime:
         at_s: float | None = None,
         num_tokens: int | None = None,
         reason: str = "",
+        predicted_s: float | None = None,
+        actual_s: float | None = None,
     ) -> None:
         """Note that `event` happened, now or at `at_s`.
 
@@ -131,7 +144,9 @@ class Lifetime:
         if self._entries and self._entries[-1].event.is_ending:
             raise ValueError(f"{event} after {self._entries[-1].event}")
         moment_s = self._clock() if at_s is None else at_s
-        self._entries.append(LifetimeEntry(event, moment_s, segment, num_tokens, reason))
+        self._entries.append(
+            LifetimeEntry(event, moment_s, segment, num_tokens, reason, predicted_s, actual_s)
+        )
 
     def record_token(self, *, is_last: bool = False) -> None:
         """Note a token: the first, the second, the last, or one between.

@@ -18,6 +18,7 @@ import msgspec
 from streamfill.errors import ConfigError
 from streamfill.loadgen.metrics import RunSummary
 from streamfill.loadgen.records import RunResult
+from streamfill.loadgen.report.costs import costs_chart
 from streamfill.loadgen.report.distributions import distribution_charts
 from streamfill.loadgen.report.drawing import Chart, Drawing
 from streamfill.loadgen.report.loads import batches
@@ -104,10 +105,14 @@ def render(
     if not by_load:
         raise ValueError("a report needs at least one run")
     focus = by_load[-1]
-    over_rate = over_rate_chart(by_load)
+    over_rate, costs = over_rate_chart(by_load), costs_chart(by_load)
     charts = {
         "distributions": distribution_charts(by_load),
-        "trends": [*([over_rate] if over_rate else []), over_time_chart(by_load)],
+        "trends": [
+            *([over_rate] if over_rate else []),
+            over_time_chart(by_load),
+            *([costs] if costs else []),
+        ],
         "stages": [stages_chart(by_load)],
         "timelines": timeline_charts(by_load),
     }

@@ -12,7 +12,7 @@ from streamfill.loadgen.report.drawing import Trace, plain, thinned
 from streamfill.loadgen.report.palette import NEUTRAL, StageColour
 from streamfill.loadgen.report.wording import duration, plural
 from streamfill.observability import lifetime as lt
-from streamfill.observability.lifetime import LifetimeEntry, LifetimeEvent
+from streamfill.observability.lifetime import PREEMPTION_KINDS, LifetimeEntry, LifetimeEvent
 
 _MOST_TOKENS: Final = 48
 """Dots of one stream."""
@@ -78,7 +78,7 @@ class StreamMarks:
                 )
                 self._compute.bar(row, run.start_s, run.end_s, words)
             for entry in life:
-                if entry.event is LifetimeEvent.PREEMPTED_RECOMPUTE:
+                if entry.event in PREEMPTION_KINDS:
                     words = f"{name}: {plural(entry.num_tokens or 0, 'token')} lost to eviction"
                     self._losses.point(row, entry.at_s, words)
         if lives:
