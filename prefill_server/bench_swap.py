@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prefill_server.swap import SwapEngine
+from prefill_server.swap import SwapEngine, block_tokens
 
 _CASES = ("neighbours", "scattered")
 
@@ -52,7 +52,11 @@ class _Bench:
         self._device = torch.device(options.device)
         self._repeats = options.repeats
         self._page_size = options.page_size
-        self._num_pages = max(1, num_tokens // options.page_size)
+        num_tokens = -(-num_tokens // block_tokens(options.page_size)) * block_tokens(
+            options.page_size
+        )
+        self._num_blocks = num_tokens // block_tokens(options.page_size)
+        self._num_pages = num_tokens // options.page_size
         self._pool_pages = 3 * self._num_pages
         shape = (self._pool_pages * options.page_size, options.heads, options.head_dim)
         self._k, self._v = (
@@ -78,10 +82,10 @@ class _Bench:
 
     def _case(self, case: str) -> dict[str, float]:
         engine = SwapEngine(
-            self._k, self._v, page_size=self._page_size, num_host_pages=2 * self._num_pages
+            self._k, self._v, page_size=self._page_size, num_host_blocks=2 * self._num_blocks
         )
         pages, others = self._pages(case)
-        keys, other_keys = (engine.keys(self._ids(number), b"") for number in range(2))
+        keys, other_keys = (engine.keys(self._ids(number)) for number in range(2))
 
         def save() -> None:
             engine.save(keys, pages)

@@ -1,8 +1,9 @@
-"""Which KV pages are in host memory. Plain Python: no torch, no copies.
+"""Which KV blocks are in host memory. Plain Python: no torch, no copies.
 
-A page is known by its *key*: a digest of all tokens up to its end. Two streams with the same prefix
-have the same keys, so a shared page is kept once, and an updated context finds again whatever it
-still has in common with the old one.
+A block is a fixed number of tokens, whole pages (``swap.block_tokens``). It is known by its *key*:
+a digest of all tokens up to its end. Two streams with the same prefix have the same keys, so a
+shared block is kept once, and an updated context finds again whatever it still has in common with
+the old one.
 """
 
 from __future__ import annotations
@@ -13,117 +14,116 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
-PageKey = bytes
-
-ROOT: PageKey = b""
-"""Key of the empty prefix."""
+BlockKey = bytes
 
 
-def page_keys(token_ids: array[int], page_size: int, previous: PageKey = ROOT) -> list[PageKey]:
-    """Keys of all whole pages of ``token_ids`` (type code ``q``), which stand behind a prefix whose
-    last page has the key ``previous``."""
+def block_keys(token_ids: array[int], block_tokens: int) -> list[BlockKey]:
+    """Keys of all whole blocks of ``token_ids`` (type code ``q``), from the beginning of the
+    prompt."""
     view = memoryview(token_ids).cast("B")
-    page_bytes = page_size * token_ids.itemsize
-    keys: list[PageKey] = []
-    for start in range(0, len(token_ids) // page_size * page_bytes, page_bytes):
-        page = view[start : start + page_bytes]
-        previous = blake2b(page, key=previous, digest_size=16).digest()
+    block_bytes = block_tokens * token_ids.itemsize
+    keys: list[BlockKey] = []
+    previous = b""
+    for start in range(0, len(token_ids) // block_tokens * block_bytes, block_bytes):
+        block = view[start : start + block_bytes]
+        previous = blake2b(block, key=previous, digest_size=16).digest()
         keys.append(previous)
     return keys
 
 
 class HostIndex:
-    """Host pages by key, the least recently used given up first.
+    """Host blocks by key, the least recently used given up first.
 
-    A prefix is of use without what follows, but not the other way round: pages are touched from the
-    last to the first, so that the end of a sequence goes before its beginning.
+    A prefix is of use without what follows, but not the other way round: blocks are touched from
+    the last to the first, so that the end of a sequence goes before its beginning.
     """
 
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
         self.num_dropped = 0
-        """Pages given up to make room."""
-        self._free = list(range(num_pages))  # a heap: low numbers first, so that runs come together
-        self._pages: OrderedDict[PageKey, int] = OrderedDict()
-        self._demoted: set[PageKey] = set()
+        """Blocks given up to make room."""
+        self._free = list(range(num_blocks))
+        """A heap: low numbers first, so that runs come together."""
+        self._blocks: OrderedDict[BlockKey, int] = OrderedDict()
+        self._demoted: set[BlockKey] = set()
 
     def __len__(self) -> int:
-        return len(self._pages)
+        return len(self._blocks)
 
     @property
     def num_free(self) -> int:
-        """Pages that hold nothing."""
+        """Blocks that hold nothing."""
         return len(self._free)
 
     @property
     def num_demoted(self) -> int:
-        """Pages that nobody is expected to need."""
+        """Blocks that nobody is expected to need."""
         return len(self._demoted)
 
-    def num_present(self, keys: Sequence[PageKey]) -> int:
+    def num_present(self, keys: Sequence[BlockKey]) -> int:
         """How many of ``keys`` are here without a gap, from the first one on."""
-        pages = self._pages
+        blocks = self._blocks
         for number, key in enumerate(keys):
-            if key not in pages:
+            if key not in blocks:
                 return number
         return len(keys)
 
-    def num_present_total(self, keys: Sequence[PageKey]) -> int:
+    def num_present_total(self, keys: Sequence[BlockKey]) -> int:
         """How many of ``keys`` are here, with or without gaps."""
-        return sum(key in self._pages for key in keys)
+        return sum(key in self._blocks for key in keys)
 
-    def find(self, keys: Sequence[PageKey]) -> list[int]:
-        """Host pages of ``keys``, which are used now.
+    def find(self, keys: Sequence[BlockKey]) -> list[int]:
+        """Host blocks of ``keys``, which are used now.
 
         Raises:
             KeyError: one is not here.
         """
-        pages = [self._pages[key] for key in keys]
+        blocks = [self._blocks[key] for key in keys]
         self.touch(keys)
-        return pages
+        return blocks
 
-    def touch(self, keys: Sequence[PageKey]) -> None:
+    def touch(self, keys: Sequence[BlockKey]) -> None:
         """They are used now. Unknown ones are passed over."""
         for key in reversed(keys):
-            if key in self._pages:
-                self._pages.move_to_end(key)
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
                 self._demoted.discard(key)
 
-    def put(self, keys: Sequence[PageKey]) -> list[tuple[PageKey, int]]:
+    def put(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, int]]:
         """Make room for those of ``keys`` that are not here, giving up others.
 
         Returns:
-            (key, host page to be written) of each new one, in order. Where there is too little room
-            for all, the last ones are left out.
+            (key, host block to be written) of each new one, in order. Where there is too little
+            room for all, the last ones are left out.
         """
-        here = [key for key in keys if key in self._pages]
+        here = [key for key in keys if key in self._blocks]
         self.touch(here)
-        wanted = [key for key in dict.fromkeys(keys) if key not in self._pages]
-        room = self.num_pages - len(here)
+        wanted = [key for key in dict.fromkeys(keys) if key not in self._blocks]
+        room = self.num_blocks - len(here)
         wanted = wanted[: max(0, room)]
         for _ in range(len(wanted) - len(self._free)):
-            key, page = self._pages.popitem(last=False)
+            key, block = self._blocks.popitem(last=False)
             self._demoted.discard(key)
-            heapq.heappush(self._free, page)
+            heapq.heappush(self._free, block)
             self.num_dropped += 1
         new = [(key, heapq.heappop(self._free)) for key in wanted]
-        for key, page in reversed(new):
-            self._pages[key] = page
+        for key, block in reversed(new):
+            self._blocks[key] = block
         return new
 
-    def demote(self, keys: Sequence[PageKey] | None) -> None:
+    def demote(self, keys: Sequence[BlockKey] | None) -> None:
         """Nobody is expected to need them: they are given up first, the last one before all. None:
-        this holds for all pages, whose order stays."""
+        this holds for all blocks, whose order stays."""
         if keys is None:
-            self._demoted.update(self._pages)
+            self._demoted.update(self._blocks)
             return
         for key in keys:
-            if key in self._pages:
-                self._pages.move_to_end(key, last=False)
+            if key in self._blocks:
+                self._blocks.move_to_end(key, last=False)
                 self._demoted.add(key)
 
     def clear(self) -> None:
         """Forget all."""
-        self._pages.clear()
+        self._blocks.clear()
         self._demoted.clear()
-        self._free = list(range(self.num_pages))
+        self._free = list(range(self.num_blocks))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prefill_server.core import PrefillCore
-from prefill_server.swap import SwapEngine, host_pages
+from prefill_server.swap import SwapEngine, block_tokens, host_blocks
 from streamfill.config import ServerConfig
 from streamfill.engine.host_memory import read_host_memory
 from streamfill.engine.scheduler_engine import SchedulerEngine
@@ -99,23 +99,29 @@ class PrefillRuntime(SchedulerRuntime):
     def _attach_swap(self, engine: SchedulerEngine) -> None:
         """Give the engine its host memory."""
         pool = engine.kv_pool
-        page_bytes = pool.layout.bytes_per_token * pool.layout.page_size
-        num_pages = host_pages(
+        layout = pool.layout
+        num_blocks = host_blocks(
             self.config.host_pool_tokens,
             num_device_tokens=engine.memory().total_tokens,
-            page_size=pool.layout.page_size,
-            page_bytes=page_bytes,
+            page_size=layout.page_size,
+            bytes_per_token=layout.bytes_per_token,
             available_bytes=read_host_memory().available_bytes,
         )
-        log_event(logger, "host_pool", num_pages=num_pages, num_bytes=num_pages * page_bytes)
-        if num_pages:
+        num_tokens = num_blocks * block_tokens(layout.page_size)
+        log_event(
+            logger,
+            "host_pool",
+            num_tokens=num_tokens,
+            num_bytes=num_tokens * layout.bytes_per_token,
+        )
+        if num_blocks:
             k_buffers, v_buffers = pool.buffers
             engine.attach_swap(
                 SwapEngine(
                     k_buffers,
                     v_buffers,
-                    page_size=pool.layout.page_size,
-                    num_host_pages=num_pages,
+                    page_size=layout.page_size,
+                    num_host_blocks=num_blocks,
                 )
             )
 

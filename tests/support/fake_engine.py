@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from prefill_server.host_index import HostIndex, page_keys
+from prefill_server.host_index import HostIndex, block_keys
 from streamfill.engine.interface import (
     CopyReport,
     EngineFacts,
@@ -244,19 +244,19 @@ class FakeEngine:
 
     def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
         page_size = self.facts.page_size
-        keys = page_keys(token_ids, page_size)[num_resident // page_size :]
+        keys = block_keys(token_ids, page_size)[num_resident // page_size :]
         return self.host.num_present(keys) * page_size
 
     def copy_ahead(self, token_ids: array[int]) -> int:
         page_size = self.facts.page_size
-        keys = page_keys(token_ids[: self.cached_tokens(token_ids)], page_size)
+        keys = block_keys(token_ids[: self.cached_tokens(token_ids)], page_size)
         self._copied(True, len(self.host.put(keys)))
         return self.host.num_present(keys) * page_size
 
     def restore(self, token_ids: array[int]) -> int:
         page_size = self.facts.page_size
         cached = self.cache.match(token_ids)
-        keys = page_keys(token_ids, page_size)[len(cached) :]
+        keys = block_keys(token_ids, page_size)[len(cached) :]
         keys = keys[: self.host.num_present(keys)]
         self.host.touch(keys)
         self.cache.lock(cached)
@@ -276,12 +276,12 @@ class FakeEngine:
         if token_ids is None:
             self.host.demote(None)
             return
-        self.host.demote(page_keys(token_ids, page_size)[-(-first_token // page_size) :])
+        self.host.demote(block_keys(token_ids, page_size)[-(-first_token // page_size) :])
 
     def host_room(self) -> HostRoom:
         page_size = self.facts.page_size
         return HostRoom(
-            num_tokens=self.host.num_pages * page_size,
+            num_tokens=self.host.num_blocks * page_size,
             num_free_tokens=(self.host.num_free + self.host.num_demoted) * page_size,
             bytes_per_token=KV_BYTES_PER_TOKEN,
         )
@@ -303,7 +303,7 @@ class FakeEngine:
                 path[:0] = node.tokens
                 node = node.parent
             self._copied(
-                True, len(self.host.put(page_keys(array("q", path), self.facts.page_size)[-1:]))
+                True, len(self.host.put(block_keys(array("q", path), self.facts.page_size)[-1:]))
             )
 
     def _copied(self, out: bool, num_pages: int) -> None:

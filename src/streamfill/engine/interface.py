@@ -105,12 +105,15 @@ class CopyReport(NamedTuple):
     seconds: float
 
 
-class PageSwap(Protocol):
-    """Host memory for KV pages: what ``prefill_server.swap.SwapEngine`` offers a radix tree."""
+class BlockSwap(Protocol):
+    """Host memory for KV, in blocks of whole pages: what ``prefill_server.swap.SwapEngine`` offers
+    a radix tree."""
 
-    def keys(self, token_ids: array[int], previous: bytes) -> list[bytes]:
-        """Key of each whole page of ``token_ids``, which stand behind a prefix whose last page has
-        the key ``previous`` (empty for none)."""
+    block_tokens: int
+    """Tokens of a block."""
+
+    def keys(self, token_ids: array[int]) -> list[bytes]:
+        """Key of each whole block of a prompt."""
         ...
 
     def num_present(self, keys: Sequence[bytes]) -> int:
@@ -119,15 +122,15 @@ class PageSwap(Protocol):
 
     @property
     def num_held(self) -> int:
-        """Pages in host memory."""
+        """Blocks in host memory."""
         ...
 
     def save(self, keys: Sequence[bytes], device_pages: Tensor) -> int:
-        """Copy pages out; returns how many of them host memory holds now."""
+        """Copy blocks out; returns how many of them host memory holds now."""
         ...
 
-    def restore(self, keys: Sequence[bytes], device_pages: Tensor) -> None:
-        """Copy pages in."""
+    def restore(self, keys: Sequence[bytes], device_pages: Tensor, skip_pages: int = 0) -> None:
+        """Copy blocks in, the first one without its first ``skip_pages`` pages."""
         ...
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -139,7 +142,7 @@ class PageSwap(Protocol):
         ...
 
     def room(self) -> tuple[int, int]:
-        """Pages in all, and of them free ones or demoted ones."""
+        """Blocks in all, and of them free ones or demoted ones."""
         ...
 
     def poll(self) -> Sequence[CopyReport]:

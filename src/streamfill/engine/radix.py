@@ -37,7 +37,7 @@ from sglang.srt.mem_cache.registry import (
     register_radix_cache_backend,
 )
 
-from streamfill.engine.interface import PageSwap
+from streamfill.engine.interface import BlockSwap
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.staging import gather, layout_of, scatter
@@ -71,7 +71,7 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         self._ranking = _StreamRank()
         self.eviction_strategy = self._ranking
         self.num_evicted_tokens = 0
-        self.swap: PageSwap | None = None
+        self.swap: BlockSwap | None = None
         """Where KV goes that is taken from ``to_save``. None: nowhere."""
         self._to_save: frozenset[int] = frozenset()
         self._leaving: list[TreeNode] = []
@@ -98,26 +98,59 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         return losers
 
     def _delete_leaf(self, node: TreeNode) -> None:
-        # SGLang calls it from ``evict`` only. The node still hangs in the tree here, and its pages
-        # are given to nobody before ``evict`` has returned.
+        # SGLang calls it from ``evict`` only, whose freed pages are given to nobody before it has
+        # returned. The node keeps its pointer to its parent.
         streams = streams_of(node)
         if streams:
             self._losers |= streams
             if self.swap is not None and not streams.isdisjoint(self._to_save):
-                # By its place in the tree, which is lost with it.
-                _page_keys(node, self.swap)
                 self._leaving.append(node)
         super()._delete_leaf(node)
 
     def _save_leaving(self) -> None:
-        """Copy out what ``evict`` took, in one group, the beginning of each sequence first."""
-        if self.swap is None or not self._leaving:
+        """Copy out what ``evict`` took.
+
+        Leaves went before their parents, so a branch that goes is met from its end: it is saved
+        whole, up to the first node that stays. The block that a branch begins in the middle of is
+        completed from there.
+        """
+        swap = self.swap
+        if swap is None or not self._leaving:
             return
-        nodes = self._leaving[::-1]  # leaves went before their parents
+        waiting = dict.fromkeys(self._leaving)
         self._leaving = []
-        keys = [key for node in nodes for key in node.page_keys]
-        slots = torch.cat([node.value for node in nodes])
-        self.swap.save(keys, slots[:: self.page_size] // self.page_size)
+        while waiting:
+            end = next(iter(waiting))
+            top = end
+            while top in waiting:
+                del waiting[top]
+                top = top.parent
+            self._save_branch(swap, end, top)
+
+    def _save_branch(self, swap: BlockSwap, end: TreeNode, stays: TreeNode) -> None:
+        """Save all tokens up to ``end`` from those of ``stays`` on, in whole blocks."""
+        path: list[TreeNode] = []
+        node = end
+        num_staying = 0
+        while node is not self.root_node:
+            path.append(node)
+            node = node.parent
+        for node in reversed(path):
+            num_staying += len(node.key)
+            if node is stays:
+                break
+        else:
+            num_staying = 0
+        token_ids = array("q")
+        for node in reversed(path):
+            token_ids.extend(node.key.raw_token_ids())
+        first_block = num_staying // swap.block_tokens
+        keys = swap.keys(token_ids)[first_block:]
+        if keys:
+            slots = torch.cat([node.value for node in reversed(path)])
+            first_slot = first_block * swap.block_tokens
+            slots = slots[first_slot : first_slot + len(keys) * swap.block_tokens]
+            swap.save(keys, slots[:: self.page_size] // self.page_size)
 
     def peek(self, token_ids: array[int]) -> int:
         """Length of the cached prefix of ``token_ids`` (type code ``q``), without touching the
@@ -163,11 +196,7 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         return path
 
     def _split_node(self, key: RadixKey, child: TreeNode, split_len: int) -> TreeNode:
-        keys: list[bytes] | None = child.__dict__.get("page_keys")
         parent = super()._split_node(key, child, split_len)
-        if keys is not None:
-            num_pages = split_len // self.page_size
-            parent.page_keys, child.page_keys = keys[:num_pages], keys[num_pages:]
         streams = streams_of(child)
         if streams:
             streams_of(parent, create=True).update(streams)
@@ -182,19 +211,6 @@ def streams_of(node: TreeNode, create: bool = False) -> set[int]:
         if create:
             node.stream_ids = streams
     return streams
-
-
-def _page_keys(node: TreeNode, swap: PageSwap) -> list[bytes]:
-    """Keys of the node's pages, kept at the node: they depend on the tokens up to it alone."""
-    path: list[TreeNode] = []
-    while node.parent is not None and "page_keys" not in node.__dict__:
-        path.append(node)
-        node = node.parent
-    keys: list[bytes] = node.__dict__.get("page_keys", [])
-    for each in reversed(path):
-        previous = keys[-1] if keys else b""
-        keys = each.page_keys = swap.keys(each.key.raw_token_ids(), previous)
-    return keys
 
 
 def register_backend() -> None:
@@ -287,12 +303,10 @@ class KvPool:
     def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
         """How many tokens right behind the first ``num_resident`` host memory holds; whole
         pages."""
-        swap, page_size = self._tree.swap, self._tree.page_size
+        swap = self._tree.swap
         if swap is None or not swap.num_held:
             return 0
-        keys = swap.keys(token_ids, b"")[num_resident // page_size :]
-        num_tokens: int = swap.num_present(keys) * page_size
-        return num_tokens
+        return self._held_behind(swap, token_ids, num_resident)[1] - num_resident
 
     def copy_ahead(self, token_ids: array[int]) -> int:
         """Copy the cached prefix of ``token_ids`` to host memory, and leave it where it is. Returns
@@ -301,8 +315,9 @@ class KvPool:
         if swap is None:
             return 0
         slots = self.cached_slots(token_ids)
-        keys = swap.keys(token_ids[: len(slots)], b"")
-        num_tokens: int = swap.save(keys, slots[::page_size] // page_size) * page_size
+        keys = swap.keys(token_ids[: len(slots)])
+        slots = slots[: len(keys) * swap.block_tokens]
+        num_tokens: int = swap.save(keys, slots[::page_size] // page_size) * swap.block_tokens
         return num_tokens
 
     def restore(self, token_ids: array[int]) -> int:
@@ -315,31 +330,41 @@ class KvPool:
         match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(token_ids)))
         prefix_slots = match.device_indices
         cached = len(prefix_slots)
-        if swap is None:
+        if swap is None or not swap.num_held:
             return cached
-        keys = swap.keys(token_ids, b"")[cached // page_size :]
-        keys = keys[: swap.num_present(keys)]
-        if not keys:
+        keys, end = self._held_behind(swap, token_ids, cached)
+        if end == cached:
             return cached
-        # Making room may put others' pages into host memory, which must not cost these.
+        # Making room may put others' blocks into host memory, which must not cost these.
         swap.touch(keys)
         self._tree.inc_lock_ref(match.last_device_node)
         try:
-            slots = self._allocate(len(keys) * page_size)
+            slots = self._allocate(end - cached)
             if slots is None:
                 return cached
-            num_left = swap.num_present(keys)
-            if num_left < len(keys):
-                self._allocator.free(slots[num_left * page_size :])
-                keys, slots = keys[:num_left], slots[: num_left * page_size]
-            if not keys:
+            keys, end_now = self._held_behind(swap, token_ids, cached)
+            if end_now < end:
+                self._allocator.free(slots[end_now - cached :])
+                slots = slots[: end_now - cached]
+            if not len(slots):
                 return cached
-            swap.restore(keys, slots[::page_size] // page_size)
-            num_tokens = cached + len(slots)
-            self._insert(token_ids[:num_tokens], prefix_slots, slots)
+            skip_pages = cached % swap.block_tokens // page_size
+            swap.restore(keys, slots[::page_size] // page_size, skip_pages)
+            self._insert(token_ids[:end_now], prefix_slots, slots)
         finally:
             self._tree.dec_lock_ref(match.last_device_node)
-        return num_tokens
+        return end_now
+
+    @staticmethod
+    def _held_behind(
+        swap: BlockSwap, token_ids: array[int], num_resident: int
+    ) -> tuple[list[bytes], int]:
+        """Blocks in host memory that go on behind the first ``num_resident`` tokens, the first one
+        maybe before, and where they end."""
+        first = num_resident // swap.block_tokens
+        keys = swap.keys(token_ids)[first:]
+        keys = keys[: swap.num_present(keys)]
+        return keys, max(num_resident, (first + len(keys)) * swap.block_tokens)
 
     def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
         """Nobody is expected to need the host copies of these tokens from ``first_token`` on.
@@ -350,7 +375,7 @@ class KvPool:
         if token_ids is None:
             swap.demote(None)
         else:
-            swap.demote(swap.keys(token_ids, b"")[-(-first_token // self._tree.page_size) :])
+            swap.demote(swap.keys(token_ids)[-(-first_token // swap.block_tokens) :])
 
     def _insert(
         self, token_ids: array[int], prefix_slots: torch.Tensor, slots: torch.Tensor

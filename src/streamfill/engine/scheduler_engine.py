@@ -24,13 +24,13 @@ from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from streamfill.engine.interface import (
+    BlockSwap,
     CopyReport,
     EngineFacts,
     ExportedKv,
     HostRoom,
     Load,
     Memory,
-    PageSwap,
     RequestUpdate,
 )
 from streamfill.engine.radix import KvPool, StreamRadixCache
@@ -182,7 +182,7 @@ class SchedulerEngine:
     def untag(self, stream_id: int, token_ids: array[int]) -> None:
         self._tree.untag(stream_id, token_ids)
 
-    def attach_swap(self, swap: PageSwap) -> None:
+    def attach_swap(self, swap: BlockSwap) -> None:
         """Use host memory for KV that is taken from streams."""
         self._tree.swap = swap
 
@@ -208,11 +208,10 @@ class SchedulerEngine:
         bytes_per_token = self.kv_pool.layout.bytes_per_token
         if swap is None:
             return HostRoom(bytes_per_token=bytes_per_token)
-        num_pages, num_free = swap.room()
-        page_size = self._tree.page_size
+        num_blocks, num_free = swap.room()
         return HostRoom(
-            num_tokens=num_pages * page_size,
-            num_free_tokens=num_free * page_size,
+            num_tokens=num_blocks * swap.block_tokens,
+            num_free_tokens=num_free * swap.block_tokens,
             bytes_per_token=bytes_per_token,
         )
 

@@ -32,10 +32,10 @@ def measure_swap(
     """
     import torch
 
-    from prefill_server.swap import SwapEngine
+    from prefill_server.swap import SwapEngine, block_tokens
 
-    page_size = layout.page_size
-    pages = {size: max(1, size // page_size) for size in num_tokens}
+    page_size, block = layout.page_size, block_tokens(layout.page_size)
+    pages = {size: max(1, size // block) * (block // page_size) for size in num_tokens}
     num_pages = 2 * max(pages.values())
     shape = (num_pages * page_size, layout.num_kv_heads)
     dtype = getattr(torch, layout.dtype)
@@ -47,7 +47,7 @@ def measure_swap(
             ]
             for dim in (layout.head_dim, layout.v_head_dim)
         )
-        engine = SwapEngine(k, v, page_size=page_size, num_host_pages=num_pages)
+        engine = SwapEngine(k, v, page_size=page_size, num_host_blocks=num_pages)
     except RuntimeError as error:
         raise MeasurementError(f"no memory for the swap measurement: {error}") from error
     order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(0)).to(device)
@@ -60,7 +60,7 @@ def measure_swap(
             in_s = _timed(partial(engine.restore, keys, order[-number:]), engine.wait)
             engine.clear()
             if repeat:  # the first one touches the memory
-                x = {"num_bytes": float(number * engine.page_bytes)}
+                x = {"num_bytes": float(number * page_size * layout.bytes_per_token)}
                 out.append(Point(x=x, seconds=out_s))
                 back.append(Point(x=x, seconds=in_s))
     return out, back

@@ -84,13 +84,13 @@ class PoolUnderTest:
         self.pool = KvPool(self.tree, self.allocator)
         self.held: list[Held] = []
 
-    def swap_to(self, num_host_pages: int) -> SwapEngine:
+    def swap_to(self, num_host_blocks: int) -> SwapEngine:
         """Give the tree host memory."""
         swap = SwapEngine(
             self.kv.k_buffer,
             self.kv.v_buffer,
             page_size=self.page_size,
-            num_host_pages=num_host_pages,
+            num_host_blocks=num_host_blocks,
         )
         self.tree.swap = swap
         return swap

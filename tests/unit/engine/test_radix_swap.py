@@ -12,36 +12,34 @@ pytest.importorskip("sglang")
 
 from tests.unit.engine.kv_pools import PoolUnderTest
 
-NUM_PAGES = 8
+NUM_BLOCKS = 8
+BLOCK = 16
 
 
 @pytest.fixture(params=[1, 4])
 def pool(request: pytest.FixtureRequest) -> PoolUnderTest:
-    return PoolUnderTest(NUM_PAGES, request.param)
+    return PoolUnderTest(NUM_BLOCKS * BLOCK // request.param, request.param)
 
 
-def _ids(pool: PoolUnderTest, names: str) -> array[int]:
-    """One whole page per letter."""
-    ids = [ord(name) * 100 + place for name in names for place in range(pool.page_size)]
-    return array("q", ids)
+def _ids(names: str, length: int = BLOCK) -> array[int]:
+    """So many tokens per letter."""
+    return array("q", [ord(name) * 100 + place for name in names for place in range(length)])
 
 
 def _compute(pool: PoolUnderTest, stream_id: int, names: str) -> None:
-    ids = _ids(pool, names)
-    assert pool.compute(ids)
-    pool.tree.tag(stream_id, ids)
+    _compute_ids(pool, stream_id, _ids(names))
 
 
 def test_what_was_taken_comes_back_with_its_content(pool: PoolUnderTest) -> None:
     swap = pool.swap_to(16)
     _compute(pool, 1, "abcd")
     pool.tree.set_ranks({1: 0}, frozenset({1}))
-    pool.evict(4 * pool.page_size)
-    assert pool.peek(_ids(pool, "abcd")) == 0
+    pool.evict(4 * BLOCK)
+    assert pool.peek(_ids("abcd")) == 0
     assert pool.tree.take_losers() == {1}
-    assert pool.compute(_ids(pool, "stuvwxyz"))  # its pages hold something else meanwhile
-    assert pool.pool.host_tokens(_ids(pool, "abcdef"), 0) == 4 * pool.page_size
-    assert pool.pool.restore(_ids(pool, "abcdef")) == 4 * pool.page_size
+    assert pool.compute(_ids("stuvwxyz"))  # its pages hold something else meanwhile
+    assert pool.pool.host_tokens(_ids("abcdef"), 0) == 4 * BLOCK
+    assert pool.pool.restore(_ids("abcdef")) == 4 * BLOCK
     pool.check()
     assert swap.stats().num_restored == 4
 
@@ -50,11 +48,11 @@ def test_only_streams_to_save_are_copied(pool: PoolUnderTest) -> None:
     swap = pool.swap_to(16)
     _compute(pool, 1, "ab")
     _compute(pool, 2, "cd")
-    assert pool.compute(_ids(pool, "ef"))  # of nobody
+    assert pool.compute(_ids("ef"))  # of nobody
     pool.tree.set_ranks({1: 0, 2: 1}, frozenset({2}))
-    pool.evict(6 * pool.page_size)
+    pool.evict(6 * BLOCK)
     assert swap.stats().num_saved == 2
-    assert pool.pool.host_tokens(_ids(pool, "cd"), 0) == 2 * pool.page_size
+    assert pool.pool.host_tokens(_ids("cd"), 0) == 2 * BLOCK
     assert pool.tree.take_losers() == {1, 2}
 
 
@@ -63,15 +61,15 @@ def test_a_shared_prefix_goes_last_and_once(pool: PoolUnderTest) -> None:
     _compute(pool, 1, "abc")
     _compute(pool, 2, "abd")
     pool.tree.set_ranks({1: 0, 2: 1}, frozenset({1, 2}))
-    pool.evict(pool.page_size)
-    assert (pool.peek(_ids(pool, "abc")), pool.peek(_ids(pool, "abd"))) == (
-        2 * pool.page_size,
-        3 * pool.page_size,
+    pool.evict(BLOCK)
+    assert (pool.peek(_ids("abc")), pool.peek(_ids("abd"))) == (
+        2 * BLOCK,
+        3 * BLOCK,
     )
-    pool.evict(3 * pool.page_size)
+    pool.evict(3 * BLOCK)
     assert swap.stats().num_saved == 4
-    assert pool.pool.restore(_ids(pool, "abd")) == 3 * pool.page_size
-    assert pool.pool.restore(_ids(pool, "abc")) == 3 * pool.page_size
+    assert pool.pool.restore(_ids("abd")) == 3 * BLOCK
+    assert pool.pool.restore(_ids("abc")) == 3 * BLOCK
     pool.check()
 
 
@@ -81,11 +79,11 @@ def test_half_of_a_sequence(pool: PoolUnderTest) -> None:
     _compute(pool, 1, "ab")
     _compute(pool, 1, "abcd")
     pool.tree.set_ranks({1: 0}, frozenset({1}))
-    pool.evict(2 * pool.page_size)
-    ids = _ids(pool, "abcd")
-    assert pool.peek(ids) == 2 * pool.page_size
-    assert pool.pool.host_tokens(ids, 2 * pool.page_size) == 2 * pool.page_size
-    assert pool.pool.restore(ids) == 4 * pool.page_size
+    pool.evict(2 * BLOCK)
+    ids = _ids("abcd")
+    assert pool.peek(ids) == 2 * BLOCK
+    assert pool.pool.host_tokens(ids, 2 * BLOCK) == 2 * BLOCK
+    assert pool.pool.restore(ids) == 4 * BLOCK
     pool.check()
 
 
@@ -93,9 +91,9 @@ def test_nothing_comes_back_where_memory_is_held(pool: PoolUnderTest) -> None:
     pool.swap_to(16)
     _compute(pool, 1, "abcd")
     pool.tree.set_ranks({1: 0}, frozenset({1}))
-    pool.evict(4 * pool.page_size)
-    pool.hold([], 6 * pool.page_size)
-    assert pool.pool.restore(_ids(pool, "abcd")) == 0
+    pool.evict(4 * BLOCK)
+    pool.hold([], 6 * BLOCK)
+    assert pool.pool.restore(_ids("abcd")) == 0
     pool.check()
 
 
@@ -105,21 +103,21 @@ def test_coming_back_may_send_others_away(pool: PoolUnderTest) -> None:
     pool.tree.set_ranks({1: 0}, frozenset({1}))
     _compute(pool, 2, "vwxyz")
     pool.tree.set_ranks({2: 0, 1: 1}, frozenset({1, 2}))
-    assert pool.pool.restore(_ids(pool, "abcde")) == 5 * pool.page_size
+    assert pool.pool.restore(_ids("abcde")) == 5 * BLOCK
     pool.check()
-    assert pool.peek(_ids(pool, "vwxyz")) < 5 * pool.page_size
+    assert pool.peek(_ids("vwxyz")) < 5 * BLOCK
     pool.tree.set_ranks({1: 0, 2: 1}, frozenset({1, 2}))
-    assert pool.pool.restore(_ids(pool, "vwxyz")) == 5 * pool.page_size
+    assert pool.pool.restore(_ids("vwxyz")) == 5 * BLOCK
     pool.check()
 
 
 def test_a_copy_ahead_leaves_everything_where_it_is(pool: PoolUnderTest) -> None:
     swap = pool.swap_to(16)
     _compute(pool, 1, "abc")
-    assert pool.pool.copy_ahead(_ids(pool, "abc")) == 3 * pool.page_size
-    assert pool.peek(_ids(pool, "abc")) == 3 * pool.page_size
+    assert pool.pool.copy_ahead(_ids("abc")) == 3 * BLOCK
+    assert pool.peek(_ids("abc")) == 3 * BLOCK
     pool.tree.set_ranks({1: 0}, frozenset({1}))
-    pool.evict(3 * pool.page_size)
+    pool.evict(3 * BLOCK)
     stats = swap.stats()
     assert (stats.num_saved, stats.num_saved_for_free) == (3, 3)
 
@@ -127,10 +125,10 @@ def test_a_copy_ahead_leaves_everything_where_it_is(pool: PoolUnderTest) -> None
 def test_without_host_memory_nothing_is_kept(pool: PoolUnderTest) -> None:
     _compute(pool, 1, "abc")
     pool.tree.set_ranks({1: 0}, frozenset({1}))
-    pool.evict(3 * pool.page_size)
-    assert pool.pool.host_tokens(_ids(pool, "abc"), 0) == 0
-    assert pool.pool.restore(_ids(pool, "abc")) == 0
-    assert pool.pool.copy_ahead(_ids(pool, "abc")) == 0
+    pool.evict(3 * BLOCK)
+    assert pool.pool.host_tokens(_ids("abc"), 0) == 0
+    assert pool.pool.restore(_ids("abc")) == 0
+    assert pool.pool.copy_ahead(_ids("abc")) == 0
 
 
 _NAMES = st.text(alphabet="ab", min_size=1, max_size=5)
@@ -144,21 +142,22 @@ _ACTIONS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.sampled_from([1, 4]), st.sampled_from([1, 3, 30]), _ACTIONS)
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([1, 4]), st.sampled_from([1, 3, 30]), st.sampled_from([8, 20]), _ACTIONS)
 def test_any_order_of_events_keeps_content_and_counts(
-    page_size: int, num_host_pages: int, actions: list[tuple[str, str, int]]
+    page_size: int, num_host_blocks: int, length: int, actions: list[tuple[str, str, int]]
 ) -> None:
-    pool = PoolUnderTest(NUM_PAGES, page_size)
-    swap = pool.swap_to(num_host_pages)
+    """With nodes that begin and end in the middle of blocks."""
+    pool = PoolUnderTest(96 // page_size, page_size)
+    swap = pool.swap_to(num_host_blocks)
     for action, names, stream_id in actions:
-        ids = _ids(pool, names)
+        ids = _ids(names, length)
         pool.tree.set_ranks({1: 0, 2: 1, 3: 2}, frozenset({1, 3}))
         if action == "compute":
             if pool.compute(ids):
                 pool.tree.tag(stream_id, ids)
         elif action == "evict":
-            pool.evict(stream_id * page_size)
+            pool.evict(stream_id * 12)
         elif action == "restore":
             before = pool.peek(ids)
             promised = pool.pool.host_tokens(ids, before)
@@ -166,10 +165,31 @@ def test_any_order_of_events_keeps_content_and_counts(
         elif action == "ahead":
             pool.pool.copy_ahead(ids)
         elif action == "hold":
-            pool.hold(ids, page_size * stream_id)
+            pool.hold(ids, 12 * stream_id)
         elif action == "let go" and pool.held:
             pool.let_go()
         elif action == "release":
             pool.pool.release_host(ids, 0)
         pool.check()
-        assert swap.stats().num_held <= num_host_pages
+        assert swap.stats().num_held <= num_host_blocks
+
+
+def test_a_block_that_begins_before_the_branch_is_completed(pool: PoolUnderTest) -> None:
+    """The first part of the block stays, in the parent's node."""
+    swap = pool.swap_to(16)
+    trunk, branch = _ids("ab", 8), _ids("abcd", 8)
+    assert pool.compute(_ids("a", 8))
+    _compute_ids(pool, 1, trunk)
+    _compute_ids(pool, 1, branch)
+    pool.tree.set_ranks({1: 0}, frozenset({1}))
+    pool.evict(24)
+    assert pool.peek(branch) == 8
+    assert swap.stats().num_held == 2
+    assert pool.pool.host_tokens(branch, 8) == 24
+    assert pool.pool.restore(branch) == 32
+    pool.check()
+
+
+def _compute_ids(pool: PoolUnderTest, stream_id: int, ids: array[int]) -> None:
+    assert pool.compute(ids)
+    pool.tree.tag(stream_id, ids)

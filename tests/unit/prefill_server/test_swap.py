@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefill_server.host_index import page_keys
+from prefill_server.host_index import block_keys
 from prefill_server.page_copies import copy_on_host, host_side, pages_of, runs_of
 from prefill_server.swap import SwapEngine
 
-NUM_LAYERS, NUM_SLOTS, PAGE = 3, 68, 4
-"""17 pages: the last slots are those that SGLang adds for its padding."""
+NUM_LAYERS, NUM_SLOTS, PAGE = 3, 17 * 16 + 16, 16
+"""18 pages of one block: the last slots are those that SGLang adds for its padding."""
 
 
 class _Pool:
@@ -48,13 +48,13 @@ class _Pool:
         assert len(numbers) == 1, f"page {page} is torn: {numbers}"
         return int(numbers.pop())
 
-    def engine(self, num_host_pages: int) -> SwapEngine:
-        return SwapEngine(self.k, self.v, page_size=PAGE, num_host_pages=num_host_pages)
+    def engine(self, num_host_blocks: int) -> SwapEngine:
+        return SwapEngine(self.k, self.v, page_size=PAGE, num_host_blocks=num_host_blocks)
 
 
 def _keys(*names: int) -> list[bytes]:
     """Keys of a sequence of pages."""
-    return page_keys(array("q", [name for name in names for _ in range(PAGE)]), PAGE)
+    return block_keys(array("q", [name for name in names for _ in range(PAGE)]), PAGE)
 
 
 def _t(pages: Sequence[int]) -> Any:
@@ -87,7 +87,7 @@ def test_the_second_time_is_free() -> None:
     engine.save(keys, _t([5, 6]))
     stats = engine.stats()
     assert (stats.num_saved, stats.num_saved_for_free, stats.num_restored) == (2, 2, 2)
-    assert stats.saved_bytes == 2 * engine.page_bytes == 2 * PAGE * NUM_LAYERS * 5 * 4
+    assert stats.saved_bytes == 2 * engine.block_bytes == 2 * PAGE * NUM_LAYERS * 5 * 4
 
 
 def test_a_shared_beginning_is_kept_once() -> None:
@@ -97,10 +97,10 @@ def test_a_shared_beginning_is_kept_once() -> None:
     assert engine.stats().num_held == 4
 
 
-@pytest.mark.parametrize(("num_host_pages", "held"), [(0, 0), (2, 2), (100, 4)])
-def test_host_memory_is_bounded(num_host_pages: int, held: int) -> None:
+@pytest.mark.parametrize(("num_host_blocks", "held"), [(0, 0), (2, 2), (100, 4)])
+def test_host_memory_is_bounded(num_host_blocks: int, held: int) -> None:
     pool = _Pool()
-    engine = pool.engine(num_host_pages)
+    engine = pool.engine(num_host_blocks)
     keys = _keys(1, 2, 3, 4)
     for page in range(4):
         pool.fill(page, page)
@@ -122,7 +122,7 @@ def test_what_is_not_there_cannot_be_restored() -> None:
 def test_restoring_needs_as_many_pages() -> None:
     engine = _Pool().engine(8)
     engine.save(_keys(1, 2), _t([0, 1]))
-    with pytest.raises(ValueError, match="2 pages cannot go to 1"):
+    with pytest.raises(ValueError, match="2 blocks are 2 pages, not 1"):
         engine.restore(_keys(1, 2), _t([4]))
 
 
@@ -131,8 +131,8 @@ def test_copies_are_reported_once() -> None:
     engine.save(_keys(1, 2), _t([0, 1]))
     engine.restore(_keys(1), _t([4]))
     out, back = engine.poll()
-    assert (out.out, out.num_bytes) == (True, 2 * engine.page_bytes)
-    assert (back.out, back.num_bytes) == (False, engine.page_bytes)
+    assert (out.out, out.num_bytes) == (True, 2 * engine.block_bytes)
+    assert (back.out, back.num_bytes) == (False, engine.block_bytes)
     assert out.seconds > 0
     assert engine.poll() == []
 
@@ -181,3 +181,19 @@ def test_copies_touch_nothing_else(
     expected.update(zip(to_pages, from_pages, strict=True))
     assert [int(row[0]) for row in target[0]] == [expected[page] for page in range(12)]
     assert all(len(set(row.tolist())) == 1 for row in target[0])
+
+
+def test_small_pages_move_in_blocks() -> None:
+    """Four pages a block; the first block's beginning may be there already."""
+    buffers = [torch.arange(64.0).view(64, 1, 1)]
+    engine = SwapEngine(buffers, [buffers[0].clone()], page_size=4, num_host_blocks=2)
+    keys = engine.keys(array("q", range(40)))
+    assert (engine.block_tokens, len(keys)) == (16, 2)
+    engine.save(keys, _t([8, 9, 10, 11, 0, 1, 2, 3]))
+    before = buffers[0].clone()
+    engine.restore(keys, _t([4, 5, 6, 7, 12]), skip_pages=3)
+    after = buffers[0].view(16, 4)
+    expected = before.view(16, 4).clone()
+    for target, source in zip([4, 5, 6, 7, 12], [11, 0, 1, 2, 3], strict=True):
+        expected[target] = before.view(16, 4)[source]
+    assert torch.equal(after, expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefill_server.host_index import page_keys
+from prefill_server.host_index import block_keys
 from streamfill.messages import server_to_router as s
 from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
 from tests.support.fake_engine import FakeEngine, predict
@@ -185,4 +185,4 @@ def test_context_comes_back_before_its_next_segment() -> None:
 
 
 def _keys(server: PrefillUnderTest, stream_id: int) -> list[bytes]:
-    return page_keys(server.core._records[stream_id].ids, server.engine.facts.page_size)
+    return block_keys(server.core._records[stream_id].ids, server.engine.facts.page_size)
