@@ -8,7 +8,7 @@ SOAK_ARGS ?=
 POLICIES_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling test soak check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling test soak chaos-controller check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -38,6 +38,9 @@ test: setup  ## run all tests
 
 soak: setup  ## many streams do everything at random, and everything is checked; 15 minutes
 	$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
+
+chaos-controller: setup  ## the preemption controller is killed 20 times under memory pressure; 10 minutes
+	$(BIN)/python -m tests.chaos.controller_kills --trace traces/crawl-small.jsonl $(CHAOS_ARGS)
 
 check: setup  ## lint, format, types and the fast tests
 	$(BIN)/ruff check .

@@ -18,6 +18,9 @@ POLICIES: Final[tuple[tuple[str, Mapping[str, str]], ...]] = (
     ("mcps", {}),
     ("laps", {}),
     ("edf", {}),
+    ("adaptive", {"preemption": "recompute"}),
+    ("adaptive", {"preemption": "swap"}),
+    ("adaptive", {"preemption": "none"}),
     ("adaptive", {}),
 )
 """In this order, over and over."""
