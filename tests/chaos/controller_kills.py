@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_target_options(parser)
     parser.set_defaults(
         request_rate=0.85,
-        set=["prefill.pool_tokens=5000", "launcher.max_restarts=1000"],
+        set=["prefill.pool_tokens=5000"],
     )
     args = parser.parse_args(arguments)
     if args.kills < 1:

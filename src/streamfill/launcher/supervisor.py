@@ -21,6 +21,10 @@ _LATER_STAGE_S: Final = 5.0
 """Servers and controller have nothing to finish once the router has drained; they only tidy up."""
 
 
+_FOR_EVER: Final = 1 << 30
+_CONTROLLER_DELAY_S: Final = 2.0
+
+
 class Supervisor:
     """Runs a `ClusterPlan`.
 
@@ -55,7 +59,7 @@ class Supervisor:
                 spec,
                 run_dir=run_dir,
                 ready_timeout_s=settings.ready_timeout_s,
-                policy=policy or RestartPolicy(max_restarts=settings.max_restarts),
+                policy=policy or restart_policy(spec.kind, settings.max_restarts),
                 on_change=self._changed,
             )
             for spec in plan.processes
@@ -180,6 +184,17 @@ class Supervisor:
         if any(status.state is ProcessState.FAILED for status in statuses):
             self._something_failed.set()
         self._on_change(statuses)
+
+
+def restart_policy(kind: ProcessKind, max_restarts: int) -> RestartPolicy:
+    """When a process of this kind is restarted.
+
+    The controller starts in a fifth of a second and nobody waits for it, so it comes back soon, and
+    is not given up: its death costs nothing but the quality of its plans.
+    """
+    if kind is ProcessKind.CONTROLLER and max_restarts > 0:
+        return RestartPolicy(max_restarts=_FOR_EVER, max_delay_s=_CONTROLLER_DELAY_S)
+    return RestartPolicy(max_restarts=max_restarts)
 
 
 def _stage(process: ManagedProcess) -> int:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from streamfill.launcher.log_files import NUM_OLD_LOGS, last_lines, log_file, open_log
+from streamfill.launcher.plan import ProcessKind
 from streamfill.launcher.ready_line import ReadyLineScanner, parse_ready_line
 from streamfill.launcher.restart_policy import RestartPolicy
+from streamfill.launcher.supervisor import restart_policy
 
 
 def test_pauses_double_up_to_a_bound() -> None:
@@ -21,6 +23,14 @@ def test_pauses_double_up_to_a_bound() -> None:
 def test_no_restarts_at_all() -> None:
     """With max_restarts 0 the first death is the last."""
     assert RestartPolicy(max_restarts=0).delay_s(1) is None
+
+
+def test_the_controller_comes_back_soon_and_always() -> None:
+    """Nobody waits for it; only a cluster without restarts gives it up."""
+    policy = restart_policy(ProcessKind.CONTROLLER, 5)
+    assert [policy.delay_s(n) for n in (1, 2, 3, 100)] == [1.0, 2.0, 2.0, 2.0]
+    assert restart_policy(ProcessKind.CONTROLLER, 0).delay_s(1) is None
+    assert restart_policy(ProcessKind.PREFILL, 5).delay_s(6) is None
 
 
 def test_long_life_begins_a_new_row() -> None:
