@@ -201,7 +201,7 @@ class ClientHandle:
         except BaseException:
             await _in_thread_if(is_long, prompt.undo_draft)
             raise
-        session.send_changes(prompt.record(splices), number)
+        session.send_changes(prompt.record(splices), number, next_in_s=segment.next_in_s)
 
     async def _commit(self, options: CommitOptions) -> None:
         session = self._session

@@ -38,6 +38,8 @@ class Segment:
     text: str | None = None
     token_ids: Sequence[int] | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
+    next_in_s: float | None = None
+    """When the client expects to send the next one, from now; 0 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class CommitOptions:
     skip_special_tokens: bool = True
     final_segment: Segment | None = None
     """Applied before the commit, in one step with it."""
+    keep_s: float = 0.0
+    """For so long after the answer a prompt that begins with this one is to be expected."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,9 +98,17 @@ class PrefillLeg:
         self._repetition.sent(now_s)
         self._count()
 
-    def splice(self, logged: LoggedSplice, now_s: float, *, commit_follows: bool) -> None:
-        """Send a change that was just recorded."""
-        message = self._message(logged, commit_follows=commit_follows)
+    def splice(
+        self,
+        logged: LoggedSplice,
+        now_s: float,
+        *,
+        commit_follows: bool,
+        next_in_s: float | None = None,
+    ) -> None:
+        """Send a change that was just recorded. A hint is of no use later, so it is not sent
+        again."""
+        message = self._message(logged, commit_follows=commit_follows, next_in_s=next_in_s)
         self._sent_seq = message.seq
         self._send(self.server, message)
         self._repetition.sent(now_s)
@@ -185,7 +193,13 @@ class PrefillLeg:
         self._repetition.sent(now_s)
         return True
 
-    def _message(self, logged: LoggedSplice, *, commit_follows: bool = False) -> r.Splice:
+    def _message(
+        self,
+        logged: LoggedSplice,
+        *,
+        commit_follows: bool = False,
+        next_in_s: float | None = None,
+    ) -> r.Splice:
         return r.Splice(
             stream_id=self._stream_id,
             attempt=self.attempt,
@@ -193,6 +207,7 @@ class PrefillLeg:
             keep_tokens=logged.splice.keep_tokens,
             token_ids=pack_ids(logged.splice.new_token_ids),
             commit_follows=commit_follows,
+            next_in_s=next_in_s,
         )
 
     def _count(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from router.interface import CommitOptions, OpenOptions, Segment
 from router.service_decode import not_utf8
@@ -54,6 +55,10 @@ _INTERNAL_NAMES = {
 }
 
 
+MAX_KEEP_S = 3600.0
+"""Longer nobody can say when they come back."""
+
+
 def open_options(message: pb.Open) -> OpenOptions:
     """How to open a stream."""
     mode = _MODES.get(message.mode)
@@ -76,6 +81,15 @@ def segment(message: pb.Segment, vocab_size: int, name: str = "segment") -> Segm
         vocab_size: of the served model; token ids are below it.
         name: the path of the field, for the message.
     """
+    content = _content(message, vocab_size, name)
+    if not message.HasField("next_in_s"):
+        return content
+    if not 0 <= message.next_in_s < math.inf:
+        raise wrong(f"{name}.next_in_s", message.next_in_s, "0 or more")
+    return replace(content, next_in_s=message.next_in_s)
+
+
+def _content(message: pb.Segment, vocab_size: int, name: str) -> Segment:
     match message.WhichOneof("content"):
         case "text":
             return Segment(text=message.text)
@@ -101,7 +115,12 @@ def commit_options(message: pb.Commit, vocab_size: int) -> CommitOptions:
     final = None
     if message.HasField("final_segment"):
         final = segment(message.final_segment, vocab_size, "final_segment")
-    return _commit(message.sampling, final, vocab_size)
+    options = _commit(message.sampling, final, vocab_size)
+    if not message.HasField("keep_s"):
+        return options
+    if not 0 <= message.keep_s <= MAX_KEEP_S:
+        raise wrong("commit.keep_s", message.keep_s, f"between 0 and {MAX_KEEP_S:g}")
+    return replace(options, keep_s=message.keep_s)
 
 
 def generate_options(

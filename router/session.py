@@ -82,6 +82,7 @@ class _Committed:
 
     sampling: Sampling
     answer: Answer
+    keep_s: float
 
 
 class Session:
@@ -170,13 +171,20 @@ class Session:
         self._touched_s = time.monotonic()
 
     def send_changes(
-        self, logged: list[LoggedSplice], segment: int | None, *, commit_follows: bool = False
+        self,
+        logged: list[LoggedSplice],
+        segment: int | None,
+        *,
+        commit_follows: bool = False,
+        next_in_s: float | None = None,
     ) -> None:
         """Send what was just recorded in the prompt's log."""
         now_s = time.monotonic()
         if self._prefill is not None:
             for each in logged:
-                self._prefill.splice(each, now_s, commit_follows=commit_follows)
+                self._prefill.splice(
+                    each, now_s, commit_follows=commit_follows, next_in_s=next_in_s
+                )
             if not commit_follows:
                 self._count_uncommitted(self._prefill)
         if segment is not None:
@@ -193,6 +201,7 @@ class Session:
         self._committed = _Committed(
             fit_max_new_tokens(options.sampling, log.num_tokens, room_tokens),
             Answer(self._tokenizer, log.ids, options.stop, options.skip_special_tokens),
+            options.keep_s,
         )
         self._heard_s = now_s
         if self._prefill is not None:
@@ -272,6 +281,7 @@ class Session:
             num_prompt_tokens=num_tokens,
             sampling=committed.sampling,
             handoff=None if self._target is None else _handoff_target(self._target),
+            keep_s=committed.keep_s,
         )
         leg.send_commit(commit, now_s)
         self.lifetime.record(LifetimeEvent.COMMIT_SENT)

@@ -50,8 +50,9 @@ def segment(
     text: str | bytes | None,
     token_ids: Sequence[int] | None,
     messages: Sequence[Mapping[str, str]] | None,
+    next_in_s: float | None = None,
 ) -> pb.Segment:
-    """A piece of context; exactly one argument is not None.
+    """A piece of context; exactly one of the first three arguments is not None.
 
     Raises:
         InvalidArgumentError: none or several are given, or the value cannot be sent.
@@ -63,13 +64,13 @@ def segment(
         raise InvalidArgumentError(f"exactly one of text, token_ids, messages is needed, not {got}")
     try:
         if isinstance(text, bytes):
-            return pb.Segment(text_utf8=text)
+            return pb.Segment(text_utf8=text, next_in_s=next_in_s)
         if text is not None:
-            return pb.Segment(text=text)
+            return pb.Segment(text=text, next_in_s=next_in_s)
         if token_ids is not None:
-            return pb.Segment(token_ids=pb.TokenIds(ids=token_ids))
+            return pb.Segment(token_ids=pb.TokenIds(ids=token_ids), next_in_s=next_in_s)
         chat = [chat_message(one) for one in messages or ()]
-        return pb.Segment(messages=pb.ChatMessages(messages=chat))
+        return pb.Segment(messages=pb.ChatMessages(messages=chat), next_in_s=next_in_s)
     except UnicodeEncodeError as error:
         raise _surrogate(error) from error
     except ValueError as error:

@@ -83,15 +83,19 @@ class Stream:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        next_in_s: float | None = None,
     ) -> Progress:
-        """Put a piece behind the context; exactly one argument. Returns when the router has it.
+        """Put a piece behind the context; exactly one kind of it. Returns when the router has it.
+
+        ``next_in_s`` says in how many seconds the next piece, or the commit, is to be expected:
+        servers short of memory take it rather from streams that stay idle.
 
         A caller who is cancelled meanwhile leaves the operation in place.
 
         Raises:
             StreamError: it was refused. The stream is unharmed, unless it has ended.
         """
-        segment = requests.segment(text, token_ids, messages)
+        segment = requests.segment(text, token_ids, messages, next_in_s)
         await self._call.operate(pb.StreamRequest(append=pb.Append(segment=segment)))
         return self.progress
 
@@ -101,9 +105,10 @@ class Stream:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        next_in_s: float | None = None,
     ) -> Progress:
         """Replace the whole context. As ``append`` otherwise."""
-        segment = requests.segment(text, token_ids, messages)
+        segment = requests.segment(text, token_ids, messages, next_in_s)
         await self._call.operate(pb.StreamRequest(update=pb.Update(segment=segment)))
         return self.progress
 
@@ -113,13 +118,19 @@ class Stream:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        keep_s: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Answer:
         """The prompt is complete, with an optional last piece; read the answer from what this
-        returns. A refused commit raises there and may be corrected and tried again."""
+        returns. A refused commit raises there and may be corrected and tried again.
+
+        ``keep_s`` says within how many seconds a prompt that begins with this one is expected, as
+        of an agent that waits for a tool; until then its KV is not given up as a leftover.
+        """
         commit = pb.Commit(
             sampling=requests.sampling(sampling),
             final_segment=requests.optional_segment(text, token_ids, messages),
+            keep_s=keep_s,
         )
         return Answer(StreamAnswerSource(self._call, commit, self._keep_result))
 

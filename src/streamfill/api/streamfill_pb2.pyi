@@ -87,16 +87,18 @@ class Open(_message.Message):
     def __init__(self, mode: _Optional[_Union[StreamMode, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., deadline_s: _Optional[float] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., ttft_slo_ms: _Optional[float] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("text", "text_utf8", "token_ids", "messages")
+    __slots__ = ("text", "text_utf8", "token_ids", "messages", "next_in_s")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TEXT_UTF8_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_IN_S_FIELD_NUMBER: _ClassVar[int]
     text: str
     text_utf8: bytes
     token_ids: TokenIds
     messages: ChatMessages
-    def __init__(self, text: _Optional[str] = ..., text_utf8: _Optional[bytes] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ...) -> None: ...
+    next_in_s: float
+    def __init__(self, text: _Optional[str] = ..., text_utf8: _Optional[bytes] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., next_in_s: _Optional[float] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -131,12 +133,14 @@ class Update(_message.Message):
     def __init__(self, segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("sampling", "final_segment")
+    __slots__ = ("sampling", "final_segment", "keep_s")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     FINAL_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_S_FIELD_NUMBER: _ClassVar[int]
     sampling: Sampling
     final_segment: Segment
-    def __init__(self, sampling: _Optional[_Union[Sampling, _Mapping]] = ..., final_segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
+    keep_s: float
+    def __init__(self, sampling: _Optional[_Union[Sampling, _Mapping]] = ..., final_segment: _Optional[_Union[Segment, _Mapping]] = ..., keep_s: _Optional[float] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("reason",)

@@ -104,9 +104,12 @@ class SyncStream:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        next_in_s: float | None = None,
     ) -> Progress:
         """Put a piece behind the context; returns when the router has it."""
-        return self._loop.run(self._stream.append(text, token_ids=token_ids, messages=messages))
+        return self._loop.run(
+            self._stream.append(text, token_ids=token_ids, messages=messages, next_in_s=next_in_s)
+        )
 
     def update(
         self,
@@ -114,9 +117,12 @@ class SyncStream:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        next_in_s: float | None = None,
     ) -> Progress:
         """Replace the whole context."""
-        return self._loop.run(self._stream.update(text, token_ids=token_ids, messages=messages))
+        return self._loop.run(
+            self._stream.update(text, token_ids=token_ids, messages=messages, next_in_s=next_in_s)
+        )
 
     def commit(
         self,
@@ -124,10 +130,13 @@ class SyncStream:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        keep_s: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> SyncAnswer:
         """The prompt is complete, with an optional last piece; iterate over what this returns."""
-        answer = self._stream.commit(text, token_ids=token_ids, messages=messages, **sampling)
+        answer = self._stream.commit(
+            text, token_ids=token_ids, messages=messages, keep_s=keep_s, **sampling
+        )
         return SyncAnswer(self._loop, answer)
 
     def wait_computed(self, timeout_s: float | None = None) -> Progress:

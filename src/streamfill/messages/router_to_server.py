@@ -63,6 +63,8 @@ class Splice(_Message, frozen=True, kw_only=True, tag="splice"):
     commit_follows: bool = False
     """A ``Commit`` is right behind: wait for it, and compute the rest and the first token in one
     step."""
+    next_in_s: float | None = None
+    """The client's hint when its next piece comes, from now."""
 
 
 class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
@@ -76,6 +78,8 @@ class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
     sampling: Sampling
     handoff: HandoffTarget | None
     """None: no decode server is alive, this server generates the whole answer."""
+    keep_s: float = 0.0
+    """For so long after the answer a prompt that begins with this one is to be expected."""
 
 
 class Generate(_Message, frozen=True, kw_only=True, tag="generate"):

@@ -20,6 +20,7 @@ looks again whenever it matters. Evicted KV is simply computed again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -90,6 +91,8 @@ class ServingCore:
         self._clock = clock
         self._records: dict[int, StreamRecord] = {}
         self._by_key: dict[str, StreamRecord] = {}
+        self._kept: dict[int, StreamRecord] = {}
+        """Done and forgotten by the router, but expected to come back."""
         self._num_requests = 0
         self._num_expired = 0
         self.plan = StandingPlan()
@@ -168,8 +171,8 @@ class ServingCore:
     def note_losses(self) -> None:
         """Look for the KV of streams from which some was taken."""
         for stream_id in self.engine.take_losers():
-            record = self._records.get(stream_id)
-            if record is not None and record.phase is not Phase.DONE:
+            record = self._records.get(stream_id) or self._kept.get(stream_id)
+            if record is not None and (record.phase is not Phase.DONE or record.keep_s):
                 self._find_kv(record)
 
     def schedule(self) -> None:
@@ -182,7 +185,7 @@ class ServingCore:
         """
         now_s = self._clock()
         while True:
-            plan = self.decider.decide(self._records, self._by_key, now_s)
+            plan = self.decider.decide(self._records, self._by_key, now_s, kept=self._kept)
             if not self._is_sound(plan):
                 continue
             self.decider.apply_victims(plan)
@@ -201,8 +204,8 @@ class ServingCore:
         now_s, page_size = self._clock(), self.engine.facts.page_size
         return tuple(
             record.telemetry(now_s, page_size)
-            for record in self._records.values()
-            if record.phase is not Phase.DONE
+            for record in (*self._records.values(), *self._kept.values())
+            if record.phase is not Phase.DONE or record.keep_until_s() is not None
         )
 
     def counters(self, num_malformed_frames: int) -> ServerCounters:
@@ -269,7 +272,7 @@ class ServingCore:
             case r.Forget():
                 record = self._records.get(message.stream_id)
                 if record is not None and record.attempt <= message.attempt:
-                    self._drop(record)
+                    self._forget(record)
             case r.FlushCache() | r.SetPolicy() | r.DescribeStreams():
                 self._answer_question(message)
             case RouterLost():
@@ -278,6 +281,7 @@ class ServingCore:
                 )
                 for record in list(self._records.values()):
                     self._drop(record)
+                self._let_kept_go()
             case r.Registered() | r.RegistrationRefused() | r.RouterHeartbeat() | r.Malformed():
                 pass  # the link's business
             case _:
@@ -307,6 +311,9 @@ class ServingCore:
         record.splice(message.keep_tokens, self._unpack(message.token_ids), self._clock())
         record.seq = message.seq
         record.commit_follows = message.commit_follows
+        record.hinted_next_s = None
+        if message.next_in_s is not None:
+            record.hinted_next_s = self._clock() + message.next_in_s
         if old_ids is not None:
             self.engine.untag(record.stream_id, old_ids)
         self._look_again(record)
@@ -321,6 +328,7 @@ class ServingCore:
                 f"commit of {message.num_prompt_tokens} tokens, but {len(record.ids)} are here"
             )
         record.seq = message.seq
+        record.keep_s = message.keep_s
         record.answer = Answer(message.sampling, num_brought=0, handoff=message.handoff)
         record.committed_s = self._clock()
         record.advance(Phase.COMMITTED)
@@ -331,6 +339,7 @@ class ServingCore:
         """What concerns the server as a whole."""
         match message:
             case r.FlushCache(request_id=request_id):
+                self._let_kept_go()
                 ok = self.num_streams == 0 and self.engine.flush()
                 if ok:
                     self.decider.forget_experience()
@@ -507,7 +516,8 @@ class ServingCore:
             self.decider.forget(record)
             record.advance(Phase.DONE)
             record.done_s = self._clock()
-            self._release_host(record)
+            if not record.keep_s:
+                self._release_host(record)
 
     def _note_run(self, record: StreamRecord, in_flight: InFlight, num_cached: int) -> None:
         """The engine computed what was lacking of a prefix of the stream."""
@@ -691,7 +701,7 @@ class ServingCore:
         for stream_id in entries:
             if num_left <= 0:
                 break
-            victim = self._records.get(stream_id)
+            victim = self._records.get(stream_id) or self._kept.get(stream_id)
             if (
                 victim is None
                 or stream_id not in to_save
@@ -819,11 +829,28 @@ class ServingCore:
             record.in_flight = None
         self.decider.forget(record)
 
+    def _forget(self, record: StreamRecord) -> None:
+        """The router needs the record no more. Its KV stays tagged while it is expected back."""
+        keep_until_s = record.keep_until_s()
+        if keep_until_s is None or keep_until_s <= self._clock():
+            self._drop(record)
+            return
+        del self._records[record.stream_id]
+        self._kept[record.stream_id] = record
+
+    def _let_kept_go(self, until_s: float = math.inf) -> None:
+        """Nobody came back to the streams that were kept until then."""
+        for record in list(self._kept.values()):
+            keep_until_s = record.keep_until_s()
+            if keep_until_s is None or keep_until_s <= until_s:
+                del self._kept[record.stream_id]
+                self._drop(record)
+
     def _release_host(self, record: StreamRecord) -> None:
         """The stream is over: its copies in host memory may go, as soon as somebody needs room."""
         num_others = sum(
-            other.phase is not Phase.DONE and other is not record
-            for other in self._records.values()
+            (other.phase is not Phase.DONE or other.keep_s > 0) and other is not record
+            for other in (*self._records.values(), *self._kept.values())
         )
         # Copies of a prefix that others share stay, and the last stream leaves nothing.
         first_token = record.num_shared if num_others else 0
@@ -831,7 +858,8 @@ class ServingCore:
 
     def _expire(self) -> None:
         now_s = self._clock()
+        self._let_kept_go(now_s)
         for record in list(self._records.values()):
             if record.done_s is not None and now_s - record.done_s > DONE_RETENTION_S:
                 self._num_expired += 1
-                self._drop(record)
+                self._forget(record)

@@ -12,7 +12,7 @@ Everything depends on rank 0's clock and on what every rank is told, so all rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamfill.engine.interface import Engine
@@ -188,9 +188,18 @@ class Decider:
         self._learner.note_commit(mode, record.num_segments, tuple(record.gaps_s))
 
     def decide(
-        self, records: Mapping[int, StreamRecord], by_key: Mapping[str, StreamRecord], now_s: float
+        self,
+        records: Mapping[int, StreamRecord],
+        by_key: Mapping[str, StreamRecord],
+        now_s: float,
+        *,
+        kept: Mapping[int, StreamRecord] | None = None,
     ) -> StepPlan:
-        """Phase 1. Changes nothing but what is known."""
+        """Phase 1. Changes nothing but what is known.
+
+        Args:
+            kept: streams that are over and expected back: they have KV to give, and nothing else.
+        """
         self._note_waiting(by_key, now_s)
         for record in self._dirty.values():
             if record.phase in _SCHEDULED and record.ids:
@@ -200,7 +209,7 @@ class Decider:
         self._dirty.clear()
         memory = self._engine.memory()
         if memory.free_tokens < self.watermark_tokens:
-            self._rank(records, now_s)
+            self._rank([*records.values(), *(kept or {}).values()], now_s)
         else:
             self._standing_order, self._ranked_at = (), None
             self._to_save = frozenset()
@@ -280,7 +289,7 @@ class Decider:
         else:
             planned = self._newest.reason(view, self._page_size)
             decision, sentence = planned.value, SENTENCES[planned]
-        expected_s = view.expected_next_s()
+        expected_s = record.expected_next_s()
         return StreamDecision(
             stream_id=record.stream_id,
             state=record.phase.name.lower(),
@@ -308,7 +317,7 @@ class Decider:
                 record.in_flight.began_s = now_s
         self._waiting = waiting
 
-    def _rank(self, records: Mapping[int, StreamRecord], now_s: float) -> None:
+    def _rank(self, records: Sequence[StreamRecord], now_s: float) -> None:
         """Bring the order of the preemption plan up to date, where anything changed."""
         state = (self._num_changes, self._standing.version)
         if state == self._ranked_at:
@@ -316,8 +325,8 @@ class Decider:
         self._ranked_at = state
         telemetry = [
             record.telemetry(now_s, self._page_size)
-            for record in records.values()
-            if record.phase is not Phase.DONE
+            for record in records
+            if record.phase is not Phase.DONE or record.keep_until_s() is not None
         ]
         pricing = self.pricing()
         ranking = self._standing.ranking(telemetry, pricing)

@@ -122,6 +122,10 @@ class StreamRecord:
     last_computed_s: float = 0.0
     committed_s: float | None = None
     done_s: float | None = None
+    keep_s: float = 0.0
+    """For so long after its answer a prompt that begins with this one is to be expected."""
+    hinted_next_s: float | None = None
+    """When the next segment comes, as the client said with the newest one."""
     gaps_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_GAPS_KEPT))
     commit_follows: bool = False
     """The newest splice said that its commit is right behind it."""
@@ -226,10 +230,19 @@ class StreamRecord:
             ends.append(len(self.ids))
             arrivals_s.append(now_s)
 
+    def keep_until_s(self) -> float | None:
+        """Until when its KV counts as that of an open stream, once it is done; None before."""
+        return None if self.done_s is None or not self.keep_s else self.done_s + self.keep_s
+
     def expected_next_s(self) -> float | None:
-        """When its next segment is expected; see ``snapshot.expected_next_s``."""
+        """When its next segment is expected: as the client said, else see
+        ``snapshot.expected_next_s``."""
+        if self.done_s is not None and self.keep_s:
+            return self.done_s + self.keep_s / 2  # any time until then is as likely as another
         if self.committed_s is not None:
             return None
+        if self.hinted_next_s is not None:
+            return self.hinted_next_s
         return expected_next_s(self.last_splice_s, self.gaps_s)
 
     def telemetry(self, now_s: float, page_size: int) -> StreamTelemetry:
@@ -247,8 +260,9 @@ class StreamRecord:
             num_shared_tokens=min(self.num_shared, self.num_computed),
             num_saved_tokens=min(self.num_saved, self.num_computed),
             num_host_tokens=self.num_host,
-            committed=self.phase is not Phase.OPEN,
-            active=self.in_flight is not None or self.has_new_context(page_size),
+            committed=self.phase not in (Phase.OPEN, Phase.DONE),
+            active=self.in_flight is not None
+            or (self.phase is Phase.OPEN and self.has_new_context(page_size)),
             idle_s=max(0.0, now_s - max(self.last_splice_s, self.opened_s)),
             gaps_s=tuple(self.gaps_s),
             expected_next_s=None if expected_s is None else expected_s - now_s,

@@ -81,9 +81,16 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
         keep_tokens=4,
         token_ids=pack_ids([5, 600_000]),
         commit_follows=True,
+        next_in_s=1.5,
     ),
     r.Commit(
-        stream_id=1, attempt=2, seq=4, num_prompt_tokens=6, sampling=SAMPLING, handoff=HANDOFF
+        stream_id=1,
+        attempt=2,
+        seq=4,
+        num_prompt_tokens=6,
+        sampling=SAMPLING,
+        handoff=HANDOFF,
+        keep_s=7.5,
     ),
     r.Generate(
         stream_id=1,

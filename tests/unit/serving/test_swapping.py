@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from prefill_server.host_index import block_keys
 from streamfill.messages import server_to_router as s
 from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
+from streamfill.messages.router_to_server import FlushCache
 from tests.support.fake_engine import FakeEngine, predict
 from tests.unit.serving.builders import (
     GREEDY,
     PrefillUnderTest,
     cancel,
     commit,
+    forget,
     opened,
     splice,
     tokens,
@@ -186,3 +189,71 @@ def test_context_comes_back_before_its_next_segment() -> None:
 
 def _keys(server: PrefillUnderTest, stream_id: int) -> list[bytes]:
     return block_keys(server.core._records[stream_id].ids, server.engine.facts.page_size)
+
+
+def test_the_clients_hint_counts_for_more_than_its_pauses() -> None:
+    server = _server(pool_tokens=2000)
+    server.run(opened(1))
+    for seq in (1, 2, 3):
+        message = splice(tokens(80, seq), keep=80 * (seq - 1), seq=seq, stream_id=1)
+        hint = 40.0 if seq == 3 else None
+        server.run(msgspec.structs.replace(message, next_in_s=hint))
+        server.clock.now_s += 10.0
+    record = server.core._records[1]
+    (telemetry,) = server.core.telemetry()
+    assert telemetry.expected_next_s == pytest.approx(
+        record.last_splice_s + 40.0 - server.clock.now_s
+    )
+    server.run(splice(tokens(80, 4), keep=240, seq=4, stream_id=1))
+    (telemetry,) = server.core.telemetry()
+    assert telemetry.expected_next_s is not None
+    assert telemetry.expected_next_s < 11.0, "a hint holds for one segment"
+
+
+def _answered(server: PrefillUnderTest, stream_id: int, keep_s: float) -> None:
+    """A stream from its opening to the router's last word."""
+    server.run(opened(stream_id))
+    ids = tokens(SIZE, stream_id)
+    server.run(splice(ids, stream_id=stream_id))
+    message = commit(SIZE, stream_id=stream_id, handoff=None)
+    server.run(msgspec.structs.replace(message, keep_s=keep_s))
+    server.run(forget(stream_id))
+
+
+def _comes_back(server: PrefillUnderTest, stream_id: int, old_id: int) -> int:
+    """A prompt that begins with the old one; returns how many tokens were computed for it."""
+    before = server.core.num_computed_tokens
+    server.run(opened(stream_id))
+    ids = [*tokens(SIZE, old_id), *tokens(8, 99)]
+    server.run(splice(ids, stream_id=stream_id))
+    return server.core.num_computed_tokens - before
+
+
+def test_a_kept_stream_is_swapped_and_comes_back() -> None:
+    """As an agent does behind its tool; without it, its KV is a leftover that is dropped."""
+    kept, left = (_server(host_tokens=2 * SIZE) for _ in range(2))
+    for server, keep_s in ((kept, 600.0), (left, 0.0)):
+        _answered(server, 1, keep_s)
+        _fill(server, 2, 3)
+        server.run(cancel(2), cancel(3))
+    assert _comes_back(left, 4, 1) > SIZE / 2
+    assert _comes_back(kept, 4, 1) <= 12
+
+
+def test_nobody_is_kept_for_longer_than_was_said() -> None:
+    server = _server()
+    _answered(server, 1, 600.0)
+    assert len(server.core.telemetry()) == 1
+    assert server.core.num_streams == 0
+    server.clock.now_s += 601.0
+    server.run()
+    assert server.core.telemetry() == ()
+    server.assert_nothing_is_left()
+
+
+def test_emptying_the_caches_lets_the_kept_go() -> None:
+    server = _server()
+    _answered(server, 1, 600.0)
+    server.run(FlushCache(request_id=1))
+    assert server.take(s.CacheFlushed)[0].ok
+    server.assert_nothing_is_left()
