@@ -111,6 +111,22 @@ def test_coming_back_may_send_others_away(pool: PoolUnderTest) -> None:
     pool.check()
 
 
+def test_making_room_does_not_cost_what_comes_back(pool: PoolUnderTest) -> None:
+    """Host memory has too little room for all, and the oldest in it is what is wanted."""
+    pool.swap_to(11)
+    _compute(pool, 1, "abcde")
+    pool.tree.set_ranks({1: 0}, frozenset({1}))
+    pool.evict(5 * BLOCK)
+    _compute(pool, 3, "xyz")
+    pool.pool.copy_ahead(_ids("xyz"))
+    pool.evict(3 * BLOCK)
+    for stream_id, names in ((2, "mno"), (4, "pqr"), (5, "st")):
+        _compute(pool, stream_id, names)
+    pool.tree.set_ranks({2: 0, 4: 1, 5: 2, 1: 3}, frozenset({2, 4, 5}))
+    assert pool.pool.restore(_ids("abcde")) == 5 * BLOCK
+    pool.check()
+
+
 def test_a_copy_ahead_leaves_everything_where_it_is(pool: PoolUnderTest) -> None:
     swap = pool.swap_to(16)
     _compute(pool, 1, "abc")

@@ -63,6 +63,16 @@ def test_use_protects() -> None:
     assert (index.num_present(old), index.num_present(other)) == (2, 1)
 
 
+def test_use_keeps_the_beginning_for_longer() -> None:
+    index = HostIndex(4)
+    old, other = block_keys(_q(1, 2), 1), block_keys(_q(5, 6), 1)
+    index.put(other)
+    index.put(old)
+    index.touch(old)
+    index.put(block_keys(_q(7, 8, 9), 1))
+    assert (index.num_present(old), index.num_present(other)) == (1, 0)
+
+
 def test_the_demoted_go_before_all() -> None:
     index = HostIndex(4)
     old, new = block_keys(_q(1, 2), 1), block_keys(_q(5, 6), 1)

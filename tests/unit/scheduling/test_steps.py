@@ -181,3 +181,43 @@ def test_commits_get_the_whole_budget_all_the_same() -> None:
     """Only context that nobody asked about is held to small steps."""
     shot = snapshot(stream(1, 600, committed_s=1.0), stream(2, 100))
     assert runs(FcfsPolicy(PolicyContext(segment_tokens=96)), shot) == [(1, 256, False)]
+
+
+def test_what_is_in_host_memory_is_room_and_not_work() -> None:
+    """The step's budget goes to what has to be computed; memory to that and to what comes back."""
+    shot = snapshot(stream(1, 1000, 100, on_host=800, committed_s=1.0), budget=256)
+    (run,) = fcfs.decide(shot).runs
+    assert (run.num_tokens, run.num_restored, run.up_to, run.is_commit) == (100, 800, 1000, True)
+
+
+def test_what_comes_back_needs_memory() -> None:
+    """There is room for the new tokens, but not for what they build on."""
+    first = stream(1, 64, committed_s=1.0)
+    second = stream(2, 1000, 100, on_host=800, committed_s=2.0)
+    plan = fcfs.decide(snapshot(first, second, budget=256, free=600))
+    assert [run.stream_id for run in plan.runs] == [1]
+    assert said(plan, snapshot(first, second))[2] is DeferReason.NO_MEMORY
+    context = stream(3, 1000, 100, on_host=800)
+    assert fcfs.decide(snapshot(context, budget=256, free=600)).runs == ()
+
+
+def test_what_comes_back_is_taken_from_victims() -> None:
+    """Others give memory for what is restored too."""
+    idle = stream(1, 700, 700, evictable=700, arrival_s=5.0)
+    back = stream(2, 1000, 100, on_host=800, committed_s=2.0)
+    plan = fcfs.decide(snapshot(idle, back, budget=256, free=400, evictable=700))
+    assert [victim.stream_id for victim in plan.victims] == [1]
+
+
+def test_context_that_is_all_in_host_memory_waits_there() -> None:
+    """Nobody computes for it, so it need not come back yet."""
+    shot = snapshot(stream(1, 100, 20, on_host=80))
+    plan = fcfs.decide(shot)
+    assert plan.runs == ()
+    assert said(plan, shot) == {1: DeferReason.IDLE}
+
+
+def test_a_commit_that_is_all_in_host_memory_computes_its_last_token() -> None:
+    """For its logits; the rest comes back."""
+    (run,) = fcfs.decide(snapshot(stream(1, 100, on_host=100, committed_s=1.0))).runs
+    assert (run.num_tokens, run.num_restored, run.is_commit) == (1, 99, True)

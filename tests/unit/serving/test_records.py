@@ -144,3 +144,25 @@ def test_telemetry_tells_new_context_from_evicted_context() -> None:
     assert not record.telemetry(9.0, 16).active, "less than a page is not computed ahead"
     assert record.telemetry(9.0, 1).active
     assert record.telemetry(9.0, 1).gaps_s == (2.5,)
+
+
+def test_an_update_invalidates_what_is_in_host_memory_too() -> None:
+    """Behind the common prefix nothing of it is of use."""
+    record = _record()
+    record.splice(0, ids_array(tokens(100)), 1.0)
+    record.note_lost(20, 60)
+    record.splice(50, ids_array([1]), 2.0)
+    assert (record.num_computed, record.num_host) == (20, 30)
+    record.splice(10, ids_array([1]), 3.0)
+    assert (record.num_computed, record.num_host) == (10, 0)
+
+
+def test_what_is_computed_or_comes_back_is_no_longer_only_in_host_memory() -> None:
+    """Counted once."""
+    record = _record()
+    record.splice(0, ids_array(tokens(100)), 1.0)
+    record.note_lost(20, 60)
+    record.note_computed(50)
+    assert (record.num_computed, record.num_host) == (50, 30)
+    record.note_computed(90)
+    assert (record.num_computed, record.num_host) == (90, 0)

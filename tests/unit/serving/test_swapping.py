@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import msgspec
 import pytest
 
@@ -12,6 +14,7 @@ from streamfill.messages.router_to_server import FlushCache
 from tests.support.fake_engine import FakeEngine, predict
 from tests.unit.serving.builders import (
     GREEDY,
+    STEP_TOKENS,
     PrefillUnderTest,
     cancel,
     commit,
@@ -257,3 +260,26 @@ def test_emptying_the_caches_lets_the_kept_go() -> None:
     server.run(FlushCache(request_id=1))
     assert server.take(s.CacheFlushed)[0].ok
     server.assert_nothing_is_left()
+
+
+class _Forgetful(FakeEngine):
+    """Promises what it does not keep: host memory is lost just before it is needed."""
+
+    def restore(self, token_ids: array[int]) -> int:
+        self.host.clear()
+        return super().restore(token_ids)
+
+
+def test_what_does_not_come_back_is_computed_in_steps_of_the_usual_size() -> None:
+    engine = _Forgetful(pool_tokens=400, page_size=4, host_tokens=2000)
+    server = PrefillUnderTest(engine)
+    _fill(server, 1, 2)
+    record = server.core._records[1]
+    assert record.num_host > STEP_TOKENS
+    server.turn(commit(SIZE, stream_id=1, handoff=None))
+    while record.in_flight is not None:
+        assert record.in_flight.num_new_tokens <= STEP_TOKENS
+        server.engine.advance()
+        server.turn()
+    assert server.answer(1)[0] == predict(tokens(SIZE, 1), GREEDY, frozenset())
+    assert server.core.num_recomputed_tokens > 0
