@@ -105,7 +105,7 @@ class PrefillRuntime(SchedulerRuntime):
             num_device_tokens=engine.memory().total_tokens,
             page_size=layout.page_size,
             bytes_per_token=layout.bytes_per_token,
-            available_bytes=read_host_memory().available_bytes,
+            memory_bytes=read_host_memory().total_bytes // self.config.tp_size,
         )
         num_tokens = num_blocks * block_tokens(layout.page_size)
         log_event(

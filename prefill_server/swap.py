@@ -41,13 +41,11 @@ STAGING_BYTES = 64 << 20
 hundred times what it costs to start."""
 
 
-DEFAULT_HOST_POOLS = 4
-"""Size of the host pool unless it is configured, in device pools: with fewer, streams that a device
-pool cannot hold by far would fall back to recomputing."""
-MOST_OF_HOST = 0.25
-"""And at most this share of the memory that is available at the start."""
-
-
+DEFAULT_HOST_POOLS = 2
+"""Size of the host pool unless it is configured, in device pools."""
+MOST_OF_HOST = 0.15
+"""And at most this share of the machine's memory, for all ranks of a server together. Of its whole
+memory, which all ranks see alike: what they decide has to be the same."""
 BLOCK_TOKENS = 16
 """Of a block of host memory, where pages are smaller. Looking for a prefix costs about a
 microsecond a block, and what is less than a block at the end of a sequence is not kept."""
@@ -64,14 +62,18 @@ def host_blocks(
     num_device_tokens: int,
     page_size: int,
     bytes_per_token: int,
-    available_bytes: int,
+    memory_bytes: int,
 ) -> int:
-    """Blocks of the host pool: as many as configured, or the default above."""
+    """Blocks of the host pool: as many as configured, or the default above.
+
+    Args:
+        memory_bytes: of the machine, divided by the number of ranks.
+    """
     num_tokens = block_tokens(page_size)
     if host_pool_tokens is not None:
         return host_pool_tokens // num_tokens
     wanted = DEFAULT_HOST_POOLS * num_device_tokens // num_tokens
-    most = int(MOST_OF_HOST * available_bytes) // (bytes_per_token * num_tokens)
+    most = int(MOST_OF_HOST * memory_bytes) // (bytes_per_token * num_tokens)
     return max(0, min(wanted, most))
 
 

@@ -90,8 +90,7 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     that was made for this model on this machine, else a built-in guess. Of prefill servers only."""
     host_pool_tokens: int | None = None
     """Host memory of each server for KV that was taken from streams, in tokens. 0: never copy.
-    None: four times the KV pool, at most a quarter of the memory that is free at the start. Of
-    prefill servers only."""
+    None: twice the KV pool, at most 15 % of the machine's memory. Of prefill servers only."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefill_server.host_index import block_keys
 from prefill_server.page_copies import copy_on_host, host_side, pages_of, runs_of
-from prefill_server.swap import SwapEngine
+from prefill_server.swap import SwapEngine, host_blocks
 
 NUM_LAYERS, NUM_SLOTS, PAGE = 3, 17 * 16 + 16, 16
 """18 pages of one block: the last slots are those that SGLang adds for its padding."""
@@ -197,3 +197,26 @@ def test_small_pages_move_in_blocks() -> None:
     for target, source in zip([4, 5, 6, 7, 12], [11, 0, 1, 2, 3], strict=True):
         expected[target] = before.view(16, 4)[source]
     assert torch.equal(after, expected)
+
+
+@pytest.mark.parametrize(
+    ("configured", "memory_bytes", "blocks"),
+    [
+        (None, 10**12, 2 * 1000 // 16),
+        (None, 1600 * 100, 0.15 * 1600 * 100 // 1600),
+        (None, 0, 0),
+        (0, 10**12, 0),
+        (15, 10**12, 0),
+        (640, 0, 40),
+    ],
+)
+def test_size_of_the_host_pool(configured: int | None, memory_bytes: int, blocks: float) -> None:
+    """As configured, else by the pool and the machine."""
+    found = host_blocks(
+        configured,
+        num_device_tokens=1000,
+        page_size=1,
+        bytes_per_token=100,
+        memory_bytes=memory_bytes,
+    )
+    assert found == int(blocks)
