@@ -18,6 +18,7 @@ allocated by ``import_kv`` the import          itself, before it returns: the tr
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,7 @@ from sglang.srt.mem_cache.registry import (
     register_radix_cache_backend,
 )
 
-from streamfill.engine.interface import BlockSwap
+from streamfill.engine.interface import BlockSwap, CopyReport
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.staging import gather, layout_of, scatter
@@ -234,6 +235,7 @@ class KvPool:
         pool = allocator.get_kvcache()
         self._k_buffers: list[torch.Tensor] = list(pool.k_buffer)
         self._v_buffers: list[torch.Tensor] = list(pool.v_buffer)
+        self._restores: list[CopyReport] = []
         self.layout: KvLayout = layout_of(
             self._k_buffers, self._v_buffers, page_size=tree.page_size
         )
@@ -323,9 +325,10 @@ class KvPool:
     def restore(self, token_ids: array[int]) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``.
 
-        Returns the length of the cached prefix afterwards: the same as before where device memory
+        What it took, finding and inserting included, is for ``take_restores``. Returns the length of the cached prefix afterwards: the same as before where device memory
         cannot be had for all of it, since half of it would have to be asked for again.
         """
+        start_s = time.perf_counter()
         swap, page_size = self._tree.swap, self._tree.page_size
         match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(token_ids)))
         prefix_slots = match.device_indices
@@ -353,7 +356,14 @@ class KvPool:
             self._insert(token_ids[:end_now], prefix_slots, slots)
         finally:
             self._tree.dec_lock_ref(match.last_device_node)
+        num_bytes = (end_now - cached) * self.layout.bytes_per_token
+        self._restores.append(CopyReport(False, num_bytes, time.perf_counter() - start_s))
         return end_now
+
+    def take_restores(self) -> list[CopyReport]:
+        """What ``restore`` did since the last call, and how long its caller waited for it."""
+        restores, self._restores = self._restores, []
+        return restores
 
     @staticmethod
     def _held_behind(

@@ -216,7 +216,13 @@ class SchedulerEngine:
         )
 
     def poll_copies(self) -> Sequence[CopyReport]:
-        return () if self._tree.swap is None else self._tree.swap.poll()
+        swap = self._tree.swap
+        if swap is None:
+            return ()
+        restores, copies = self.kv_pool.take_restores(), swap.poll()
+        if self.kv_pool.device.type == "cuda":
+            return copies  # they went on when the caller no longer waited
+        return [*(copy for copy in copies if copy.out), *restores]
 
     def take_losers(self) -> frozenset[int]:
         return self._tree.take_losers()

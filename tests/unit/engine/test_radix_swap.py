@@ -42,6 +42,10 @@ def test_what_was_taken_comes_back_with_its_content(pool: PoolUnderTest) -> None
     assert pool.pool.restore(_ids("abcdef")) == 4 * BLOCK
     pool.check()
     assert swap.stats().num_restored == 4
+    (restore,) = pool.pool.take_restores()
+    assert (restore.out, restore.num_bytes) == (False, 4 * BLOCK * pool.pool.layout.bytes_per_token)
+    assert restore.seconds > 0
+    assert pool.pool.take_restores() == []
 
 
 def test_only_streams_to_save_are_copied(pool: PoolUnderTest) -> None:
