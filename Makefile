@@ -8,7 +8,7 @@ SOAK_ARGS ?=
 POLICIES_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling test soak chaos-controller check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption test soak chaos-controller check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -38,6 +38,12 @@ test: setup  ## run all tests
 
 soak: setup  ## many streams do everything at random, and everything is checked; 15 minutes
 	$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
+
+bench-preemption: setup  ## memory for a quarter of the open streams, in each preemption mode; 35 minutes
+	@$(BIN)/streamfill bench compare --trace traces/crawl-small.jsonl --request-rate 1.15 --modes oneshot,stream \
+		--preemption auto,swap,recompute,none --set prefill.pool_tokens=4000 --report report-preemption-crawl.html
+	@$(BIN)/streamfill bench compare --trace traces/ann-small.jsonl --request-rate 0.55 --modes oneshot,stream \
+		--preemption auto,swap,recompute,none --set prefill.pool_tokens=2500 --report report-preemption-ann.html
 
 chaos-controller: setup  ## the preemption controller is killed 20 times under memory pressure; 10 minutes
 	$(BIN)/python -m tests.chaos.controller_kills --trace traces/crawl-small.jsonl $(CHAOS_ARGS)

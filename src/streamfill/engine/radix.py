@@ -325,8 +325,9 @@ class KvPool:
     def restore(self, token_ids: array[int]) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``.
 
-        What it took, finding and inserting included, is for ``take_restores``. Returns the length of the cached prefix afterwards: the same as before where device memory
-        cannot be had for all of it, since half of it would have to be asked for again.
+        What it took, finding and inserting included, is for ``take_restores``. Returns the length
+        of the cached prefix afterwards: the same as before where device memory cannot be had for
+        all of it, since half of it would have to be asked for again.
         """
         start_s = time.perf_counter()
         swap, page_size = self._tree.swap, self._tree.page_size
