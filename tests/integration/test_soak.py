@@ -49,6 +49,6 @@ async def test_soak(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert facts["num_repeats"] > 20
     assert facts["num_bursts"] > 0
     assert facts["num_switches"] >= 8
-    assert len(facts["policies"]) == 8
+    assert len(facts["policies"]) == 11
     assert facts["num_evicted_tokens"] > 0, "there was no want of memory"
     assert set(facts["by_outcome"]) == {"DONE", "ABORTED", "DEADLINE"}

@@ -172,7 +172,9 @@ class ServingCore:
         """Look for the KV of streams from which some was taken."""
         for stream_id in self.engine.take_losers():
             record = self._records.get(stream_id) or self._kept.get(stream_id)
-            if record is not None and (record.phase is not Phase.DONE or record.keep_s):
+            if record is None or record.phase is Phase.ANSWERING:
+                continue  # its account is closed; what it lacks the engine computes
+            if record.phase is not Phase.DONE or record.keep_s:
                 self._find_kv(record)
 
     def schedule(self) -> None:
@@ -193,8 +195,9 @@ class ServingCore:
                 break
         for run in plan.runs:
             record = self._records[run.stream_id]
-            if not run.is_commit or self._admits(record):
-                self._start(record, run, plan.num_tokens)
+            if record.answer is not None and not self._admits(record):
+                break  # those behind would take the memory that it waits for
+            self._start(record, run, plan.num_tokens)
         if not self._by_key:
             self._use_idle_time(now_s)
         self.decider.note_step_start(now_s, plan)
@@ -554,8 +557,8 @@ class ServingCore:
         """The engine has sampled all that this server samples."""
 
     def _admits(self, record: StreamRecord) -> bool:
-        """Whether an answer may start beside those that run. One that may not is asked for again in
-        the next turn."""
+        """Whether an answer, or what is missing of its prompt, may start beside those that run. One
+        that may not is asked for again in the next turn."""
         del record
         return True
 

@@ -141,7 +141,7 @@ def test_kv_for_which_there_is_no_room_is_recomputed() -> None:
     server.run()
     assert server.answer(5)[1] is FinishReason.LENGTH
     server.turn(forget(5))
-    assert server.engine.started[1][:2] == ("segment", 1), "computed as far as there is room"
+    assert server.engine.started[1][:2] == ("answer", 1), "begun when it fits, and not before"
     assert server.answer() == (REST, FinishReason.LENGTH)
 
 

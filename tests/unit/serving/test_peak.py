@@ -70,6 +70,26 @@ def test_an_answer_that_would_outgrow_the_pool_waits_at_its_beginning() -> None:
         assert len(server.answer(stream_id)[0]) == 60
 
 
+def test_nobody_takes_the_memory_that_the_first_one_waits_for() -> None:
+    """Not even to compute its prompt: it would be evicted again, and the engine computes prompts
+    before answers."""
+    server = DecodeUnderTest(FakeEngine(pool_tokens=200, page_size=4))
+    sampling = Sampling(temperature=0.0, max_new_tokens=60)
+    server.step(generate(tokens(80, 1), (), stream_id=1, sampling=sampling))
+    for _ in range(3):
+        server.step()
+    server.step(
+        generate(tokens(80, 2), (), stream_id=2, sampling=sampling),
+        generate(tokens(90, 3), (), stream_id=3, sampling=sampling),
+    )
+    for _ in range(20):
+        server.step()
+    assert {stream_id for _, stream_id, _ in server.engine.started} == {1}
+    server.run()
+    for stream_id in (1, 2, 3):
+        assert len(server.answer(stream_id)[0]) == 60
+
+
 def _answering(server: DecodeUnderTest) -> list[int]:
     return [stream_id for kind, stream_id, _ in server.engine.started if kind == "answer"]
 
