@@ -126,6 +126,7 @@ class FakeEngine:
         self._staged: dict[int, int] = {}
         self.host = HostIndex(host_tokens // page_size)
         self.num_restored_tokens = 0
+        self.restore_s = 1e-4
         self._to_save: frozenset[int] = frozenset()
         self._losers: set[int] = set()
         self._copies: list[CopyReport] = []

@@ -220,6 +220,11 @@ class Engine(Protocol):
         as device memory can be had. Returns the length of the cached prefix afterwards."""
         ...
 
+    @property
+    def restore_s(self) -> float:
+        """What the newest ``restore`` took, without making room for it."""
+        ...
+
     def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
         """A stream is over: nobody is expected to need the host copies of its tokens from
         ``first_token`` on. None: it was the last one, and nobody needs any."""

@@ -236,6 +236,8 @@ class KvPool:
         self._k_buffers: list[torch.Tensor] = list(pool.k_buffer)
         self._v_buffers: list[torch.Tensor] = list(pool.v_buffer)
         self._restores: list[CopyReport] = []
+        self.restore_s = 0.0
+        """What the newest ``restore`` took, without making room for it."""
         self.layout: KvLayout = layout_of(
             self._k_buffers, self._v_buffers, page_size=tree.page_size
         )
@@ -325,9 +327,10 @@ class KvPool:
     def restore(self, token_ids: array[int]) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``.
 
-        What it took, finding and inserting included, is for ``take_restores``. Returns the length
-        of the cached prefix afterwards: the same as before where device memory cannot be had for
-        all of it, since half of it would have to be asked for again.
+        What it took, finding and inserting included but not what making room took, which is others'
+        cost, is for ``take_restores``. Returns the length of the cached prefix afterwards: the same
+        as before where device memory cannot be had for all of it, since half of it would have to be
+        asked for again.
         """
         start_s = time.perf_counter()
         swap, page_size = self._tree.swap, self._tree.page_size
@@ -343,7 +346,9 @@ class KvPool:
         swap.touch(keys)
         self._tree.inc_lock_ref(match.last_device_node)
         try:
+            room_s = time.perf_counter()
             slots = self._allocate(end - cached)
+            start_s += time.perf_counter() - room_s
             if slots is None:
                 return cached
             keys, end_now = self._held_behind(swap, token_ids, cached)
@@ -358,7 +363,8 @@ class KvPool:
         finally:
             self._tree.dec_lock_ref(match.last_device_node)
         num_bytes = (end_now - cached) * self.layout.bytes_per_token
-        self._restores.append(CopyReport(False, num_bytes, time.perf_counter() - start_s))
+        self.restore_s = time.perf_counter() - start_s
+        self._restores.append(CopyReport(False, num_bytes, self.restore_s))
         return end_now
 
     def take_restores(self) -> list[CopyReport]:

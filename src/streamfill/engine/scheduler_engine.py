@@ -200,6 +200,10 @@ class SchedulerEngine:
     def restore(self, token_ids: array[int]) -> int:
         return self.kv_pool.restore(token_ids)
 
+    @property
+    def restore_s(self) -> float:
+        return self.kv_pool.restore_s
+
     def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
         self.kv_pool.release_host(token_ids, first_token)
 

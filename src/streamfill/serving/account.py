@@ -27,6 +27,9 @@ from streamfill.messages.control import PreemptionAction
 
 NUM_RUNS_KEPT = 256
 """A run is at most one step, so even long prompts have fewer; a stream may live for hours."""
+NEGLIGIBLE_TOKENS = 16
+"""Of a loss, at its end: host memory keeps whole blocks of this many, and the rest is computed with
+what is new."""
 NUM_PREEMPTIONS_KEPT = 64
 """Of the same order: one can follow each segment."""
 
@@ -154,9 +157,10 @@ class WorkAccount:
             num_left -= share
             actual_s = (loss.actual_s or 0.0) + seconds * share / num_tokens
             num_back = loss.num_back + share
-            self._losses[index] = loss._replace(
-                action=action.value, actual_s=actual_s, num_back=num_back
-            )
+            if loss.num_tokens - num_back < NEGLIGIBLE_TOKENS:
+                num_back = loss.num_tokens
+            way = action.value if 2 * share >= loss.num_tokens else loss.action
+            self._losses[index] = loss._replace(action=way, actual_s=actual_s, num_back=num_back)
             if num_back >= loss.num_tokens:
                 done.append(Recovery(action, loss.num_tokens, loss.predicted_s, actual_s))
         return done

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -721,11 +720,10 @@ class ServingCore:
     def _bring_back(self, record: StreamRecord, up_to: int) -> None:
         """Bring back from host memory what is there of the stream's first ``up_to`` tokens."""
         num_before = record.num_computed
-        start_s = time.perf_counter()
         num_cached = self.engine.restore(record.ids[:up_to])
-        seconds = time.perf_counter() - start_s
-        if num_cached > num_before:
-            self._note_recovered(record, PreemptionAction.SWAP, num_cached - num_before, seconds)
+        num_back = num_cached - num_before
+        if num_back > 0:
+            self._note_recovered(record, PreemptionAction.SWAP, num_back, self.engine.restore_s)
         self._note_seen(record, num_cached, num_cached)
         record.note_computed(num_cached)
         record.num_saved = max(record.num_saved, num_cached)

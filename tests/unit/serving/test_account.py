@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamfill.messages.control import PreemptionAction
 from streamfill.serving.account import (
     NUM_PREEMPTIONS_KEPT,
     NUM_RUNS_KEPT,
@@ -186,3 +187,17 @@ def test_every_token_is_accounted_for(operations: list[tuple[str, int]], page_si
     assert sum(loss.num_tokens for loss in message.preemptions) == num_lost
     if not any(what == "cut" for what, _ in operations):
         assert num_computed - num_recomputed + message.num_reused_tokens == len(own)
+
+
+def test_a_loss_is_made_good_for_but_for_the_end_of_a_block() -> None:
+    """What is less than a block is computed with what is new; the way is that of the most."""
+    account = WorkAccount()
+    ran(account, 100, 0)
+    assert account.observe(0, 100, 1.0)
+    account.explain_loss(PreemptionAction.SWAP, "idle", 0.5)
+    assert account.recovered(PreemptionAction.SWAP, 60, 0.25) == []
+    (recovery,) = account.recovered(PreemptionAction.RECOMPUTE, 30, 0.125)
+    assert recovery == (PreemptionAction.RECOMPUTE, 100, 0.5, 0.375)
+    (loss,) = account.message(2.0).preemptions
+    assert (loss.action, loss.predicted_s, loss.actual_s) == ("swap", 0.5, 0.375)
+    assert account.recovered(PreemptionAction.SWAP, 10, 1.0) == []
