@@ -76,7 +76,7 @@ async def _profile(own: OwnCluster, args: argparse.Namespace) -> int:
 
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
-    page_size = own.config.prefill.page_size or 16
+    page_size = own.config.prefill.page_size or 1  # as platforms have it
     layout = _layout(own.model_path, page_size, device_type)
     torch.set_num_threads(1)
     print("Measuring copies to and from host memory …", flush=True)

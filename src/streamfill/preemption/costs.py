@@ -71,8 +71,8 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 BUILT_IN: Final = {
     "cpu": CostModel(
-        # SmolLM2-135M in float32 on one core, docs/benchmarks/scheduling.md.
-        recompute=RecomputeCost(fixed_s=0.05, per_token_s=0.0025, per_pair_s=4e-8),
+        # SmolLM2-135M in float32 on one core: docs/benchmarks/preemption.md, "What things cost".
+        recompute=RecomputeCost(fixed_s=0.0535, per_token_s=0.0021, per_pair_s=9.5e-7),
         # A plain copy of one core: some 5 GB/s.
         swap_out=CopyCost(fixed_s=1e-4, per_byte_s=2e-10),
         swap_in=CopyCost(fixed_s=1e-4, per_byte_s=2e-10),

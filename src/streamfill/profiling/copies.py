@@ -24,7 +24,7 @@ class MeasurementError(StreamfillError):
 def measure_swap(
     layout: KvLayout, device: str, num_tokens: Sequence[int], repeats: int
 ) -> tuple[list[Point], list[Point]]:
-    """Points of swap out and swap in: each size in pages that are not neighbours, as eviction
+    """Points of swap out and swap in: each size in blocks that are not neighbours, as eviction
     leaves them.
 
     Raises:
@@ -50,7 +50,10 @@ def measure_swap(
         engine = SwapEngine(k, v, page_size=page_size, num_host_blocks=num_pages)
     except RuntimeError as error:
         raise MeasurementError(f"no memory for the swap measurement: {error}") from error
-    order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(0)).to(device)
+    # Blocks anywhere, each of neighbouring pages, as they are allocated.
+    block_pages = block // page_size
+    blocks = torch.randperm(num_pages // block_pages, generator=torch.Generator().manual_seed(0))
+    order = (blocks[:, None] * block_pages + torch.arange(block_pages)).flatten().to(device)
     out: list[Point] = []
     back: list[Point] = []
     for repeat in range(repeats + 1):
