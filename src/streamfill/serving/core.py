@@ -49,7 +49,8 @@ PREFETCH_S = 1.0
 """KV comes back so long before its stream's next segment is expected: about one gap of a crawler,
 and an idle server looks this often."""
 IDLE_COPY_TOKENS = 1024
-"""Copied in one idle turn at most: some 10 ms on one CPU core, with 46 kB per token."""
+"""An idle turn copies no further stream behind so many tokens: some 10 ms on one CPU core, with 46
+kB per token."""
 DONE_RETENTION_S = 120.0
 """The router forgets a finished stream within seconds; this bounds the memory if it cannot."""
 
@@ -192,14 +193,16 @@ class ServingCore:
             self.decider.apply_victims(plan)
             if self._restore(plan):
                 break
+        num_admitted = 0
         for run in plan.runs:
             record = self._records[run.stream_id]
             if record.answer is not None and not self._admits(record):
                 break  # those behind would take the memory that it waits for
+            num_admitted += 1
             self._start(record, run, plan.num_tokens)
         if not self._by_key:
             self._use_idle_time(now_s)
-        self.decider.note_step_start(now_s, plan)
+        self.decider.note_step_start(now_s, plan._replace(runs=plan.runs[:num_admitted]))
 
     def telemetry(self) -> tuple[StreamTelemetry, ...]:
         """All streams that are not over, for the preemption controller."""
@@ -639,7 +642,7 @@ class ServingCore:
         num_lost = record.account.num_lost_tokens
         pricing = self.decider.pricing()
         entry = self.decider.entry_of(record.stream_id)
-        reason = "nobody else had any" if entry is None else entry.reason
+        reason = "chosen by the engine, no ranking was in force" if entry is None else entry.reason
         if record.num_host:
             num_bytes = min(num_lost, record.num_host) * pricing.bytes_per_token
             predicted_s = pricing.costs.swap_in.seconds(num_bytes)
@@ -673,8 +676,9 @@ class ServingCore:
         return True
 
     def _use_idle_time(self, now_s: float) -> None:
-        """The engine has nothing to do: copies cost nobody anything now. A bounded number of tokens
-        per turn, so that whatever arrives waits for a few milliseconds at most.
+        """The engine has nothing to do: copies cost nobody anything now. A turn ends with the stream
+        that reaches ``IDLE_COPY_TOKENS``, so what arrives meanwhile waits for little more than one
+        stream's copy.
 
         1. What will soon be needed comes back, where memory is free that nobody needs: streams in
            host memory whose next segment is expected within ``PREFETCH_S``.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from decode_server.peak import NUM_LENGTHS_KEPT, AnswerLengths, Holding, peak_tokens
 from streamfill.messages.common import Sampling
+from streamfill.scheduling.plan import StepPlan
 from tests.support.fake_engine import FakeEngine
 from tests.unit.serving.builders import DecodeUnderTest, generate, tokens
 
@@ -88,6 +90,27 @@ def test_nobody_takes_the_memory_that_the_first_one_waits_for() -> None:
     server.run()
     for stream_id in (1, 2, 3):
         assert len(server.answer(stream_id)[0]) == 60
+
+
+def test_a_step_costs_what_was_started_and_not_what_had_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or tokens that nobody computed would make a step look cheap."""
+    server = DecodeUnderTest(FakeEngine(pool_tokens=200, page_size=4))
+    noted: list[int] = []
+    note = server.core.decider.note_step_start
+
+    def watch(now_s: float, plan: StepPlan) -> None:
+        noted.append(plan.num_tokens)
+        note(now_s, plan)
+
+    monkeypatch.setattr(server.core.decider, "note_step_start", watch)
+    sampling = Sampling(temperature=0.0, max_new_tokens=60)
+    server.step(generate(tokens(40, 1), (), stream_id=1, sampling=sampling))
+    assert noted[-1] == 40
+    server.step(generate(tokens(60, 2), (), stream_id=2, sampling=sampling))
+    assert _answering(server) == [1]
+    assert noted[-1] == 0
 
 
 def _answering(server: DecodeUnderTest) -> list[int]:
