@@ -642,7 +642,7 @@ class ServingCore:
         num_lost = record.account.num_lost_tokens
         pricing = self.decider.pricing()
         entry = self.decider.entry_of(record.stream_id)
-        reason = "chosen by the engine, no ranking was in force" if entry is None else entry.reason
+        reason = "no ranking was in force" if entry is None else entry.reason
         if record.num_host:
             num_bytes = min(num_lost, record.num_host) * pricing.bytes_per_token
             predicted_s = pricing.costs.swap_in.seconds(num_bytes)

@@ -93,6 +93,7 @@ class Decider:
         mode, _ = split_preemption(policy.options)
         self._default_mode = preemption.mode
         self.preemption_mode = preemption.mode if mode is None else PreemptionMode(mode)
+        self._first_costs = preemption.costs
         self.costs = Corrected(preemption.costs)
         """Of getting KV back."""
         self._decide = policy.make()
@@ -134,8 +135,7 @@ class Decider:
     def set_preemption(self, mode: PreemptionMode) -> None:
         """Take KV in another way from the next decision on."""
         self.preemption_mode = mode
-        self._ranked_at = None
-        self._standing_order, self._to_save = (), frozenset()
+        self._forget_ranking()
 
     def entry_of(self, stream_id: int) -> PlanEntry | None:
         """What the newest ranking says of a stream."""
@@ -170,6 +170,7 @@ class Decider:
         """Start from nothing, as after a start: what is measured next must not depend on what was
         measured before."""
         self._learner = Learner(self.policy.costs)
+        self.costs = Corrected(self._first_costs)
 
     def touch(self, record: StreamRecord) -> None:
         """Something about the stream changed."""
@@ -211,8 +212,7 @@ class Decider:
         if memory.free_tokens < self.watermark_tokens:
             self._rank([*records.values(), *(kept or {}).values()], now_s)
         else:
-            self._standing_order, self._ranked_at = (), None
-            self._to_save = frozenset()
+            self._forget_ranking()
         num_in_engine = sum(
             record.in_flight.num_new_tokens
             for record in by_key.values()
@@ -316,6 +316,12 @@ class Decider:
             if record is not None and record.in_flight is not None:
                 record.in_flight.began_s = now_s
         self._waiting = waiting
+
+    def _forget_ranking(self) -> None:
+        """None is in force: nobody's KV goes by it, and no reason is told from it."""
+        self._ranked_at = None
+        self._standing_order, self._standing_entries = (), {}
+        self._to_save = frozenset()
 
     def _rank(self, records: Sequence[StreamRecord], now_s: float) -> None:
         """Bring the order of the preemption plan up to date, where anything changed."""

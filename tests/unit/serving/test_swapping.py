@@ -283,3 +283,14 @@ def test_what_does_not_come_back_is_computed_in_steps_of_the_usual_size() -> Non
         server.turn()
     assert server.answer(1)[0] == predict(tokens(SIZE, 1), GREEDY, frozenset())
     assert server.core.num_recomputed_tokens > 0
+
+
+def test_what_copies_cost_is_forgotten_with_the_caches() -> None:
+    """So that no run of a comparison knows what earlier ones saw."""
+    server = _server()
+    before = server.core.decider.costs.model()
+    _fill(server, 1, 2)
+    assert server.core.decider.costs.model() != before
+    server.run(cancel(1), cancel(2))
+    server.run(FlushCache(request_id=1))
+    assert server.core.decider.costs.model() == before
