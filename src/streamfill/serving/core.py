@@ -676,9 +676,9 @@ class ServingCore:
         return True
 
     def _use_idle_time(self, now_s: float) -> None:
-        """The engine has nothing to do: copies cost nobody anything now. A turn ends with the stream
-        that reaches ``IDLE_COPY_TOKENS``, so what arrives meanwhile waits for little more than one
-        stream's copy.
+        """The engine has nothing to do: copies cost nobody anything now. A turn ends with the
+        stream that reaches ``IDLE_COPY_TOKENS``, so what arrives meanwhile waits for little more
+        than one stream's copy.
 
         1. What will soon be needed comes back, where memory is free that nobody needs: streams in
            host memory whose next segment is expected within ``PREFETCH_S``.
