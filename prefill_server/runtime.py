@@ -71,6 +71,7 @@ class PrefillRuntime(SchedulerRuntime):
                 name=self.config.policy,
                 options=self.config.policy_options,
                 segment_tokens=self._segment_tokens(engine.kv_pool.device),
+                can_interrupt=engine.breaks is not None,
             ),
             self._sender,
             rank=self.rank,

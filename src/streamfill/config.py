@@ -72,8 +72,9 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     step_tokens: int | None = None
     """Prefill tokens computed in one step. None: 256 on the CPU, 8192 on a GPU."""
     segment_tokens: int | None = None
-    """Of these, the tokens of streams that nobody has committed yet. A commit waits for at most one
-    such step. None: 96 on the CPU, as many as ``step_tokens`` on a GPU."""
+    """Of these, the tokens of streams that nobody has committed yet, unless much of it waits. A
+    commit waits for at most one such step, and on the CPU for a layer of it where the policy lets
+    commits interrupt. None: 96 on the CPU, as many as ``step_tokens`` on a GPU."""
     max_uncommitted_tokens: int | None = None
     """Cap on the tokens of all contexts on one prefill server that are not committed yet. Segments
     beyond it wait. None: 8 times the KV pool. Of no effect on decode servers."""

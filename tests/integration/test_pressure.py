@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from streamfill.observability.lifetime import LifetimeEvent
 from streamfill.stream.tokenizer import load_tokenizer
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.comparing import assert_same
-from tests.support.counters import empty_caches, wait_until_at_rest
+from tests.support.counters import FRESH_S, empty_caches, wait_until_at_rest
 from tests.support.playing import one_shots, play_all
 from tests.support.stories import StoryTeller
 
@@ -164,8 +165,9 @@ async def _complete_all(
 async def _assert_all_finish(
     tight: RunningCluster, ample: RunningCluster, model: Path, seed: int
 ) -> dict[str, int]:
-    """32 streams that are all open, with all of their context sent, before the first commit.
-    Returns by how much the prefill servers' counters grew."""
+    """32 streams that are all open, with all of their context computed, before the first commit:
+    most of it has to be taken away again by then. Returns by how much the prefill servers' counters
+    grew."""
     prompts = _prompts(model, seed)
     async with Client(tight.address) as client:
         before = await client.server_info()
@@ -183,7 +185,8 @@ async def _assert_all_finish(
 
 
 async def _stream_all(client: Client, prompts: list[list[str]]) -> list[Result]:
-    all_sent = asyncio.Barrier(len(prompts))
+    all_sent = asyncio.Barrier(len(prompts) + 1)
+    all_computed = asyncio.Event()
 
     async def one(number: int, pieces: list[str]) -> Result:
         async with client.stream() as stream:
@@ -191,11 +194,28 @@ async def _stream_all(client: Client, prompts: list[list[str]]) -> list[Result]:
                 await stream.append(piece)
                 await asyncio.sleep(0.003 * (number % 7))
             await all_sent.wait()
+            await all_computed.wait()
             answer = stream.commit(pieces[-1], max_tokens=_MAX_TOKENS, temperature=0.0)
             return await answer.read()
 
-    every = (one(number, pieces) for number, pieces in enumerate(prompts))
-    return await asyncio.wait_for(asyncio.gather(*every), _WAIT_S)
+    async def every() -> list[Result]:
+        streams = asyncio.gather(*(one(number, pieces) for number, pieces in enumerate(prompts)))
+        await all_sent.wait()
+        await _wait_until_computed(client)
+        all_computed.set()
+        return await streams
+
+    return await asyncio.wait_for(every(), _WAIT_S)
+
+
+async def _wait_until_computed(client: Client) -> None:
+    """Returns when prefill servers have computed something, and no more of it for some time."""
+    last, since_s = 0, time.monotonic()
+    while not last or time.monotonic() - since_s < 2 * FRESH_S:
+        num_computed = _total(await client.server_info(), "num_computed_tokens")
+        if num_computed != last:
+            last, since_s = num_computed, time.monotonic()
+        await asyncio.sleep(0.1)
 
 
 def _prompts(model: Path, seed: int) -> list[list[str]]:
@@ -218,7 +238,10 @@ def _check_accounts(streamed: list[Result], before: ClusterInfo, after: ClusterI
         for entry in result.timing.lifetime
         if entry.event in (LifetimeEvent.PREEMPTED_RECOMPUTE, LifetimeEvent.PREEMPTED_SWAP)
     ]
-    assert len(preemptions) == _counted(before, after, "num_preemptions") > 0
+    num_counted = _counted(before, after, "num_preemptions")
+    told = [_preemptions_of(result) for result in streamed]
+    assert len(preemptions) == num_counted, f"counted {num_counted}, told {told}"
+    assert preemptions
     assert sum(entry.num_tokens or 0 for entry in preemptions) >= recomputed
     for result in streamed:
         usage = result.usage
@@ -226,11 +249,21 @@ def _check_accounts(streamed: list[Result], before: ClusterInfo, after: ClusterI
         assert num_fresh + usage.num_reused_tokens >= usage.num_prompt_tokens
 
 
+def _preemptions_of(result: Result) -> str:
+    """For a failure message: attempts, and the tokens and moments of what was told."""
+    told = [
+        f"{entry.num_tokens}@{entry.at_s:.3f}"
+        for entry in result.timing.lifetime
+        if entry.event in (LifetimeEvent.PREEMPTED_RECOMPUTE, LifetimeEvent.PREEMPTED_SWAP)
+    ]
+    return f"{result.metadata.num_attempts}: {' '.join(told)}"
+
+
 def _counted(before: ClusterInfo, after: ClusterInfo, counter: str) -> int:
     """By how much a counter of the prefill servers grew."""
-    return sum(
-        sign * server.counters[counter]
-        for sign, info in ((-1, before), (1, after))
-        for server in info.servers
-        if server.role == "prefill"
-    )
+    return _total(after, counter) - _total(before, counter)
+
+
+def _total(info: ClusterInfo, counter: str) -> int:
+    """A counter of all prefill servers."""
+    return sum(server.counters[counter] for server in info.servers if server.role == "prefill")

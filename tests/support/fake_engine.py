@@ -118,6 +118,8 @@ class FakeEngine:
         self.num_pool_pages = pool_tokens // page_size
         self.num_forward_passes = 0
         self.largest_batch = 0
+        self.may_interrupt = False
+        self._interrupted: frozenset[str] = frozenset()
         self.started: list[tuple[str, int, int]] = []
         """(kind, stream id, tokens) of every request, in order."""
         self._requests: dict[str, _Request] = {}
@@ -162,6 +164,9 @@ class FakeEngine:
         brought = array("q", output_ids)
         request = _Request(key, stream_id, prompt_ids[:], brought, sampling, len(brought))
         self._start(request, "answer")
+
+    def allow_interrupts(self, allowed: bool) -> None:
+        self.may_interrupt = allowed
 
     def abort(self, key: str) -> None:
         request = self._requests.get(key)
@@ -209,10 +214,26 @@ class FakeEngine:
             )
         return updates
 
+    def begin(self) -> None:
+        """What waits starts to compute, and is interrupted between two layers until ``go_on``:
+        other forward passes come first."""
+        self._admit()
+        self._interrupted = frozenset(
+            request.key for request in self._requests.values() if request.is_running
+        )
+
+    def go_on(self) -> None:
+        """What was interrupted ends with the next forward pass."""
+        self._interrupted = frozenset()
+
     def advance(self) -> None:
         """One forward pass over everything that fits."""
         self._admit()
-        batch = [request for request in self._requests.values() if request.is_running]
+        batch = [
+            request
+            for request in self._requests.values()
+            if request.is_running and request.key not in self._interrupted
+        ]
         self.num_forward_passes += bool(batch)
         self.largest_batch = max(self.largest_batch, len(batch))
         for request in batch:

@@ -177,6 +177,11 @@ class Engine(Protocol):
         ``output_ids`` too."""
         ...
 
+    def allow_interrupts(self, allowed: bool) -> None:
+        """Whether the step that is computed next may be interrupted; of no effect where none
+        can."""
+        ...
+
     def abort(self, key: str) -> None:
         """Stop a request. Its last update follows in a later poll, unless it is unknown or over."""
         ...

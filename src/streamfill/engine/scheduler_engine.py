@@ -33,6 +33,7 @@ from streamfill.engine.interface import (
     Memory,
     RequestUpdate,
 )
+from streamfill.engine.interrupts import layer_breaks
 from streamfill.engine.radix import KvPool, StreamRadixCache
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.pool import StagingPool
@@ -71,6 +72,8 @@ class SchedulerEngine:
         self._running: dict[str, _Running] = {}
         self.kv_pool = KvPool(self._tree, self._allocator)
         self.staging = StagingPool(staging_limit_bytes, device=self.kv_pool.device)
+        self.breaks = layer_breaks(scheduler)
+        """Where a step can be interrupted. None: nowhere."""
         page_size = scheduler.page_size
         eos_token_ids = frozenset(scheduler.model_config.hf_eos_token_id or ())
         self._eos_only = _EosOnly(eos_token_ids, scheduler.model_config.vocab_size)
@@ -132,6 +135,10 @@ class SchedulerEngine:
             sampling_seed=sampling.seed,
         )
         self._start(key, prompt_ids, output_ids, params, sampling.num_logprobs, is_segment=False)
+
+    def allow_interrupts(self, allowed: bool) -> None:
+        if self.breaks is not None:
+            self.breaks.allowed = allowed
 
     def abort(self, key: str) -> None:
         if key in self._running:

@@ -114,6 +114,13 @@ class ServerLink:
             messages.append(self._inbox.popleft())
         return messages
 
+    def drain_while(self, kinds: tuple[type[Inbound], ...]) -> list[Inbound]:
+        """What arrived since the last call, in order, up to the first message of another kind."""
+        messages: list[Inbound] = []
+        while self._inbox and isinstance(self._inbox[0], kinds):
+            messages.append(self._inbox.popleft())
+        return messages
+
     def send(self, message: s.ServerToRouter) -> None:
         """Queue a message; the link's thread sends it at once."""
         if isinstance(message, s.StreamFailed):

@@ -190,6 +190,9 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     while it lived. Since the start."""
     num_preemptions: int = 0
     """How often a living stream was found to have lost KV to eviction. Since the start."""
+    num_interruptions: int = 0
+    """How often committed prompts were computed between two layers of a step of context. Since the
+    start."""
     num_handoff_bytes: int = 0
     """KV that completed hand-offs sent to decode servers, from all ranks. Since the start."""
     num_swap_outs: int = 0

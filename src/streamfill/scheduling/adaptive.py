@@ -14,7 +14,10 @@ Three decisions, each a rule over what the server has learned (``learning``):
    the stream goes first whose commit is expected first, going by its own pauses and by how many
    segments streams of its mode had. A step of context is what a commit may have to wait for, so it
    is short; but short steps waste their fixed costs, and the more context waits the more that
-   matters. It grows with the backlog, to at most twice the server's ``segment_tokens``.
+   matters. It grows with the backlog, to at most twice the server's ``segment_tokens``. Where
+   commits can interrupt it between two layers (the option ``interrupts``) only those of its own
+   streams wait for it, and it may be as long as any step. A step of commits is interrupted too, by
+   one that goes before all of them by rule 1, the work that was done for them taken off.
 
 Bounded wait, where memory suffices, in the words of ``turn_policy``: before a committed stream only
 those go that were committed before it, or within ``AGEING * c + P * d + S`` seconds after, where
@@ -28,10 +31,10 @@ Victims are taken in the order of the preemption plan in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from streamfill.scheduling.plan import DeferReason
+from streamfill.scheduling.plan import DeferReason, StepPlan
 from streamfill.scheduling.policy import PolicyContext
 from streamfill.scheduling.snapshot import Experience, Snapshot, StreamView
 from streamfill.scheduling.step import Step, num_lacking_tokens
@@ -62,6 +65,8 @@ class AdaptivePolicy(TurnPolicy):
         context = context or PolicyContext()
         self._ageing = context.number("ageing", AGEING, least=0.0)
         self._priority_s = context.number("priority_s", PRIORITY_S, least=0.0)
+        wanted = context.choice("interrupts", "on", "off") == "on"
+        self._interrupts = wanted and context.can_interrupt
         super().__init__(context)
 
     def commit_key(self, view: StreamView, experience: Experience) -> Key:
@@ -80,7 +85,13 @@ class AdaptivePolicy(TurnPolicy):
         expected_s, _ = self.context_key(view, experience)
         return float(view.committed_s is not None), -expected_s
 
+    def decide(self, snapshot: Snapshot) -> StepPlan:
+        plan = super().decide(snapshot)
+        return plan._replace(interruptible=True) if self._interrupts else plan
+
     def _run_commits(self, snapshot: Snapshot, step: Step) -> DeferReason | None:
+        if snapshot.under_way:
+            return self._run_commits_before(snapshot, step, snapshot.under_way)
         commits = self._index.commits
         num_waiting = len(commits)
         if num_waiting < 2:
@@ -97,11 +108,28 @@ class AdaptivePolicy(TurnPolicy):
             step.take_committed(view)
         return None
 
+    def _run_commits_before(
+        self, snapshot: Snapshot, step: Step, under_way: Sequence[StreamId]
+    ) -> DeferReason | None:
+        """The first commit, if it goes before all those that it would interrupt: their rests are
+        as much shorter by now as their step has been computed."""
+        experience, streams = snapshot.experience, snapshot.streams
+        first = min(self.commit_key(streams[stream_id], experience) for stream_id in under_way)
+        first_left = (first[0] - self._ageing * snapshot.under_way_s, first[1])
+        for stream_id in self._index.commits:
+            if self.commit_key(streams[stream_id], experience) >= first_left:
+                break
+            step.take_committed(streams[stream_id])
+            if step.runs:
+                break
+        return DeferReason.YIELDS
+
     def _run_context(self, snapshot: Snapshot, step: Step) -> DeferReason | None:
         least = self._context.segment_tokens
         if least is not None:
             backlog = self._index.num_context_tokens // BACKLOG_STEPS
-            step.limit(min(max(least, backlog), 2 * least))
+            most = step.budget if self._interrupts else 2 * least
+            step.limit(min(max(least, backlog), most))
         return super()._run_context(snapshot, step)
 
     def _segment_limit(self) -> int | None:

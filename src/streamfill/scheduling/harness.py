@@ -5,7 +5,8 @@ A discrete-event model with the server's own rules and none of its machinery:
 1. what has arrived by now is spliced in, committed, cancelled;
 2. ``decide`` plans over all streams;
 3. the plan is carried out: memory is taken as it says, and what finds none waits in the engine;
-4. the clock moves by what the step costs; its tokens are computed, its commits answered.
+4. the clock moves by what the step costs; its tokens are computed, its commits answered. Where
+   plan and model allow it, commits that come meanwhile are computed between two of its layers.
 
 Tests check properties of policies with it, and ``loadgen.simulated`` replays traces. What it leaves
 out: the router, the decode server, and everything that a cost per step and per token cannot say.
@@ -22,7 +23,7 @@ from typing import Protocol
 import msgspec
 
 from streamfill.scheduling.learning import Learner
-from streamfill.scheduling.plan import StepPlan, StreamRun
+from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
 from streamfill.scheduling.policy import Policy
 from streamfill.scheduling.snapshot import (
     UNIT_COSTS,
@@ -71,6 +72,8 @@ class ServerModel:
     max_requests: int = 64
     pool_tokens: int = 1 << 20
     page_size: int = 1
+    num_layers: int = 0
+    """Of the model; between two of them a step can be interrupted. 0: it cannot."""
 
 
 class SharedCache(Protocol):
@@ -140,6 +143,8 @@ class Harness:
         self.now_s = 0.0
         self.outcomes: dict[StreamId, StreamOutcome] = {}
         self.num_steps = 0
+        """Interruptions included."""
+        self.num_interruptions = 0
         self.busy_s = 0.0
         self._cache = cache
         self._on_step = on_step
@@ -293,7 +298,9 @@ class Harness:
 
     # 2. The decision
 
-    def _decide(self) -> StepPlan:
+    def _decide(
+        self, under_way: Sequence[StreamId] | None = None, under_way_s: float = 0.0
+    ) -> StepPlan:
         model = self._model
         num_evictable = self._num_orphaned + sum(
             view.num_evictable_tokens for view in self._table.streams.values()
@@ -309,8 +316,14 @@ class Harness:
             max_requests=model.max_requests - len(self._stuck),
             now_s=self.now_s,
             experience=self._learner.experience(),
+            under_way=under_way,
+            under_way_s=under_way_s,
         )
         plan = self.policy.decide(snapshot)
+        if under_way is not None:
+            commits = (RunReason.COMMIT, RunReason.COMMIT_CHUNK)
+            runs = tuple(run for run in plan.runs if run.reason in commits)
+            plan = plan._replace(runs=runs, interruptible=False)
         if self._on_step is not None:
             self._on_step(snapshot, plan)
         return plan
@@ -344,9 +357,11 @@ class Harness:
             self.now_s = max(self.now_s, self._events[0][0])
             return
         cost_s = self._model.costs.step_s(num_tokens)
+        self.num_steps += 1
+        if plan.interruptible and self._model.num_layers and not self._stuck:
+            cost_s = self._compute_in_layers(cost_s, started)
         self.now_s += cost_s
         self.busy_s += cost_s
-        self.num_steps += 1
         # What came while the engine computed is known before its results are.
         for run in started:
             # The new tokens become the stream's when they are done; a cancelled one's are nobody's.
@@ -355,6 +370,33 @@ class Harness:
         self._take_events()
         for run in started:
             self._finish(run)
+
+    def _compute_in_layers(self, cost_s: float, started: Sequence[StreamRun]) -> float:
+        """Go through a step layer by layer for as long as something comes; what comes is taken in,
+        and commits may be computed at once. Returns what is left of the step."""
+        layer_s, done_s = cost_s / self._model.num_layers, 0.0
+        while self._events and self._events[0][0] < self.now_s + cost_s - done_s - layer_s:
+            num_layers = max(1.0, (self._events[0][0] - self.now_s) // layer_s + 1)
+            self.now_s += num_layers * layer_s
+            self.busy_s += num_layers * layer_s
+            done_s += num_layers * layer_s
+            self._take_events()
+            while not self._stuck:
+                nested = self._decide(self._committed(started), done_s)
+                if not nested.runs:
+                    break
+                self.num_interruptions += 1
+                self._carry_out(nested)
+        return cost_s - done_s
+
+    def _committed(self, runs: Sequence[StreamRun]) -> list[StreamId]:
+        """Streams of these runs that are committed by now, and not cancelled."""
+        streams = self._streams
+        return [
+            run.stream_id
+            for run in runs
+            if run.stream_id in streams and streams[run.stream_id].view.committed_s is not None
+        ]
 
     def _acquire(self, num_tokens: int, victims: deque[StreamId], running: set[StreamId]) -> bool:
         free = self._model.pool_tokens - self.num_used_tokens

@@ -112,6 +112,9 @@ class StepPlan(NamedTuple):
     victims: tuple[Victim, ...] = ()
     """Memory is taken from these, first to give first. Just enough for ``runs``; empty where memory
     suffices that is free or belongs to no open stream."""
+    interruptible: bool = False
+    """Commits that come while it is computed may run between two of its layers, where the server
+    can do that: the policy is asked again, with ``Snapshot.under_way``."""
 
     @property
     def num_tokens(self) -> int:

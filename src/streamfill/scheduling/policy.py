@@ -35,6 +35,9 @@ class PolicyContext:
     segment_tokens: int | None = None
     """Tokens of uncommitted streams in one step; a commit that comes meanwhile waits for them. At
     least a page runs in any case. None: the whole budget."""
+    can_interrupt: bool = False
+    """The server can run commits between two layers of a step (``StepPlan.interruptible``), so that
+    they do not wait for its end."""
     options: Mapping[str, str] = field(default_factory=dict)
     """As given by the user, by name; the registry has checked the names."""
 

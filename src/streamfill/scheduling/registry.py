@@ -52,6 +52,7 @@ _SHIPPED: Final = (
         options={
             "ageing": "seconds of waiting that outweigh one second of work; 3",
             "priority_s": "seconds of waiting that a priority of one more is worth; 1",
+            "interrupts": "on: commits run between two layers of a step of context; off; on",
         },
     ),
     PolicyFacts(
@@ -165,12 +166,17 @@ def split_preemption(options: Mapping[str, str]) -> tuple[str | None, dict[str, 
 
 
 def make_policy(
-    name: str, options: Mapping[str, str] | None = None, *, segment_tokens: int | None = None
+    name: str,
+    options: Mapping[str, str] | None = None,
+    *,
+    segment_tokens: int | None = None,
+    can_interrupt: bool = False,
 ) -> Policy:
     """A policy, ready to decide.
 
     Args:
         segment_tokens: see ``PolicyContext``.
+        can_interrupt: likewise.
 
     Raises:
         ConfigError: there is no such policy or option, a value is wrong, or a plug-in is broken.
@@ -181,7 +187,10 @@ def make_policy(
         if option not in known:
             remedy = f"known options: {', '.join((*known, PREEMPTION_OPTION))}"
             raise ConfigError(f"policy {name}", option, f"is no option of it; {remedy}")
-    return factory(PolicyContext(segment_tokens=segment_tokens, options=options))
+    context = PolicyContext(
+        segment_tokens=segment_tokens, can_interrupt=can_interrupt, options=options
+    )
+    return factory(context)
 
 
 def _find(name: str) -> tuple[Factory, Mapping[str, str]]:

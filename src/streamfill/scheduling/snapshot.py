@@ -182,6 +182,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     standing_order: Sequence[StreamId] = ()
     """The preemption plan in force: who gives up memory first; who is to be kept stands last.
     Empty while memory is plenty."""
+    under_way: Sequence[StreamId] | None = None
+    """Committed streams of the step that is interrupted by what is decided: only commits run, and
+    only those that are to go before these. None: nothing is interrupted."""
+    under_way_s: float = 0.0
+    """How long that step has been computed."""
     num_streams_evictable_tokens: int = 0
     """``num_evictable_tokens`` of all streams together."""
     log: ChangeLog
@@ -229,6 +234,8 @@ class StreamTable:
         now_s: float,
         experience: Experience = NO_EXPERIENCE,
         standing_order: Sequence[StreamId] = (),
+        under_way: Sequence[StreamId] | None = None,
+        under_way_s: float = 0.0,
     ) -> Snapshot:
         """The table as it is now; see ``Snapshot`` for the arguments."""
         log = self._log
@@ -240,6 +247,8 @@ class StreamTable:
             now_s=now_s,
             experience=experience,
             standing_order=standing_order,
+            under_way=under_way,
+            under_way_s=under_way_s,
             num_streams_evictable_tokens=self._num_evictable,
             log=log,
             position=log.first + len(log.entries),

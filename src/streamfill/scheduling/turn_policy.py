@@ -69,7 +69,7 @@ class TurnPolicy(abc.ABC):
         step.commit_waits = bool(index.blocked)
         if self.is_tiered:
             rest_of_commits = self._run_commits(snapshot, step)
-            if step.runs:
+            if step.runs or snapshot.under_way is not None:
                 return self._plan(snapshot, step, rest_of_commits, DeferReason.YIELDS)
         else:
             rest_of_commits = None

@@ -38,7 +38,7 @@ from streamfill.messages.common import Finish, FinishReason, Sampling, ServerCou
 from streamfill.messages.control import PreemptionAction, StreamTelemetry
 from streamfill.observability.logging import log_event
 from streamfill.preemption.standing import StandingPlan
-from streamfill.scheduling.plan import StepPlan, StreamRun
+from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
 from streamfill.serving.account import WorkAccount
 from streamfill.serving.deciding import Decider, PolicySetting, PreemptionSetting
 from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
@@ -106,6 +106,7 @@ class ServingCore:
         self.num_computed_tokens = 0
         self.num_recomputed_tokens = 0
         self.num_preemptions = 0
+        self.num_interruptions = 0
         self.num_swap_outs = 0
         self.num_swap_ins = 0
         self.swap_out_bytes = 0
@@ -186,13 +187,7 @@ class ServingCore:
         knows.
         """
         now_s = self._clock()
-        while True:
-            plan = self.decider.decide(self._records, self._by_key, now_s, kept=self._kept)
-            if not self._is_sound(plan):
-                continue
-            self.decider.apply_victims(plan)
-            if self._restore(plan):
-                break
+        plan = self._decide(now_s)
         num_admitted = 0
         for run in plan.runs:
             record = self._records[run.stream_id]
@@ -203,6 +198,38 @@ class ServingCore:
         if not self._by_key:
             self._use_idle_time(now_s)
         self.decider.note_step_start(now_s, plan._replace(runs=plan.runs[:num_admitted]))
+        self.engine.allow_interrupts(plan.interruptible and len(self._by_key) == num_admitted > 0)
+
+    def interrupt(self, messages: Sequence[Inbound], *, again: bool = False) -> StepPlan | None:
+        """Between two layers of a step that may be interrupted: apply messages, and start the
+        commits that need not wait for its end.
+
+        Args:
+            messages: see ``handle``; of streams only.
+            again: in the same break, so there may be commits that came before the messages.
+
+        Returns:
+            What the engine has to compute now, and nothing else; ``end_interruption`` follows.
+            None: there is nothing.
+        """
+        for message in messages:
+            self.handle(message)
+        if not again and not any(isinstance(message, r.Commit) for message in messages):
+            return None
+        plan = self._decide(self._clock(), is_interruption=True)
+        for run in plan.runs:
+            self._start(self._records[run.stream_id], run, plan.num_tokens)
+        return plan if plan.runs else None
+
+    def end_interruption(self, plan: StepPlan, seconds: float) -> None:
+        """The engine has computed what ``interrupt`` started."""
+        self.num_interruptions += 1
+        started = {run.stream_id for run in plan.runs}
+        interrupted = [
+            record for record in self._by_key.values() if record.stream_id not in started
+        ]
+        self.decider.note_interruption(plan, seconds, interrupted)
+        self.collect()
 
     def telemetry(self) -> tuple[StreamTelemetry, ...]:
         """All streams that are not over, for the preemption controller."""
@@ -243,6 +270,7 @@ class ServingCore:
             num_computed_tokens=self.num_computed_tokens,
             num_recomputed_tokens=self.num_recomputed_tokens,
             num_preemptions=self.num_preemptions,
+            num_interruptions=self.num_interruptions,
             num_handoff_bytes=self.num_handoff_bytes,
             num_swap_outs=self.num_swap_outs,
             num_swap_ins=self.num_swap_ins,
@@ -611,6 +639,31 @@ class ServingCore:
         )
 
     # Deciding and carrying out
+
+    def _decide(self, now_s: float, *, is_interruption: bool = False) -> StepPlan:
+        """A plan whose runs can be started: their KV is there. Of an interruption those of
+        committed streams that memory suffices for."""
+        while True:
+            plan = self.decider.decide(
+                self._records,
+                self._by_key,
+                now_s,
+                kept=self._kept,
+                is_interruption=is_interruption,
+            )
+            if is_interruption:
+                plan = plan._replace(
+                    runs=tuple(
+                        run
+                        for run in plan.runs
+                        if run.reason in (RunReason.COMMIT, RunReason.COMMIT_CHUNK)
+                    )
+                )
+            if not self._is_sound(plan):
+                continue
+            self.decider.apply_victims(plan)
+            if self._restore(plan):
+                return plan
 
     def _is_sound(self, plan: StepPlan) -> bool:
         """Whether the KV that the plan relies on is there. What is gone is noted, so that the next

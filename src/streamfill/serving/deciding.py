@@ -62,6 +62,8 @@ class PolicySetting:
     options: Mapping[str, str] = field(default_factory=dict)
     segment_tokens: int | None = None
     """See ``scheduling.policy.PolicyContext``."""
+    can_interrupt: bool = False
+    """Likewise."""
     costs: StepCosts = UNIT_COSTS
     """What a step may be expected to take before one was seen."""
 
@@ -72,7 +74,12 @@ class PolicySetting:
 
     def make(self) -> Policy:
         """Raises ConfigError: there is no such policy, or an option is wrong."""
-        return make_policy(self.name, self.options, segment_tokens=self.segment_tokens)
+        return make_policy(
+            self.name,
+            self.options,
+            segment_tokens=self.segment_tokens,
+            can_interrupt=self.can_interrupt,
+        )
 
 
 class Decider:
@@ -125,6 +132,7 @@ class Decider:
             name=name,
             options=dict(options),
             segment_tokens=self.policy.segment_tokens,
+            can_interrupt=self.policy.can_interrupt,
             costs=self.policy.costs,
         )
         mode, _ = split_preemption(setting.options)
@@ -195,12 +203,16 @@ class Decider:
         now_s: float,
         *,
         kept: Mapping[int, StreamRecord] | None = None,
+        is_interruption: bool = False,
     ) -> StepPlan:
         """Phase 1. Changes nothing but what is known.
 
         Args:
             kept: streams that are over and expected back: they have KV to give, and nothing else.
+            is_interruption: what the engine computes now is interrupted by what is decided, and
+                uses none of its tokens.
         """
+        under_way: list[StreamId] | None = None
         self._note_waiting(by_key, now_s)
         for record in self._dirty.values():
             if record.phase in _SCHEDULED and record.ids:
@@ -213,11 +225,21 @@ class Decider:
             self._rank([*records.values(), *(kept or {}).values()], now_s)
         else:
             self._forget_ranking()
-        num_in_engine = sum(
-            record.in_flight.num_new_tokens
-            for record in by_key.values()
-            if record.in_flight is not None and not record.in_flight.is_sampling
-        )
+        num_in_engine = 0
+        if is_interruption:
+            under_way = [
+                StreamId(record.stream_id)
+                for record in by_key.values()
+                if record.answer is not None
+                and record.in_flight is not None
+                and not record.in_flight.is_sampling
+            ]
+        else:
+            num_in_engine = sum(
+                record.in_flight.num_new_tokens
+                for record in by_key.values()
+                if record.in_flight is not None and not record.in_flight.is_sampling
+            )
         snapshot = self._table.snapshot(
             memory=MemoryView(
                 num_free_tokens=memory.free_tokens,
@@ -230,6 +252,8 @@ class Decider:
             now_s=now_s,
             experience=self._learner.experience(),
             standing_order=self._standing_order,
+            under_way=under_way,
+            under_way_s=0.0 if self._step is None else now_s - self._step[0],
         )
         self._newest = self._decide.decide(snapshot)
         return self._newest
@@ -254,6 +278,19 @@ class Decider:
         num_tokens = plan.num_tokens
         prefix = sum(run.num_tokens * (run.up_to - run.num_tokens) for run in plan.runs)
         self._step = (now_s, num_tokens, prefix / max(1, num_tokens)) if plan.runs else None
+
+    def note_interruption(
+        self, plan: StepPlan, seconds: float, interrupted: Sequence[StreamRecord]
+    ) -> None:
+        """The plan's runs were computed in the middle of a step, which is not to be blamed for
+        it."""
+        self._learner.note_step(plan.num_tokens, seconds)
+        if self._step is not None:
+            started_s, num_tokens, prefix = self._step
+            self._step = (started_s + seconds, num_tokens, prefix)
+        for record in interrupted:
+            if record.in_flight is not None:
+                record.in_flight.began_s += seconds
 
     def note_step_end(self, now_s: float, in_engine: Mapping[str, StreamRecord]) -> None:
         """The next turn: what was started is over, if nothing is left in the engine."""

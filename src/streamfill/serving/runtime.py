@@ -22,12 +22,14 @@ import zmq
 
 from streamfill.config import ServerConfig
 from streamfill.engine.interface import EngineFacts
+from streamfill.engine.interrupts import LayerBreaks
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.engine.version import PINNED_SGLANG_VERSION
 from streamfill.errors import ConfigError
 from streamfill.launcher.ready_line import announce_ready
 from streamfill.links.server_link import ServerLink
 from streamfill.messages import PROTOCOL_VERSION
+from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role
 from streamfill.messages.control import Plan
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 STAGING_LIMIT_BYTES = 1 << 30
 """Of KV on its way in or out. Beyond it a transfer is refused and the decode server recomputes."""
 COUNTERS_INTERVAL_S = 0.2
+_STREAM_MESSAGES = (r.OpenStream, r.Splice, r.Commit, r.Cancel, r.Forget, r.ResendOutput)
+"""What can be taken in the middle of a step. The others concern the server as a whole."""
 DRAIN_TIMEOUT_S = 25.0
 """Less than the launcher's, so that a server ends by itself."""
 
@@ -113,6 +117,8 @@ class SchedulerRuntime(abc.ABC):
         self._scheduler = scheduler
         self._engine = SchedulerEngine(scheduler, STAGING_LIMIT_BYTES)
         self._core = self.build_core(self._engine)
+        if self._engine.breaks is not None:
+            self._engine.breaks.call(self._interrupt)
         ports = self.mailbox.exchange_ports(self.control_port())
         if self.rank == 0:
             self._link = ServerLink(
@@ -169,6 +175,23 @@ class SchedulerRuntime(abc.ABC):
     def on_abort(self, message: Any) -> None:
         if self._engine is not None:
             self._engine.on_abort(message)
+
+    def _interrupt(self, breaks: LayerBreaks) -> None:
+        """Between two layers of a step of context: commits that came meanwhile go first."""
+        link, core = self._link, self.core
+        was_interrupted = False
+        while link is not None and breaks.is_possible:
+            messages = link.drain_while(_STREAM_MESSAGES)
+            if not messages and not was_interrupted:
+                return
+            began_s = self._now_s = time.monotonic()
+            plan = core.interrupt(messages, again=was_interrupted)
+            if plan is None:
+                return
+            breaks.run_waiting()
+            self._now_s = time.monotonic()
+            core.end_interruption(plan, self._now_s - began_s)
+            was_interrupted = True
 
     # Around it
 

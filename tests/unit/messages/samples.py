@@ -58,6 +58,7 @@ COUNTERS = ServerCounters(
     plan_version=16,
     num_recomputed_tokens=17,
     num_preemptions=18,
+    num_interruptions=26,
     num_handoff_bytes=19,
     num_swap_outs=20,
     num_swap_ins=21,

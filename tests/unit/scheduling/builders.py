@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from streamfill.scheduling.plan import DeferReason, RunReason, StepPlan
@@ -25,9 +26,9 @@ UNTIERED: Final = ("default", "mcps")
 TIERED: Final = tuple(spec for spec in POLICIES if spec not in UNTIERED)
 
 
-def policy(spec: str, *, segment_tokens: int | None = None) -> Policy:
+def policy(spec: str, *, segment_tokens: int | None = None, can_interrupt: bool = False) -> Policy:
     name, options = parse_policy_spec(spec)
-    return make_policy(name, options, segment_tokens=segment_tokens)
+    return make_policy(name, options, segment_tokens=segment_tokens, can_interrupt=can_interrupt)
 
 
 def stream(
@@ -85,6 +86,8 @@ def snapshot(
     experience: Experience = NO_EXPERIENCE,
     standing_order: tuple[int, ...] = (),
     now_s: float = 100.0,
+    under_way: Sequence[StreamId] | None = None,
+    under_way_s: float = 0.0,
 ) -> Snapshot:
     memory = MemoryView(
         num_free_tokens=free,
@@ -99,6 +102,8 @@ def snapshot(
         now_s=now_s,
         experience=experience,
         standing_order=tuple(map(StreamId, standing_order)),
+        under_way=under_way,
+        under_way_s=under_way_s,
     )
 
 

@@ -163,4 +163,5 @@ def servers(draw: st.DrawFn, told: list[StreamStory], *, plenty: bool = False) -
         max_requests=draw(st.integers(1, 4)),
         pool_tokens=longest(told) + 2 * page_size + spare,
         page_size=page_size,
+        num_layers=draw(st.sampled_from([0, 5])),
     )

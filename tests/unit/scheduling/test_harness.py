@@ -41,7 +41,8 @@ def played(
         if on_step is not None:
             on_step(harness, snapshot, plan)
 
-    harness = Harness(policy(spec, segment_tokens=segment_tokens), model, on_step=see)
+    chosen = policy(spec, segment_tokens=segment_tokens, can_interrupt=model.num_layers > 0)
+    harness = Harness(chosen, model, on_step=see)
     harness.run(told, max_steps=MAX_STEPS)
     return harness
 

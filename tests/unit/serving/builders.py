@@ -136,7 +136,7 @@ class PrefillUnderTest(ServerUnderTest):
         self.core: PrefillCore = PrefillCore(
             self.engine,
             self.sent.append,
-            PolicySetting(),
+            PolicySetting(can_interrupt=True),
             self.sender,
             rank=0,
             step_tokens=STEP_TOKENS,
@@ -150,6 +150,33 @@ class PrefillUnderTest(ServerUnderTest):
     def turn(self, *messages: Inbound) -> None:
         self.core.poll_transfers()
         super().turn(*messages)
+
+    def interrupt(self, *messages: Inbound) -> int:
+        """A turn, and a forward pass in whose middle the messages come, where that may be. Returns
+        how often it was interrupted."""
+        self.turn()
+        engine, num_interruptions = self.engine, 0
+        if not engine.may_interrupt:
+            self.turn(*messages)
+            return 0
+        engine.begin()
+        if engine.waiting_keys():
+            engine.go_on()
+            engine.advance()
+            self.turn(*messages)
+            return 0
+        plan = self.core.interrupt(messages)
+        while plan is not None:
+            num_interruptions += 1
+            self.clock.now_s += 0.01
+            engine.advance()
+            self.core.end_interruption(plan, 0.01)
+            if engine.waiting_keys():
+                break
+            plan = self.core.interrupt((), again=True)
+        engine.go_on()
+        engine.advance()
+        return num_interruptions
 
     def open(self, stream_id: int = 1, **fields: int) -> None:
         """Open a stream, nothing else."""

@@ -117,7 +117,7 @@ class Cluster(RuleBasedStateMachine):
         max_new_tokens=st.integers(1, 6),
         handoff=st.booleans(),
         last=st.lists(_TOKEN, min_size=1, max_size=4),
-        in_one_turn=st.booleans(),
+        arrival=st.sampled_from(["one turn", "two turns", "in the middle of a step"]),
     )
     def commit(
         self,
@@ -125,7 +125,7 @@ class Cluster(RuleBasedStateMachine):
         max_new_tokens: int,
         handoff: bool,
         last: list[int],
-        in_one_turn: bool,
+        arrival: str,
     ) -> None:
         stream = data.draw(st.sampled_from(self._open_streams()))
         keep = len(stream.prompt)
@@ -153,7 +153,10 @@ class Cluster(RuleBasedStateMachine):
                 handoff=target,
             ),
         ]
-        if in_one_turn:
+        if arrival == "in the middle of a step":
+            self.prefill.interrupt(*messages)
+            self._turn(self.prefill)
+        elif arrival == "one turn":
             self._turn(self.prefill, *messages)
         else:
             for message in messages:
