@@ -84,15 +84,15 @@ def copy_on_host(
             for first, to, number in runs:
                 new[to : to + number] = old[first : first + number]
         return
-    picked = np.asarray(source_pages)
-    first_target = target_pages[0]
-    is_one_block = runs_of(target_pages, target_pages)[0][2] == len(target_pages)
-    placed = np.asarray(target_pages)
+    picked, placed = np.asarray(source_pages), np.asarray(target_pages)
+    from_one_block, to_one_block = _is_run(source_pages), _is_run(target_pages)
     for old, new in views:
-        if is_one_block:
-            block = new[first_target : first_target + len(target_pages)]
+        if to_one_block:
+            block = new[target_pages[0] : target_pages[0] + len(target_pages)]
             # The numbers were checked by whoever made them; "clip" spares numpy a buffer.
             np.take(old, picked, axis=0, out=block, mode="clip")
+        elif from_one_block:
+            new[placed] = old[source_pages[0] : source_pages[0] + len(source_pages)]
         else:
             new[placed] = old[picked]
 
@@ -116,6 +116,10 @@ def scatter_pages(layers: Sequence[Tensor], pages: Tensor, staged: Tensor) -> No
         block = staged[position : position + num_bytes].view(pages.numel(), layer.shape[1])
         layer.index_copy_(0, pages, block)
         position += num_bytes
+
+
+def _is_run(pages: Sequence[int]) -> bool:
+    return all(page == pages[0] + index for index, page in enumerate(pages))
 
 
 def _array(rows: Tensor) -> Any:

@@ -34,6 +34,7 @@ from streamfill.errors import ConfigError, StreamfillError
 from streamfill.messages.common import Role
 from streamfill.models.describe import describe_model
 from streamfill.observability.logging import configure_logging, log_event
+from streamfill.scheduling.policy import LONG_STEP
 from streamfill.serving.rank_mailbox import RankMailbox
 
 logger = logging.getLogger(__name__)
@@ -255,6 +256,7 @@ def build_server_args(config: ServerConfig, kv_bytes_per_token: int) -> tuple[An
     register_backend()
     on_gpu = torch.cuda.is_available()
     step_tokens = step_tokens_of(config, "cuda" if on_gpu else "cpu")
+    longest_tokens = step_tokens if on_gpu else LONG_STEP * step_tokens
     torch.set_num_threads(max(1, config.threads))
     arguments: dict[str, Any] = {
         "model_path": config.model_path,
@@ -266,8 +268,8 @@ def build_server_args(config: ServerConfig, kv_bytes_per_token: int) -> tuple[An
         "max_running_requests": config.max_requests,
         "log_level": "warning",
         "grammar_backend": "none",
-        # Our steps are never larger than step_tokens; a page per request is what SGLang rounds up.
-        "chunked_prefill_size": step_tokens + config.max_requests * (config.page_size or 16),
+        # Our steps are never larger; a page per request is what SGLang rounds up.
+        "chunked_prefill_size": longest_tokens + config.max_requests * (config.page_size or 16),
         "skip_server_warmup": True,
     }
     if config.page_size is not None:

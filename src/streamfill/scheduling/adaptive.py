@@ -17,7 +17,8 @@ Three decisions, each a rule over what the server has learned (``learning``):
    matters. It grows with the backlog, to at most twice the server's ``segment_tokens``. Where
    commits can interrupt it between two layers (the option ``interrupts``) only those of its own
    streams wait for it, and it may be as long as any step. A step of commits is interrupted too, by
-   one that goes before all of them by rule 1, the work that was done for them taken off.
+   one that goes before all of them by rule 1, the work that was done for them taken off;
+   so it may be ``policy.LONG_STEP`` times as long as others.
 
 Bounded wait, where memory suffices, in the words of ``turn_policy``: before a committed stream only
 those go that were committed before it, or within ``AGEING * c + P * d + S`` seconds after, where
@@ -92,6 +93,8 @@ class AdaptivePolicy(TurnPolicy):
     def _run_commits(self, snapshot: Snapshot, step: Step) -> DeferReason | None:
         if snapshot.under_way:
             return self._run_commits_before(snapshot, step, snapshot.under_way)
+        if self._interrupts and snapshot.under_way is None:
+            step.budget = max(step.budget, snapshot.long_token_budget)
         commits = self._index.commits
         num_waiting = len(commits)
         if num_waiting < 2:
@@ -125,6 +128,7 @@ class AdaptivePolicy(TurnPolicy):
         return DeferReason.YIELDS
 
     def _run_context(self, snapshot: Snapshot, step: Step) -> DeferReason | None:
+        step.budget = snapshot.token_budget
         least = self._context.segment_tokens
         if least is not None:
             backlog = self._index.num_context_tokens // BACKLOG_STEPS

@@ -24,7 +24,7 @@ import msgspec
 
 from streamfill.scheduling.learning import Learner
 from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
-from streamfill.scheduling.policy import Policy
+from streamfill.scheduling.policy import LONG_STEP, Policy
 from streamfill.scheduling.snapshot import (
     UNIT_COSTS,
     ContextMode,
@@ -305,6 +305,7 @@ class Harness:
         num_evictable = self._num_orphaned + sum(
             view.num_evictable_tokens for view in self._table.streams.values()
         )
+        num_stuck = sum(run.num_tokens for run in self._stuck)
         snapshot = self._table.snapshot(
             memory=MemoryView(
                 num_free_tokens=model.pool_tokens - self.num_used_tokens,
@@ -312,7 +313,8 @@ class Harness:
                 num_total_tokens=model.pool_tokens,
                 page_size=model.page_size,
             ),
-            token_budget=model.step_tokens - sum(run.num_tokens for run in self._stuck),
+            token_budget=model.step_tokens - num_stuck,
+            long_token_budget=LONG_STEP * model.step_tokens - num_stuck if model.num_layers else 0,
             max_requests=model.max_requests - len(self._stuck),
             now_s=self.now_s,
             experience=self._learner.experience(),

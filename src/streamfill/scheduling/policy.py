@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from streamfill.errors import ConfigError
 from streamfill.scheduling.plan import StepPlan
 from streamfill.scheduling.snapshot import Snapshot
+
+LONG_STEP: Final = 4
+"""A step that can be interrupted may have as many tokens as so many others: it keeps nobody waiting
+for longer than a layer, and its fixed costs are paid once."""
 
 
 class Policy(Protocol):

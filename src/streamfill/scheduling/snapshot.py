@@ -174,6 +174,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     memory: MemoryView
     token_budget: int
     """Tokens that may be computed in this step."""
+    long_token_budget: int = 0
+    """Likewise, if it can be interrupted; 0: it cannot."""
     max_requests: int
     """Runs that may start in this step: free request slots."""
     now_s: float
@@ -234,6 +236,7 @@ class StreamTable:
         now_s: float,
         experience: Experience = NO_EXPERIENCE,
         standing_order: Sequence[StreamId] = (),
+        long_token_budget: int = 0,
         under_way: Sequence[StreamId] | None = None,
         under_way_s: float = 0.0,
     ) -> Snapshot:
@@ -243,6 +246,7 @@ class StreamTable:
             streams=self._streams,
             memory=memory,
             token_budget=token_budget,
+            long_token_budget=long_token_budget,
             max_requests=max_requests,
             now_s=now_s,
             experience=experience,

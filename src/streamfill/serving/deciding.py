@@ -23,7 +23,7 @@ from streamfill.preemption.rule import Pricing
 from streamfill.preemption.standing import StandingPlan, streams_to_save
 from streamfill.scheduling.learning import Learner
 from streamfill.scheduling.plan import SENTENCES, StepPlan
-from streamfill.scheduling.policy import Policy
+from streamfill.scheduling.policy import LONG_STEP, Policy
 from streamfill.scheduling.registry import (
     DEFAULT_POLICY,
     format_policy_spec,
@@ -107,6 +107,7 @@ class Decider:
         self._engine = engine
         self._standing = standing
         self._step_tokens = step_tokens
+        self._long_step_tokens = LONG_STEP * step_tokens if policy.can_interrupt else 0
         self._page_size = engine.facts.page_size
         self._learner = Learner(policy.costs)
         self._table = StreamTable()
@@ -248,6 +249,8 @@ class Decider:
                 page_size=self._page_size,
             ),
             token_budget=max(0, self._step_tokens - num_in_engine),
+            # Beside what the engine has already a step is not interrupted, so it must be short.
+            long_token_budget=0 if by_key else self._long_step_tokens,
             max_requests=max(0, self._engine.load().num_free_slots - len(self._waiting)),
             now_s=now_s,
             experience=self._learner.experience(),

@@ -86,6 +86,7 @@ def snapshot(
     experience: Experience = NO_EXPERIENCE,
     standing_order: tuple[int, ...] = (),
     now_s: float = 100.0,
+    long_budget: int = 0,
     under_way: Sequence[StreamId] | None = None,
     under_way_s: float = 0.0,
 ) -> Snapshot:
@@ -98,6 +99,7 @@ def snapshot(
     return StreamTable(streams).snapshot(
         memory=memory,
         token_budget=budget,
+        long_token_budget=long_budget,
         max_requests=max_requests,
         now_s=now_s,
         experience=experience,

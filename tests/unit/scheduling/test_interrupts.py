@@ -6,8 +6,9 @@ import pytest
 
 from streamfill.errors import ConfigError
 from streamfill.scheduling.harness import ContextChange, Harness, ServerModel, StreamStory
+from streamfill.scheduling.policy import Policy
 from streamfill.scheduling.registry import make_policy
-from streamfill.scheduling.snapshot import StepCosts
+from streamfill.scheduling.snapshot import StepCosts, StreamView
 from streamfill.stream.ids import StreamId
 from tests.unit.scheduling.builders import policy, snapshot, stream
 
@@ -136,3 +137,20 @@ def test_a_wrong_option_is_refused() -> None:
     """By name, with what there is."""
     with pytest.raises(ConfigError, match=r"interrupts.*maybe.*on, off"):
         make_policy("adaptive", {"interrupts": "maybe"})
+
+
+def test_a_step_of_commits_may_be_long() -> None:
+    """Where it can be interrupted; one of context may not, nor what interrupts."""
+
+    def num_tokens(by: Policy, view: StreamView, *, interrupts: bool = False) -> int:
+        under_way: list[StreamId] | None = [] if interrupts else None
+        asked = snapshot(view, budget=256, long_budget=1024, under_way=under_way)
+        return by.decide(asked).num_tokens
+
+    commit, context = stream(1, 700, committed_s=1.0), stream(1, 700)
+    adaptive = policy("adaptive", can_interrupt=True)
+    assert num_tokens(adaptive, commit) == 700
+    assert num_tokens(adaptive, context) == 256
+    assert num_tokens(adaptive, commit, interrupts=True) == 256
+    for other in (policy("adaptive"), policy("fcfs", can_interrupt=True)):
+        assert num_tokens(other, commit) == 256

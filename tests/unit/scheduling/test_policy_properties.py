@@ -40,6 +40,11 @@ def test_limits_are_kept(spec: str, shot: Snapshot) -> None:
     """Budget and slots are never exceeded; memory only by a first commit that runs alone."""
     plan = policy(spec).decide(shot)
     assert plan.num_tokens <= shot.token_budget
+    long = policy(spec, can_interrupt=True).decide(
+        msgspec.structs.replace(shot, long_token_budget=3 * shot.token_budget)
+    )
+    most = max(shot.token_budget, 3 * shot.token_budget if long.interruptible else 0)
+    assert long.num_tokens <= most
     assert len(plan.runs) <= shot.max_requests
     if any(run.reason is RunReason.COMMIT_TRIED for run in plan.runs):
         assert is_committed(shot, plan.runs[0].stream_id)

@@ -129,6 +129,8 @@ class PrefillUnderTest(ServerUnderTest):
         engine: FakeEngine | None = None,
         network: FakeNetwork | None = None,
         mode: PreemptionMode = PreemptionMode.AUTO,
+        *,
+        can_interrupt: bool = False,
     ) -> None:
         super().__init__(engine)
         self.network = network or FakeNetwork()
@@ -136,7 +138,7 @@ class PrefillUnderTest(ServerUnderTest):
         self.core: PrefillCore = PrefillCore(
             self.engine,
             self.sent.append,
-            PolicySetting(can_interrupt=True),
+            PolicySetting(can_interrupt=can_interrupt),
             self.sender,
             rank=0,
             step_tokens=STEP_TOKENS,

@@ -25,7 +25,7 @@ LONG, SHORT = tokens(60), tokens(30, start=2)
 @pytest.fixture
 def server() -> PrefillUnderTest:
     """The context of stream 1 is computed next; stream 2 is open and has none."""
-    server = PrefillUnderTest()
+    server = PrefillUnderTest(can_interrupt=True)
     server.turn(opened(1), opened(2), splice(LONG))
     return server
 
@@ -117,7 +117,7 @@ def test_a_commit_that_memory_does_not_suffice_for_waits() -> None:
     """What fits beside the interrupted step is computed, and nothing is left in the engine's queue;
     the rest comes behind it."""
     prompt = tokens(50, start=2)
-    server = PrefillUnderTest(FakeEngine(pool_tokens=96))
+    server = PrefillUnderTest(FakeEngine(pool_tokens=96), can_interrupt=True)
     server.turn(opened(1), opened(2), splice(LONG))
     server.engine.begin()
     plan = server.core.interrupt(_to_decode(prompt, 2))
@@ -134,7 +134,7 @@ def test_a_commit_that_memory_does_not_suffice_for_waits() -> None:
 
 def test_steps_beside_answers_are_not_interrupted() -> None:
     """An answer that goes on here has its own step in between."""
-    server = PrefillUnderTest()
+    server = PrefillUnderTest(can_interrupt=True)
     server.step(opened(1), splice(SHORT), commit(len(SHORT)))
     server.turn(opened(2), splice(LONG, stream_id=2))
     assert server.engine.started[-1][:2] == ("segment", 2)

@@ -66,6 +66,7 @@ class Cluster(RuleBasedStateMachine):
         max_requests=st.sampled_from([2, 16]),
         host_tokens=st.sampled_from([0, 12, 100, 2000]),
         mode=st.sampled_from(PreemptionMode),
+        can_interrupt=st.booleans(),
     )
     def start(
         self,
@@ -74,6 +75,8 @@ class Cluster(RuleBasedStateMachine):
         max_requests: int,
         host_tokens: int,
         mode: PreemptionMode,
+        *,
+        can_interrupt: bool,
     ) -> None:
         self.network = FakeNetwork()
 
@@ -86,7 +89,7 @@ class Cluster(RuleBasedStateMachine):
                 host_tokens=host_tokens,
             )
 
-        self.prefill = PrefillUnderTest(engine(), self.network, mode)
+        self.prefill = PrefillUnderTest(engine(), self.network, mode, can_interrupt=can_interrupt)
         self.decode = DecodeUnderTest(engine(), self.network)
         self.streams: dict[int, _Stream] = {}
         self.num_opened = 0
