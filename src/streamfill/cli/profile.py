@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,10 +33,32 @@ from streamfill.profiling.fits import fit_copy, fit_recompute
 from streamfill.profiling.profile_file import CostProfile, profile_path, save_profile
 
 _EXIT_STOPPED: Final = 130
-_PREFIXES: Final = (0, 512, 1536, 3072)
-_SIZES: Final = (16, 64, 160, 256, 512)
-_SWAP_TOKENS: Final = (64, 256, 512, 1024, 2048)
-_HANDOFF_TOKENS: Final = (256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is measured, in tokens: from what a step of the device hardly notices to its largest."""
+
+    prefixes: tuple[int, ...]
+    new: tuple[int, ...]
+    swap: tuple[int, ...]
+    handoff: tuple[int, ...]
+
+
+_SIZES: Final = {
+    "cpu": _Sizes(
+        prefixes=(0, 512, 1536, 3072),
+        new=(16, 64, 160, 256, 512),
+        swap=(64, 256, 512, 1024, 2048),
+        handoff=(256, 512, 1024, 2048),
+    ),
+    "cuda": _Sizes(
+        prefixes=(0, 2048, 8192, 24_576),
+        new=(16, 256, 1024, 4096, 8192),
+        swap=(256, 1024, 4096, 8192),
+        handoff=(1024, 4096, 16_384),
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +103,11 @@ async def _profile(own: OwnCluster, args: argparse.Namespace) -> int:
     layout = _layout(own.model_path, page_size, device_type)
     torch.set_num_threads(1)
     print("Measuring copies to and from host memory …", flush=True)
-    out, back = measure_swap(layout, device_type, _SWAP_TOKENS, args.repeats)
+    sizes = _SIZES[device_type]
+    out, back = measure_swap(layout, device_type, sizes.swap, args.repeats)
+    torch.cuda.empty_cache()  # the server is to have it
     print("Measuring the hand-off …", flush=True)
-    handoff = measure_handoff(_HANDOFF_TOKENS, args.repeats)
+    handoff = measure_handoff(device_type, sizes.handoff, args.repeats)
     with stop_on_signal() as stop:
         try:
             async with shown_target(own, stop) as opened:
@@ -92,8 +117,8 @@ async def _profile(own: OwnCluster, args: argparse.Namespace) -> int:
                     async with Client(target.address) as client:
                         measuring = measure_recompute(
                             client,
-                            prefixes=_PREFIXES,
-                            sizes=_SIZES,
+                            prefixes=sizes.prefixes,
+                            sizes=sizes.new,
                             repeats=args.repeats,
                             on_progress=progress,
                         )

@@ -1,8 +1,9 @@
-"""Bandwidth of the transport between two processes over loopback, beside a bare Gloo send.
+"""Bandwidth of the transport between two processes over loopback, beside a bare send.
 
 ``python -m streamfill.kv_transfer.bench`` prints one line ``RESULT {…}``. Bandwidths are in GB/s;
 ``first`` is the first transfer of a size, into memory that was never used, with the set-up of the
-group in the very first; ``median`` is of the later ones.
+group in the very first; ``median`` is of the later ones. On a CPU both are Gloo, with ``--device
+cuda`` NCCL: two ranks on the GPUs of ``--gpus``, which may be one and the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import select
 import statistics
 import time
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 from streamfill.errors import TransportError
-from streamfill.kv_transfer.group import RECEIVER_RANK, SENDER_RANK, PairGroup
+from streamfill.kv_transfer.group import RECEIVER_RANK, SENDER_RANK, PairGroup, backend_name
 from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.receiver import KvReceiver
@@ -28,8 +30,7 @@ from streamfill.kv_transfer.sender import DEFAULT_CHUNK_BYTES, KvSender
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 
 _HOST = "127.0.0.1"
-_CPU = torch.device("cpu")
-_MEMORY_BYTES = 1 << 30
+_MEMORY_BYTES = 4 << 30
 
 SMOLLM2_135M = KvLayout(
     num_layers=30,
@@ -42,6 +43,19 @@ SMOLLM2_135M = KvLayout(
 )
 """46 kB per token."""
 
+LLAMA_8B = KvLayout(
+    num_layers=32,
+    num_kv_heads=8,
+    head_dim=128,
+    v_head_dim=128,
+    dtype="bfloat16",
+    item_bytes=2,
+    page_size=1,
+)
+"""131 kB per token."""
+
+LAYOUTS = {"smollm2-135m": SMOLLM2_135M, "llama-8b": LLAMA_8B}
+
 WAIT_S = 60.0
 """Of the measurement for the other process, whose start imports torch."""
 
@@ -53,39 +67,67 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--chunk-bytes", type=int, default=DEFAULT_CHUNK_BYTES)
     parser.add_argument("--checksum", action="store_true")
+    parser.add_argument("--layout", choices=LAYOUTS, default="smollm2-135m")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--gpus", type=int, nargs=2, default=(0, 0), metavar="N", help="sender's and receiver's"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    sender, receiver = (_device(options.device, gpu) for gpu in options.gpus)
+    if sender == receiver:
+        share_one_gpu("sender")
     spawn = multiprocessing.get_context("spawn")
     pipe, theirs = spawn.Pipe()
-    child = spawn.Process(target=_receive, args=(theirs, options.tokens, options.repeats))
+    child = spawn.Process(target=_receive, args=(theirs, receiver, sender == receiver, options))
     child.start()
     try:
         address = PeerAddress(server_id="d0", host=_HOST, control_port=_word(pipe))
-        rows = _measure(pipe, address, options)
-        print("RESULT", json.dumps({"chunk_bytes": options.chunk_bytes, "sizes": rows}))
+        rows = _measure(pipe, address, sender, options)
+        facts = {
+            "backend": backend_name(sender),
+            "same_gpu": sender == receiver and sender.type == "cuda",
+            "layout": options.layout,
+            "chunk_bytes": options.chunk_bytes,
+        }
+        print("RESULT", json.dumps({**facts, "sizes": rows}))
     finally:
         pipe.close()
         child.join(WAIT_S)
 
 
+def share_one_gpu(name: str) -> None:
+    """Let this process be one of several ranks on one GPU, by a name of its own: NCCL refuses two
+    ranks of one host on one device. What tells hosts apart is read at its first use. They then talk
+    over TCP, since hosts have no other way."""
+    os.environ["NCCL_HOSTID"] = name
+
+
+def _device(kind: str, gpu: int) -> torch.device:
+    return torch.device(kind, gpu) if kind == "cuda" else torch.device(kind)
+
+
 def _measure(
-    pipe: Connection, address: PeerAddress, options: argparse.Namespace
+    pipe: Connection, address: PeerAddress, device: torch.device, options: argparse.Namespace
 ) -> list[dict[str, float]]:
+    layout = LAYOUTS[options.layout]
     sender = KvSender(
         "p0",
-        SMOLLM2_135M,
+        layout,
+        device=device,
         chunk_bytes=options.chunk_bytes,
         with_checksum=options.checksum,
     )
-    bare = _bare_group(pipe, SENDER_RANK)
+    bare = _bare_group(pipe, SENDER_RANK, device)
     rows = []
     for index, num_tokens in enumerate(options.tokens):
-        staging = torch.ones(num_tokens * SMOLLM2_135M.bytes_per_token, dtype=torch.uint8)
+        num_bytes = num_tokens * layout.bytes_per_token
+        staging = torch.ones(num_bytes, dtype=torch.uint8, device=device)
         transport_s, bare_s = [], []
         for repeat in range(options.repeats):
             begun_s = time.monotonic()
             bare.send(staging)
-            _word(pipe)
+            _expect(pipe, "received")
             bare_s.append(time.monotonic() - begun_s)
             transfer = OutgoingTransfer(
                 transfer_id=1000 * index + repeat,
@@ -101,15 +143,15 @@ def _measure(
             if not outcome.ok:
                 raise TransportError(outcome.reason)
             transport_s.append(time.monotonic() - begun_s)
-            _word(pipe)
+            _expect(pipe, "released")
         giga = staging.numel() / 1e9
         rows.append(
             {
                 "megabytes": round(giga * 1000, 1),
                 "transport_first": round(giga / transport_s[0], 2),
                 "transport_median": round(giga / statistics.median(transport_s[1:]), 2),
-                "bare_gloo_first": round(giga / bare_s[0], 2),
-                "bare_gloo_median": round(giga / statistics.median(bare_s[1:]), 2),
+                "bare_first": round(giga / bare_s[0], 2),
+                "bare_median": round(giga / statistics.median(bare_s[1:]), 2),
             }
         )
     bare.close()
@@ -117,15 +159,24 @@ def _measure(
     return rows
 
 
-def _receive(pipe: Connection, tokens: list[int], repeats: int) -> None:
+def _receive(
+    pipe: Connection,
+    device: torch.device,
+    shares_gpu: bool,
+    options: argparse.Namespace,
+) -> None:
     """The other process."""
     torch.set_num_threads(1)
-    receiver = KvReceiver("d0", SMOLLM2_135M, _HOST, memory_limit_bytes=_MEMORY_BYTES)
+    if shares_gpu:
+        share_one_gpu("receiver")
+    layout = LAYOUTS[options.layout]
+    receiver = KvReceiver("d0", layout, _HOST, memory_limit_bytes=_MEMORY_BYTES, device=device)
     pipe.send(receiver.port)
-    bare = _bare_group(pipe, RECEIVER_RANK)
-    for num_tokens in tokens:
-        into = torch.empty(num_tokens * SMOLLM2_135M.bytes_per_token, dtype=torch.uint8)
-        for _ in range(repeats):
+    bare = _bare_group(pipe, RECEIVER_RANK, device)
+    for num_tokens in options.tokens:
+        num_bytes = num_tokens * layout.bytes_per_token
+        into = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        for _ in range(options.repeats):
             bare.recv(into)
             pipe.send("received")
             while not (arrived := receiver.poll()):
@@ -136,7 +187,7 @@ def _receive(pipe: Connection, tokens: list[int], repeats: int) -> None:
     receiver.close()
 
 
-def _bare_group(pipe: Connection, rank: int) -> PairGroup:
+def _bare_group(pipe: Connection, rank: int, device: torch.device) -> PairGroup:
     """A group between the two processes without a transport around it."""
     store = RendezvousStore(
         publish=lambda key, value: pipe.send((key, value)),
@@ -144,8 +195,14 @@ def _bare_group(pipe: Connection, rank: int) -> PairGroup:
         pump=lambda _: store.put(*_word(pipe)),
     )
     return PairGroup(
-        rank=rank, store=store, local_host=_HOST, device=_CPU, timeouts=TransportTimeouts()
+        rank=rank, store=store, local_host=_HOST, device=device, timeouts=TransportTimeouts()
     )
+
+
+def _expect(pipe: Connection, word: str) -> None:
+    """Wait for it; what a group's set-up still says is of no use any more."""
+    while _word(pipe) != word:
+        pass
 
 
 def _word(pipe: Connection) -> Any:

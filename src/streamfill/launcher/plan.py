@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -95,14 +97,18 @@ def plan_cluster(
     )
 
     def spec(
-        name: str, kind: ProcessKind, threads: int, process_config: msgspec.Struct
+        name: str,
+        kind: ProcessKind,
+        threads: int,
+        process_config: msgspec.Struct,
+        more_environment: Mapping[str, str] = MappingProxyType({}),
     ) -> ProcessSpec:
         config_file = run_dir / "config" / f"{name}.json"
         return ProcessSpec(
             name=name,
             kind=kind,
             argv=(python, "-m", _MODULES[kind], "--config-file", str(config_file)),
-            env=environment(threads),
+            env={**environment(threads), **more_environment},
             config_file=config_file,
             config_json=msgspec.json.format(msgspec.json.encode(process_config), indent=2),
         )
@@ -129,20 +135,28 @@ def plan_cluster(
         spec("controller", ProcessKind.CONTROLLER, 1, controller),
     ]
     share = thread_share(num_cores, config.prefill.count + config.decode.count)
-    for role, section in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode)):
-        for index in range(section.count):
-            server = _server_config(
-                config,
-                role,
-                section,
-                index,
-                share=share,
-                model_path=model_path,
-                endpoints=(router_endpoint, controller_endpoint),
-            )
-            processes.append(
-                spec(server.server_id, ProcessKind(role.value), server.threads, server)
-            )
+    servers = [
+        _server_config(
+            config,
+            role,
+            section,
+            index,
+            share=share,
+            model_path=model_path,
+            endpoints=(router_endpoint, controller_endpoint),
+        )
+        for role, section in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode))
+        for index in range(section.count)
+    ]
+    num_users = Counter(gpu for server in servers for gpu in _gpus(server))
+    for server in servers:
+        shares_gpu = any(num_users[gpu] > 1 for gpu in _gpus(server))
+        # NCCL refuses two ranks of one host on one GPU. Under names of their own they talk over
+        # TCP, which where all have GPUs of their own would be a waste.
+        more = {"NCCL_HOSTID": server.server_id} if shares_gpu else {}
+        processes.append(
+            spec(server.server_id, ProcessKind(server.role.value), server.threads, server, more)
+        )
     return ClusterPlan(
         name=config.name,
         address=_join(router_host, ports.router_grpc),
@@ -172,6 +186,11 @@ def environment(threads: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     }
+
+
+def _gpus(server: ServerConfig) -> range:
+    """Numbers of the GPUs that a server takes where the machine has any."""
+    return range(server.base_gpu_id, server.base_gpu_id + server.tp_size)
 
 
 def reachable_host(host: str) -> str:

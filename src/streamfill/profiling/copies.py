@@ -47,7 +47,8 @@ def measure_swap(
             ]
             for dim in (layout.head_dim, layout.v_head_dim)
         )
-        engine = SwapEngine(k, v, page_size=page_size, num_host_blocks=num_pages)
+        num_blocks = num_pages * page_size // block
+        engine = SwapEngine(k, v, page_size=page_size, num_host_blocks=num_blocks)
     except RuntimeError as error:
         raise MeasurementError(f"no memory for the swap measurement: {error}") from error
     # Blocks anywhere, each of neighbouring pages, as they are allocated.
@@ -69,14 +70,23 @@ def measure_swap(
     return out, back
 
 
-def measure_handoff(num_tokens: Sequence[int], repeats: int) -> list[Point]:
-    """Points of the transport between two processes over loopback.
+def measure_handoff(device: str, num_tokens: Sequence[int], repeats: int) -> list[Point]:
+    """Points of the transport between two processes of this machine: over loopback, and on a
+    machine with several GPUs from one to another.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        num_tokens: of SmolLM2-135M; what counts is the number of bytes.
 
     Raises:
         MeasurementError: it failed or took too long.
     """
+    import torch
+
+    receiver = 1 if device == "cuda" and torch.cuda.device_count() > 1 else 0
     command = [
         *(sys.executable, "-m", "streamfill.kv_transfer.bench"),
+        *("--device", device, "--gpus", "0", str(receiver)),
         *("--repeats", str(repeats + 1), "--tokens", *map(str, num_tokens)),
     ]
     try:

@@ -146,6 +146,23 @@ def test_sections_reach_their_servers() -> None:
     )
 
 
+def test_servers_of_one_gpu_are_hosts_of_their_own() -> None:
+    """To NCCL, which refuses two ranks of a host on one GPU; nobody else is."""
+    config = ClusterConfig(
+        prefill=ServerSection(count=2, tp_size=2),
+        decode=ServerSection(count=2, base_gpu_id=3),
+    )
+    hosts = {spec.name: spec.env.get("NCCL_HOSTID") for spec in plan(config).processes}
+    assert hosts == {
+        "router": None,
+        "controller": None,
+        "prefill-0": None,
+        "prefill-1": "prefill-1",
+        "decode-0": "decode-0",
+        "decode-1": None,
+    }
+
+
 def test_no_decode_server() -> None:
     """A cluster without decode servers is a plan like any other."""
     made = plan(ClusterConfig(decode=ServerSection(count=0), controller=ControllerSection()))

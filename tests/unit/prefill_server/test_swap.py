@@ -1,4 +1,5 @@
-"""The swap engine on the CPU: what comes in is what went out, within the bound of host memory."""
+"""The swap engine on the device at hand: what comes in is what went out, within the bound of host
+memory."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from prefill_server.host_index import block_keys
 from prefill_server.page_copies import copy_on_host, host_side, pages_of, runs_of
 from prefill_server.swap import SwapEngine, host_blocks
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_LAYERS, NUM_SLOTS, PAGE = 3, 17 * 16 + 16, 16
 """18 pages of one block: the last slots are those that SGLang adds for its padding."""
 
@@ -28,7 +30,7 @@ class _Pool:
 
     @staticmethod
     def _buffer(dim: int, dtype: Any) -> Any:
-        return torch.zeros(NUM_SLOTS, 1, dim, dtype=dtype)
+        return torch.zeros(NUM_SLOTS, 1, dim, dtype=dtype, device=DEVICE)
 
     def fill(self, page: int, number: int) -> None:
         """Every element of the page tells ``number``, layer and side."""
@@ -58,7 +60,7 @@ def _keys(*names: int) -> list[bytes]:
 
 
 def _t(pages: Sequence[int]) -> Any:
-    return torch.tensor(pages, dtype=torch.int64)
+    return torch.tensor(pages, dtype=torch.int64, device=DEVICE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
@@ -85,6 +87,8 @@ def test_the_second_time_is_free() -> None:
     engine.save(keys, _t([3, 4]))
     engine.restore(keys, _t([5, 6]))
     engine.save(keys, _t([5, 6]))
+    engine.wait()
+    engine.poll()
     stats = engine.stats()
     assert (stats.num_saved, stats.num_saved_for_free, stats.num_restored) == (2, 2, 2)
     assert stats.saved_bytes == 2 * engine.block_bytes == 2 * PAGE * NUM_LAYERS * 5 * 4
@@ -130,6 +134,7 @@ def test_copies_are_reported_once() -> None:
     engine = _Pool().engine(8)
     engine.save(_keys(1, 2), _t([0, 1]))
     engine.restore(_keys(1), _t([4]))
+    engine.wait()
     out, back = engine.poll()
     assert (out.out, out.num_bytes) == (True, 2 * engine.block_bytes)
     assert (back.out, back.num_bytes) == (False, engine.block_bytes)
@@ -142,6 +147,33 @@ def test_clear_forgets() -> None:
     engine.save(_keys(1, 2), _t([0, 1]))
     engine.clear()
     assert engine.num_present(_keys(1, 2)) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_copies_under_way_do_not_mix(data: st.DataObject) -> None:
+    """Saves, restores and new content follow each other without a wait in between, as a server has
+    them; more is saved than host memory holds, so that its blocks change hands while in use."""
+    pool = _Pool()
+    engine = pool.engine(6)
+    content: dict[int, int] = {}
+    """What each page of the device pool holds."""
+    saved: set[int] = set()
+    for number in range(1, 1 + data.draw(st.integers(1, 25))):
+        pages = data.draw(st.lists(st.integers(0, 15), min_size=1, max_size=4, unique=True))
+        if data.draw(st.booleans()) or not saved:
+            for page in pages:
+                pool.fill(page, number)
+                content[page] = number
+            engine.save(_keys(*[number] * len(pages)), _t(pages))
+            saved.add(number)
+        else:
+            old = data.draw(st.sampled_from(sorted(saved)))
+            keys = _keys(*[old] * len(pages))
+            number_here = engine.num_present(keys)
+            engine.restore(keys[:number_here], _t(pages[:number_here]))
+            content.update(dict.fromkeys(pages[:number_here], old))
+    assert {page: pool.number(page) for page in content} == content
 
 
 def test_a_buffer_in_pieces_is_refused() -> None:
@@ -185,7 +217,7 @@ def test_copies_touch_nothing_else(
 
 def test_small_pages_move_in_blocks() -> None:
     """Four pages a block; the first block's beginning may be there already."""
-    buffers = [torch.arange(64.0).view(64, 1, 1)]
+    buffers = [torch.arange(64.0, device=DEVICE).view(64, 1, 1)]
     engine = SwapEngine(buffers, [buffers[0].clone()], page_size=4, num_host_blocks=2)
     keys = engine.keys(array("q", range(40)))
     assert (engine.block_tokens, len(keys)) == (16, 2)
