@@ -1,4 +1,4 @@
-"""Copies of whole KV pages between two sets of layers, on one device or between two.
+"""Copies of whole KV pages between two sets of layers, on the CPU.
 
 A *side* is a list of tensors, one for the keys and one for the values of each layer, each ``[number
 of pages, bytes of a page]`` uint8: a view of the paged buffers (``pages_of``), or host memory of
@@ -43,12 +43,7 @@ def pages_of(buffers: Sequence[Tensor], page_size: int) -> list[Tensor]:
 
 
 def host_side(like: Sequence[Tensor], num_pages: int) -> list[Tensor]:
-    """Host memory for so many pages of each layer of ``like``; pinned where there is a GPU."""
-    if like[0].device.type == "cuda":
-        return [
-            torch.empty((num_pages, layer.shape[1]), dtype=torch.uint8, pin_memory=True)
-            for layer in like
-        ]
+    """Host memory for so many pages of each layer of ``like``."""
     return [_huge_pages(num_pages, layer.shape[1]) for layer in like]
 
 
@@ -95,27 +90,6 @@ def copy_on_host(
             new[placed] = old[source_pages[0] : source_pages[0] + len(source_pages)]
         else:
             new[placed] = old[picked]
-
-
-def gather_pages(layers: Sequence[Tensor], pages: Tensor, out: Tensor) -> None:
-    """Copy pages of each layer behind each other into ``out``, uint8 ``[layers * pages * bytes]``,
-    layer by layer. All layers have pages of equal size, or ``out`` is as long as all together."""
-    position = 0
-    for layer in layers:
-        num_bytes = pages.numel() * layer.shape[1]
-        block = out[position : position + num_bytes].view(pages.numel(), layer.shape[1])
-        torch.index_select(layer, 0, pages, out=block)
-        position += num_bytes
-
-
-def scatter_pages(layers: Sequence[Tensor], pages: Tensor, staged: Tensor) -> None:
-    """The way back of ``gather_pages``."""
-    position = 0
-    for layer in layers:
-        num_bytes = pages.numel() * layer.shape[1]
-        block = staged[position : position + num_bytes].view(pages.numel(), layer.shape[1])
-        layer.index_copy_(0, pages, block)
-        position += num_bytes
 
 
 def _is_run(pages: Sequence[int]) -> bool:

@@ -18,28 +18,19 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prefill_server.host_index import BlockKey, HostIndex, block_keys
-from prefill_server.page_copies import (
-    copy_on_host,
-    gather_pages,
-    host_side,
-    pages_of,
-    runs_of,
-    scatter_pages,
-)
+from prefill_server.page_copies import copy_on_host, host_side, pages_of
 from streamfill.engine.interface import CopyReport
 
-STAGING_BYTES = 64 << 20
-"""Device memory per direction. A copy of this size takes over a millisecond on the fastest bus, a
-hundred times what it costs to start."""
-
+if TYPE_CHECKING:
+    from prefill_server.lanes import Lanes
 
 DEFAULT_HOST_POOLS = 2
 """Size of the host pool unless it is configured, in device pools."""
@@ -125,14 +116,20 @@ class SwapEngine:
         self.block_tokens = block_tokens(page_size)
         self._block_pages = self.block_tokens // page_size
         self._page_bytes = sum(layer.shape[1] for layer in self._layers)
-        self._host = host_side(self._layers, num_host_blocks * self._block_pages)
         self._clock = clock
         self._num_saved = self._num_free_saves = self._num_restored = 0
         self._saved_bytes = self._restored_bytes = 0
         self._save_s = self._restore_s = 0.0
         self._copied: list[CopyReport] = []
-        device = self._layers[0].device
-        self._lanes = _Lanes(self._layers, self._host, device) if device.type == "cuda" else None
+        num_host_pages = num_host_blocks * self._block_pages
+        self._host: list[Tensor] = []
+        self._lanes: Lanes | None = None
+        if self._layers[0].device.type == "cuda":
+            from prefill_server.lanes import Lanes
+
+            self._lanes = Lanes(self._layers, num_host_pages)
+        else:
+            self._host = host_side(self._layers, num_host_pages)
 
     @property
     def block_bytes(self) -> int:
@@ -274,110 +271,3 @@ class SwapEngine:
             self._restored_bytes += num_bytes
             self._restore_s += seconds
         self._copied.append(CopyReport(is_save, num_bytes, seconds))
-
-
-class _Lane:
-    """One direction on a GPU: a CUDA stream and a block of device memory for what is under way."""
-
-    def __init__(self, device: torch.device, page_bytes: int) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.max_pages = max(1, STAGING_BYTES // page_bytes)
-        self.staging = torch.empty(self.max_pages * page_bytes, dtype=torch.uint8, device=device)
-        self.under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event, list[int]]] = deque()
-        """Began, done, host pages."""
-
-    def uses(self, host_pages: list[int]) -> bool:
-        """Whether a copy that is not known to be over reads or writes one of these."""
-        wanted = set(host_pages)
-        return any(not wanted.isdisjoint(pages) for _, _, pages in self.under_way)
-
-
-class _Lanes:
-    """Both directions."""
-
-    def __init__(
-        self, layers: Sequence[Tensor], host: Sequence[Tensor], device: torch.device
-    ) -> None:
-        self._layers, self._host, self._device = layers, host, device
-        page_bytes = sum(layer.shape[1] for layer in layers)
-        self._out, self._in = _Lane(device, page_bytes), _Lane(device, page_bytes)
-        self._page_bytes = page_bytes
-
-    def save(self, source: Tensor, target: list[int]) -> None:
-        lane = self._out
-        compute = torch.cuda.current_stream(self._device)
-        for start in range(0, len(source), lane.max_pages):
-            some = source[start : start + lane.max_pages]
-            to = target[start : start + lane.max_pages]
-            if self._in.uses(to):  # a host page that was given up may still be on its way in
-                lane.stream.wait_stream(self._in.stream)
-            lane.stream.wait_stream(compute)
-            with torch.cuda.stream(lane.stream):
-                began = _event()
-                staged = lane.staging[: len(some) * self._page_bytes]
-                gather_pages(self._layers, some, staged)
-                gathered = _event()
-                self._to_host(staged, to)
-                lane.under_way.append((began, _event(), to))
-            compute.wait_event(gathered)
-
-    def restore(self, source: list[int], target: Tensor) -> None:
-        lane = self._in
-        compute = torch.cuda.current_stream(self._device)
-        for start in range(0, len(source), lane.max_pages):
-            some = source[start : start + lane.max_pages]
-            to = target[start : start + lane.max_pages]
-            if self._out.uses(some):
-                lane.stream.wait_stream(self._out.stream)
-            with torch.cuda.stream(lane.stream):
-                began = _event()
-                staged = lane.staging[: len(some) * self._page_bytes]
-                self._from_host(some, staged)
-                # Up to here nothing touches the pool: only now wait for who used the pages before.
-                lane.stream.wait_stream(compute)
-                scatter_pages(self._layers, to, staged)
-                done = _event()
-                lane.under_way.append((began, done, some))
-            compute.wait_event(done)
-
-    def poll(self) -> list[tuple[bool, int, float]]:
-        finished: list[tuple[bool, int, float]] = []
-        for is_save, lane in ((True, self._out), (False, self._in)):
-            while lane.under_way and lane.under_way[0][1].query():  # type: ignore[no-untyped-call]
-                began, done, pages = lane.under_way.popleft()
-                finished.append((is_save, len(pages), began.elapsed_time(done) / 1e3))
-        return finished
-
-    def wait(self) -> None:
-        self._out.stream.synchronize()
-        self._in.stream.synchronize()
-
-    def _to_host(self, staged: Tensor, pages: list[int]) -> None:
-        for layer, block in self._blocks(staged, len(pages)):
-            for first, to, number in runs_of(range(len(pages)), pages):
-                self._host[layer][to : to + number].copy_(
-                    block[first : first + number], non_blocking=True
-                )
-
-    def _from_host(self, pages: list[int], staged: Tensor) -> None:
-        for layer, block in self._blocks(staged, len(pages)):
-            for first, to, number in runs_of(pages, range(len(pages))):
-                block[to : to + number].copy_(
-                    self._host[layer][first : first + number], non_blocking=True
-                )
-
-    def _blocks(self, staged: Tensor, num_pages: int) -> list[tuple[int, Tensor]]:
-        blocks: list[tuple[int, Tensor]] = []
-        position = 0
-        for number, layer in enumerate(self._layers):
-            num_bytes = num_pages * layer.shape[1]
-            block = staged[position : position + num_bytes].view(num_pages, layer.shape[1])
-            blocks.append((number, block))
-            position += num_bytes
-        return blocks
-
-
-def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event

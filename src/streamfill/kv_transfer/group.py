@@ -2,15 +2,19 @@
 
 This is the border at which errors of torch.distributed become `TransportError`.
 
-Gloo carries CPU tensors, NCCL carries CUDA tensors. The NCCL half is written after PyTorch's
-documentation and was never run: no GPU was at hand.
+Gloo carries CPU tensors, NCCL carries CUDA tensors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import math
+import os
 import socket
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -32,8 +36,17 @@ _GROUP_SIZE = 2
 NCCL_POLL_S = 0.0002
 """NCCL waits block no host thread, so completion is polled; a chunk takes longer than this."""
 
-NCCL_OWN_TIMEOUT_S = 3600.0
-"""NCCL's watchdog may end the process at its time-out; ours comes first and aborts the group."""
+NCCL_ENVIRONMENT = {
+    # No watchdog thread: where a peer dies it ends the whole process (seen), and it is not needed,
+    # since whoever waits here looks for errors.
+    "TORCH_NCCL_BLOCKING_WAIT": "1",
+    # One operation at a time is what a lane is.
+    "TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING": "0",
+}
+"""What torch reads when it makes a group. Only for groups of ours: those of SGLang's own ranks wait
+on the device and not on the host."""
+
+_environment_lock = threading.Lock()
 
 
 class _Work(Protocol):
@@ -109,7 +122,7 @@ class PairGroup:
         store.adopt()
         try:
             self._backend: _Backend = (
-                _nccl_backend(store, rank)
+                _nccl_backend(store, rank, device, timeouts.group_setup_s)
                 if device.type == "cuda"
                 else _gloo_backend(store, rank, local_host, timeouts.group_setup_s)
             )
@@ -182,8 +195,30 @@ def _gloo_backend(store: RendezvousStore, rank: int, local_host: str, timeout_s:
     return backend
 
 
-def _nccl_backend(store: RendezvousStore, rank: int) -> _Backend:
+def _nccl_backend(
+    store: RendezvousStore, rank: int, device: torch.device, timeout_s: float
+) -> _Backend:
+    """With its communicator: a first operation that sets it up would take half a second longer."""
     options = _dist.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=NCCL_OWN_TIMEOUT_S)
-    backend: _Backend = _dist.ProcessGroupNCCL(store, rank, _GROUP_SIZE, options)
-    return backend
+    options._timeout = timedelta(seconds=timeout_s)
+    # Setting up and every operation return at once, and torch polls them up to a time-out: a peer
+    # that vanishes while it sets up would else be waited for without end.
+    options.config.blocking = 0
+    environment = {**NCCL_ENVIRONMENT, "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(math.ceil(timeout_s))}
+    with _environment_lock, _set_environment(environment), torch.cuda.device(device):
+        backend = _dist.ProcessGroupNCCL(store, rank, _GROUP_SIZE, options)
+        backend.eager_connect_single_device(device)
+    made: _Backend = backend
+    return made
+
+
+@contextlib.contextmanager
+def _set_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that are not set, for a while."""
+    unset = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in unset})
+    try:
+        yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)

@@ -21,7 +21,9 @@ import pytest
 import torch
 from msgspec.structs import replace as replace_layout
 
+from streamfill.errors import TransportError
 from streamfill.kv_transfer.bench import share_one_gpu
+from streamfill.kv_transfer.group import SENDER_RANK, PairGroup
 from streamfill.kv_transfer.interface import (
     OutgoingTransfer,
     PeerAddress,
@@ -29,6 +31,7 @@ from streamfill.kv_transfer.interface import (
     TransferStatus,
 )
 from streamfill.kv_transfer.receiver import KvReceiver
+from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.sender import KvSender
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 from tests.unit.kv_transfer.builders import HOST, LAYOUT, transfer
@@ -193,3 +196,20 @@ def test_a_peer_that_is_gone_before_the_group(sender: KvSender, peers: list[_Pee
     peers[0].signal(signal.SIGKILL)
     peers.append(_Peer())
     _deliver(sender, peers[1], _on_gpu(2, 100))
+
+
+def test_a_peer_that_never_comes_to_the_group() -> None:
+    """Setting a communicator up is given up too."""
+    store = RendezvousStore(
+        publish=lambda key, value: None, timeout_s=TIMEOUTS.group_setup_s, pump=time.sleep
+    )
+    begun_s = time.monotonic()
+    with pytest.raises(TransportError):
+        PairGroup(
+            rank=SENDER_RANK,
+            store=store,
+            local_host=HOST,
+            device=_sender_gpu(),
+            timeouts=TIMEOUTS,
+        )
+    assert time.monotonic() - begun_s < TIMEOUTS.join_s
