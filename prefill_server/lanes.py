@@ -1,13 +1,15 @@
-"""Both directions of the swap engine on a GPU, each on a CUDA stream of its own.
+"""Both directions of the swap engine on a GPU, each on CUDA streams of its own.
 
-Host memory is one pinned tensor ``[number of pages, bytes of a page]``. Pages are gathered into a
-block of device memory and cross the bus from there, neighbours of host memory in one copy.
+Host memory is one pinned tensor ``[number of pages, bytes of a page]``. Pages are gathered into
+blocks of device memory and cross the bus from there, neighbours of host memory in one copy; the way
+back likewise. While one block is on the bus, others are gathered or scattered.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -15,18 +17,39 @@ from torch import Tensor
 from prefill_server.page_copies import runs_of
 from prefill_server.page_kernels import PageBlocks
 
-STAGING_BYTES = 64 << 20
-"""Device memory per direction. A copy of this size takes over a millisecond on the fastest bus, a
-hundred times what it costs to start."""
+BLOCK_BYTES = 32 << 20
+"""A copy of this size takes half a millisecond on the fastest bus, some fifty times what it costs
+to start."""
+NUM_BLOCKS = 4
+"""Per direction. What is saved in one go is out of the pool's way as soon as it is gathered, which
+takes a twentieth of the time on the bus, so long as there are blocks for it."""
+
+
+class _Block:
+    """Device memory for some pages on their way."""
+
+    def __init__(self, num_pages: int, page_bytes: int, device: torch.device) -> None:
+        self._page_bytes = page_bytes
+        self._memory = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
+        self.free: torch.cuda.Event | None = None
+        """When its content is not needed any more; None: never used."""
+
+    def of(self, num_pages: int) -> Tensor:
+        return self._memory[: num_pages * self._page_bytes]
+
+    def rows(self, num_pages: int) -> Tensor:
+        return self.of(num_pages).view(num_pages, self._page_bytes)
 
 
 class _Lane:
-    """One direction: a CUDA stream and a block of device memory for what is under way."""
+    """One direction: a stream for the pool's side, one for the bus, and the blocks between them."""
 
     def __init__(self, device: torch.device, page_bytes: int) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.max_pages = max(1, STAGING_BYTES // page_bytes)
-        self.block = torch.empty(self.max_pages * page_bytes, dtype=torch.uint8, device=device)
+        self.pool_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.bus_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.max_pages = max(1, BLOCK_BYTES // page_bytes)
+        blocks = [_Block(self.max_pages, page_bytes, device) for _ in range(NUM_BLOCKS)]
+        self.blocks: Iterator[_Block] = cycle(blocks)
         self.under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event, list[int]]] = deque()
         """Began, done, host pages."""
 
@@ -34,6 +57,11 @@ class _Lane:
         """Whether a copy that is not known to be over reads or writes one of these."""
         wanted = set(host_pages)
         return any(not wanted.isdisjoint(pages) for _, _, pages in self.under_way)
+
+    def parts(self, num_pages: int) -> Iterator[tuple[int, int, _Block]]:
+        """(first page, last page + 1, block) for each block that so many pages take."""
+        for start in range(0, num_pages, self.max_pages):
+            yield start, min(start + self.max_pages, num_pages), next(self.blocks)
 
 
 class Lanes:
@@ -49,60 +77,65 @@ class Lanes:
             RuntimeError: so much pinned memory cannot be had.
         """
         self._device = layers[0].device
-        self._blocks = PageBlocks(layers)
-        self._page_bytes = self._blocks.page_bytes
+        self._pages = PageBlocks(layers)
+        page_bytes = self._pages.page_bytes
         self._host = torch.empty(
-            (num_host_pages, self._page_bytes), dtype=torch.uint8, pin_memory=num_host_pages > 0
+            (num_host_pages, page_bytes), dtype=torch.uint8, pin_memory=num_host_pages > 0
         )
-        self._out = _Lane(self._device, self._page_bytes)
-        self._in = _Lane(self._device, self._page_bytes)
+        self._out = _Lane(self._device, page_bytes)
+        self._in = _Lane(self._device, page_bytes)
 
     def save(self, source: Tensor, target: list[int]) -> None:
         """Copy pages of the pool to pages of host memory."""
         lane = self._out
         compute = torch.cuda.current_stream(self._device)
-        for start in range(0, len(source), lane.max_pages):
-            some = source[start : start + lane.max_pages]
-            to = target[start : start + lane.max_pages]
-            if self._in.uses(to):  # a host page that was given up may still be on its way in
-                lane.stream.wait_stream(self._in.stream)
-            lane.stream.wait_stream(compute)
-            with torch.cuda.stream(lane.stream):
+        lane.pool_stream.wait_stream(compute)
+        for start, end, block in lane.parts(len(target)):
+            to = target[start:end]
+            with torch.cuda.stream(lane.pool_stream):
+                if block.free is not None:
+                    lane.pool_stream.wait_event(block.free)
                 began = _event()
-                block = lane.block[: len(to) * self._page_bytes]
-                self._blocks.gather(some, block)
+                self._pages.gather(source[start:end], block.of(end - start))
                 gathered = _event()
-                rows = block.view(len(to), self._page_bytes)
-                for first, page, number in runs_of(range(len(to)), to):
+            compute.wait_event(gathered)
+            with torch.cuda.stream(lane.bus_stream):
+                lane.bus_stream.wait_event(gathered)
+                if self._in.uses(to):  # a host page that was given up may still be on its way in
+                    lane.bus_stream.wait_stream(self._in.bus_stream)
+                rows = block.rows(end - start)
+                for first, page, number in runs_of(range(end - start), to):
                     self._host[page : page + number].copy_(
                         rows[first : first + number], non_blocking=True
                     )
-                lane.under_way.append((began, _event(), to))
-            compute.wait_event(gathered)
+                block.free = done = _event()
+            lane.under_way.append((began, done, to))
 
     def restore(self, source: list[int], target: Tensor) -> None:
         """Copy pages of host memory to pages of the pool."""
         lane = self._in
         compute = torch.cuda.current_stream(self._device)
-        for start in range(0, len(source), lane.max_pages):
-            some = source[start : start + lane.max_pages]
-            to = target[start : start + lane.max_pages]
-            if self._out.uses(some):
-                lane.stream.wait_stream(self._out.stream)
-            with torch.cuda.stream(lane.stream):
+        lane.pool_stream.wait_stream(compute)  # whoever used the pages before
+        for start, end, block in lane.parts(len(source)):
+            some = source[start:end]
+            with torch.cuda.stream(lane.bus_stream):
+                if block.free is not None:
+                    lane.bus_stream.wait_event(block.free)
+                if self._out.uses(some):
+                    lane.bus_stream.wait_stream(self._out.bus_stream)
                 began = _event()
-                block = lane.block[: len(some) * self._page_bytes]
-                rows = block.view(len(some), self._page_bytes)
-                for page, first, number in runs_of(some, range(len(some))):
+                rows = block.rows(end - start)
+                for page, first, number in runs_of(some, range(end - start)):
                     rows[first : first + number].copy_(
                         self._host[page : page + number], non_blocking=True
                     )
-                # Up to here nothing touches the pool: only now wait for who used the pages before.
-                lane.stream.wait_stream(compute)
-                self._blocks.scatter(block, to)
-                done = _event()
-                lane.under_way.append((began, done, some))
-            compute.wait_event(done)
+                arrived = _event()
+            with torch.cuda.stream(lane.pool_stream):
+                lane.pool_stream.wait_event(arrived)
+                self._pages.scatter(block.of(end - start), target[start:end])
+                block.free = done = _event()
+            lane.under_way.append((began, done, some))
+        compute.wait_stream(lane.pool_stream)
 
     def poll(self) -> list[tuple[bool, int, float]]:
         """Copies that are over since the last call: (whether out, pages, seconds)."""
@@ -115,8 +148,9 @@ class Lanes:
 
     def wait(self) -> None:
         """Until all copies are over."""
-        self._out.stream.synchronize()
-        self._in.stream.synchronize()
+        for lane in (self._out, self._in):
+            lane.bus_stream.synchronize()
+            lane.pool_stream.synchronize()
 
 
 def _event() -> torch.cuda.Event:

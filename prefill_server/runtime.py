@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 CPU_SEGMENT_TOKENS = 96
 """About 0.3 s of SmolLM2 on one core, which is what a commit may wait for. A step costs some 50 ms
 there beside 2.5 ms per token, so steps of 256 tokens would be a tenth faster."""
+GPU_SEGMENT_TOKENS = 2048
+"""Some 0.1 s of an 8-billion-parameter model on an H200 (docs/benchmarks/preemption.md), which
+larger steps would use hardly better; the published engine has steps as large for its crawler."""
 TELEMETRY_INTERVAL_S = 0.5
 """A plan stands until the next; half a second is short beside the seconds between segments."""
 
@@ -130,7 +133,7 @@ class PrefillRuntime(SchedulerRuntime):
         """Tokens of uncommitted streams in one step."""
         if self.config.segment_tokens is not None:
             return self.config.segment_tokens
-        return CPU_SEGMENT_TOKENS if device.type == "cpu" else self._step_tokens
+        return CPU_SEGMENT_TOKENS if device.type == "cpu" else GPU_SEGMENT_TOKENS
 
     def wake_sources(self) -> list[Any]:
         sources: list[Any] = [] if self._sender is None else [self._sender]

@@ -278,7 +278,16 @@ def build_server_args(config: ServerConfig, kv_bytes_per_token: int) -> tuple[An
         arguments["context_length"] = config.context_tokens
     if config.pool_tokens is not None:
         arguments["max_total_tokens"] = config.pool_tokens
-    if not on_gpu:
+    if on_gpu:
+        # What `engine.platform` sets on the CPU, for the same reasons: a turn reads what the step
+        # before it did, and seeds go by SGLang's own sampler.
+        arguments["disable_overlap_schedule"] = True
+        arguments["sampling_backend"] = "pytorch"
+        # Not tried with the hook that leaves logits out.
+        arguments["cuda_graph_backend_prefill"] = "disabled"
+        # SGLang captures one for each size up to 256, a second of start each for a large model.
+        arguments["cuda_graph_max_bs_decode"] = config.max_requests
+    else:
         arguments["device"] = "cpu"
         arguments["disable_cuda_graph"] = True
         if config.pool_tokens is None:

@@ -128,6 +128,10 @@ class PairGroup:
             )
         except RuntimeError as error:
             raise TransportError(f"the group was not set up: {error}") from error
+        if device.type == "cuda":
+            # NCCL connects at the first operation, half a second that no transfer should pay.
+            operation = "send" if rank == SENDER_RANK else "recv"
+            self._run(operation, torch.zeros(1, dtype=torch.uint8, device=device))
 
     def send(self, chunk: Tensor) -> None:
         """Send a contiguous, non-empty tensor; returns when its memory may be changed again.
@@ -198,14 +202,14 @@ def _gloo_backend(store: RendezvousStore, rank: int, local_host: str, timeout_s:
 def _nccl_backend(
     store: RendezvousStore, rank: int, device: torch.device, timeout_s: float
 ) -> _Backend:
-    """With its communicator: a first operation that sets it up would take half a second longer."""
     options = _dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=timeout_s)
     # Setting up and every operation return at once, and torch polls them up to a time-out: a peer
-    # that vanishes while it sets up would else be waited for without end.
+    # that vanishes while it sets up would else be waited for without end (seen). Torch reads the
+    # time-out once in the life of a process; only groups like ours heed it.
     options.config.blocking = 0
-    environment = {**NCCL_ENVIRONMENT, "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(math.ceil(timeout_s))}
-    with _environment_lock, _set_environment(environment), torch.cuda.device(device):
+    os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(math.ceil(timeout_s)))
+    with _environment_lock, _set_environment(NCCL_ENVIRONMENT), torch.cuda.device(device):
         backend = _dist.ProcessGroupNCCL(store, rank, _GROUP_SIZE, options)
         backend.eager_connect_single_device(device)
     made: _Backend = backend

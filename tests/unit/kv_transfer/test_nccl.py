@@ -212,4 +212,4 @@ def test_a_peer_that_never_comes_to_the_group() -> None:
             device=_sender_gpu(),
             timeouts=TIMEOUTS,
         )
-    assert time.monotonic() - begun_s < TIMEOUTS.join_s
+    assert time.monotonic() - begun_s < 2 * TIMEOUTS.join_s
