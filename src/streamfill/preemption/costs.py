@@ -46,6 +46,15 @@ class RecomputeCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             num_passes * self.fixed_s + num_tokens * self.per_token_s + num_pairs * self.per_pair_s
         )
 
+    def share_seconds(self, num_tokens: int, prefix_tokens: int = 0) -> float:
+        """Likewise beside other tokens that are computed anyway: of each pass's start they pay the
+        part that they are of a full one."""
+        seconds = self.seconds(num_tokens, prefix_tokens)
+        if num_tokens <= 0 or self.pass_tokens <= 0:
+            return seconds
+        num_passes = -(-num_tokens // self.pass_tokens)
+        return seconds - (num_passes - num_tokens / self.pass_tokens) * self.fixed_s
+
 
 class CopyCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds of one copy between device and host memory."""
@@ -73,17 +82,15 @@ BUILT_IN: Final = {
     "cpu": CostModel(
         # SmolLM2-135M in float32 on one core: docs/benchmarks/preemption.md, "What things cost".
         recompute=RecomputeCost(fixed_s=0.0535, per_token_s=0.0021, per_pair_s=9.5e-7),
-        # A plain copy of one core: some 5 GB/s.
-        swap_out=CopyCost(fixed_s=1e-4, per_byte_s=2e-10),
-        swap_in=CopyCost(fixed_s=1e-4, per_byte_s=2e-10),
+        swap_out=CopyCost(fixed_s=5e-4, per_byte_s=7.8e-11),
+        swap_in=CopyCost(fixed_s=3e-4, per_byte_s=8.1e-11),
         copies_overlap=False,
     ),
     "cuda": CostModel(
-        # Not measured: an 8-billion-parameter model in bfloat16 at half of an H200's peak, and
-        # a PCIe 5.0 link at 40 GB/s. ``streamfill profile`` replaces it.
-        recompute=RecomputeCost(fixed_s=5e-3, per_token_s=3.3e-5, per_pair_s=1e-9),
-        swap_out=CopyCost(fixed_s=3e-5, per_byte_s=2.5e-11),
-        swap_in=CopyCost(fixed_s=3e-5, per_byte_s=2.5e-11),
+        # An 8-billion-parameter model in bfloat16 on an H200: docs/benchmarks/gpu.md.
+        recompute=RecomputeCost(fixed_s=0.0242, per_token_s=1e-5, per_pair_s=4e-9),
+        swap_out=CopyCost(fixed_s=3.7e-4, per_byte_s=1.83e-11),
+        swap_in=CopyCost(fixed_s=1.5e-4, per_byte_s=1.89e-11),
         copies_overlap=True,
     ),
 }

@@ -39,7 +39,7 @@ from streamfill.messages.control import PreemptionAction, StreamTelemetry
 from streamfill.observability.logging import log_event
 from streamfill.preemption.standing import StandingPlan
 from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
-from streamfill.serving.account import WorkAccount
+from streamfill.serving.account import NEGLIGIBLE_TOKENS, WorkAccount
 from streamfill.serving.deciding import Decider, PolicySetting, PreemptionSetting
 from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
 
@@ -696,12 +696,17 @@ class ServingCore:
         pricing = self.decider.pricing()
         entry = self.decider.entry_of(record.stream_id)
         reason = "no ranking was in force" if entry is None else entry.reason
-        if record.num_host:
-            num_bytes = min(num_lost, record.num_host) * pricing.bytes_per_token
-            predicted_s = pricing.costs.swap_in.seconds(num_bytes)
+        costs = pricing.costs
+        num_in_host = min(num_lost, record.num_host)
+        if num_in_host:
+            predicted_s = costs.swap_in.seconds(num_in_host * pricing.bytes_per_token)
+            num_left = num_lost - num_in_host
+            if num_left >= NEGLIGIBLE_TOKENS:
+                num_before = record.num_computed + num_in_host
+                predicted_s += costs.recompute.share_seconds(num_left, num_before)
             record.account.explain_loss(PreemptionAction.SWAP, reason, predicted_s)
         else:
-            predicted_s = pricing.costs.recompute.seconds(num_lost, record.num_computed)
+            predicted_s = costs.recompute.seconds(num_lost, record.num_computed)
             record.account.explain_loss(PreemptionAction.RECOMPUTE, reason, predicted_s)
 
     def _restore(self, plan: StepPlan) -> bool:

@@ -34,6 +34,12 @@ def test_long_recomputation_takes_several_passes() -> None:
     assert [cost.seconds(n) for n in (1, 256, 257, 1000)] == [1.0, 1.0, 2.0, 4.0]
 
 
+def test_beside_others_a_pass_is_shared() -> None:
+    cost = RecomputeCost(fixed_s=1.0, per_token_s=0.0, pass_tokens=256)
+    assert [cost.share_seconds(n) for n in (0, 64, 256, 384)] == [0.0, 0.25, 1.0, 1.5]
+    assert RecomputeCost(fixed_s=1.0, per_token_s=0.0).share_seconds(64) == 1.0
+
+
 @given(st.integers(1, 5000), st.integers(0, 5000))
 def test_pieces_cost_what_the_whole_costs_but_for_the_starts(n: int, p: int) -> None:
     cost = RecomputeCost(fixed_s=0.0, per_token_s=0.01, per_pair_s=1e-5)

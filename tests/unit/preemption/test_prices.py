@@ -69,7 +69,8 @@ def test_idle_time_hides_copies_that_run_beside_the_engine() -> None:
     assert (hidden.action, hidden.cost_s) == (SWAP, 0.0)
     large = _stream(computed=100_000, expected_next_s=0.1)
     seen = price_of(large, _pricing(costs=costs))
-    copies_s = 2 * costs.swap_in.seconds(100_000 * 46_080)
+    num_bytes = 100_000 * 46_080
+    copies_s = costs.swap_out.seconds(num_bytes) + costs.swap_in.seconds(num_bytes)
     assert seen.action is SWAP
     assert seen.cost_s == pytest.approx(copies_s - 0.1)
 

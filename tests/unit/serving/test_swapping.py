@@ -134,6 +134,26 @@ def test_the_account_tells_predicted_and_actual_cost(
     assert "idle for" in loss.reason
 
 
+def test_what_is_not_in_host_memory_is_priced_too() -> None:
+    """It is computed again, which costs far more than the copy of the rest."""
+    server = _server(PreemptionMode.SWAP)
+    _fill(server, 1, 2)
+    record = server.core._records[1]
+    assert record.account.num_lost_tokens == record.num_host
+
+    def predicted_s(num_host: int) -> float:
+        record.num_host = num_host
+        server.core._price_loss(record)
+        loss = record.account.message(server.clock.now_s).preemptions[-1]
+        assert loss.predicted_s is not None
+        return loss.predicted_s
+
+    all_copied, most_copied = predicted_s(record.num_host), predicted_s(record.num_host - 8)
+    half_copied, none_copied = predicted_s(record.num_host // 2), predicted_s(0)
+    assert most_copied <= all_copied, "the end of a block comes back with other tokens"
+    assert 2 * all_copied < half_copied < none_copied
+
+
 def test_an_update_finds_the_common_prefix_on_the_host() -> None:
     server = _server()
     _fill(server, 1, 2)
