@@ -39,10 +39,23 @@ _MEMORY_BYTES = 256 << 20
 _spawn = multiprocessing.get_context("spawn")
 
 
+@pytest.fixture(params=[True, False], ids=["shared memory", "gloo"])
+def same_host(request: pytest.FixtureRequest) -> bool:
+    """Whether the two sides share memory."""
+    wanted: bool = request.param
+    return wanted
+
+
+def _sender(*, same_host: bool) -> KvSender:
+    return KvSender(
+        "p0", LAYOUT, timeouts=QUICK, chunk_bytes=_SMALL_CHUNK_BYTES, same_host=same_host
+    )
+
+
 def _send_without_end(port: int, ready: Connection) -> None:
     """Child: sends one long transfer, then short ones, and tells how each ended."""
     torch.set_num_threads(1)
-    sender = KvSender("p0", LAYOUT, timeouts=QUICK, chunk_bytes=_SMALL_CHUNK_BYTES)
+    sender = _sender(same_host=True)
     address = PeerAddress(server_id="d0", host=HOST, control_port=port)
     while True:
         transfer_id, num_tokens = ready.recv()
@@ -84,9 +97,16 @@ def _kill(process: BaseProcess) -> None:
     process.join()
 
 
-def test_the_sender_is_killed_in_mid_transfer() -> None:
+def test_the_sender_is_killed_in_mid_transfer(*, same_host: bool) -> None:
     """The receiver frees the staging, delivers nothing of it, and serves the restarted sender."""
-    receiver = KvReceiver("d0", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
+    receiver = KvReceiver(
+        "d0",
+        LAYOUT,
+        HOST,
+        memory_limit_bytes=_MEMORY_BYTES,
+        timeouts=QUICK,
+        same_host=same_host,
+    )
     try:
         with _child(_send_without_end, receiver.port) as (process, pipe):
             pipe.send((1, 10))
@@ -111,9 +131,9 @@ def test_the_sender_is_killed_in_mid_transfer() -> None:
         receiver.close()
 
 
-def test_the_receiver_is_killed_in_mid_transfer() -> None:
+def test_the_receiver_is_killed_in_mid_transfer(*, same_host: bool) -> None:
     """The sender reports the failure, and sends to the restarted receiver at its new port."""
-    sender = KvSender("p0", LAYOUT, timeouts=QUICK, chunk_bytes=_SMALL_CHUNK_BYTES)
+    sender = _sender(same_host=same_host)
     try:
         with _child(_receive_without_end) as (process, pipe):
             address = PeerAddress(server_id="d0", host=HOST, control_port=pipe.recv())
@@ -134,10 +154,10 @@ def test_the_receiver_is_killed_in_mid_transfer() -> None:
         sender.close()
 
 
-def test_the_receiver_is_stopped_in_mid_transfer_and_others_go_on() -> None:
+def test_the_receiver_is_stopped_in_mid_transfer_and_others_go_on(*, same_host: bool) -> None:
     """A process that hangs keeps its connections: only the time-out helps, and only its own
     transfers wait for it."""
-    sender = KvSender("p0", LAYOUT, timeouts=QUICK, chunk_bytes=_SMALL_CHUNK_BYTES)
+    sender = _sender(same_host=same_host)
     other = KvReceiver("d1", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
     try:
         with _child(_receive_without_end) as (process, pipe):
@@ -164,7 +184,7 @@ def test_a_group_stands_beside_a_default_group(tmp_path: Path) -> None:
     )
     try:
         receiver = KvReceiver("d0", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
-        sender = KvSender("p0", LAYOUT, timeouts=QUICK)
+        sender = KvSender("p0", LAYOUT, timeouts=QUICK, same_host=False)
         sent = OutgoingTransfer(
             transfer_id=secrets.randbits(60),
             stream_id=1,

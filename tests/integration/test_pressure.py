@@ -56,6 +56,17 @@ def paged_cluster(
     running.stop()
 
 
+@pytest.fixture
+def split_cluster(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[RunningCluster]:
+    """One server of two tensor-parallel ranks with a tight pool."""
+    toml = f"[prefill]\ntp_size = 2\nthreads = 1\npool_tokens = {_POOL_TOKENS}\n[decode]\ncount = 0"
+    running = start_cluster(tmp_path_factory.mktemp("split"), tiny_model, "split", toml)
+    yield running
+    running.stop()
+
+
 async def test_streams_three_times_the_pool(
     cluster: RunningCluster, tight_cluster: RunningCluster, tiny_model: Path
 ) -> None:
@@ -99,6 +110,17 @@ async def test_streams_three_times_the_pool_in_pages(
     total = await _assert_all_finish(paged_cluster, cluster, tiny_model, seed=3)
     assert total["num_swap_outs"] > 0
     assert total["num_recomputed_tokens"] > 0
+
+
+async def test_streams_three_times_the_pool_on_two_ranks(
+    split_cluster: RunningCluster, tiny_model: Path
+) -> None:
+    """Two ranks, each with half of every token's KV and host memory of its own, take and bring back
+    the same. Compared with their own answers to whole prompts, since sums of two halves round
+    differently."""
+    total = await _assert_all_finish(split_cluster, split_cluster, tiny_model, seed=7)
+    assert total["num_swap_outs"] > 0
+    assert total["num_swap_ins"] > 0
 
 
 @pytest.mark.parametrize("mode", ["append", "update"])

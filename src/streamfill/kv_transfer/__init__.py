@@ -7,7 +7,9 @@
     KvSender.submit ──Hello/Welcome──(ZeroMQ)──────────▶ KvReceiver
         Offer ─────────────────────────────────────────▶ checked, staging reserved
         ◀───────────────────────────── Accept or Refuse
-        chunks ────────(Gloo or NCCL, one 2-rank group)─▶ into staging
+        chunks ───────────────(shared memory where both
+                        are on one machine's CPU, else a
+                        group of two over Gloo or NCCL)─▶ into staging
         ◀──────────────────────────── Complete or Abort
     KvSender.poll -> TransferOutcome                    KvReceiver.poll -> IncomingTransfer
                                                         scatter(staging, k, v, slots), release

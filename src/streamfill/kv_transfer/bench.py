@@ -1,20 +1,25 @@
-"""Bandwidth of the transport between two processes over loopback, beside a bare send.
+"""Bandwidth of the transport between two processes of one machine, beside a bare send and a copy.
 
 ``python -m streamfill.kv_transfer.bench`` prints one line ``RESULT {…}``. Bandwidths are in GB/s;
 ``first`` is the first transfer of a size, into memory that was never used, with the set-up of the
-group in the very first; ``median`` is of the later ones. On a CPU both are Gloo, with ``--device
-cuda`` NCCL: two ranks on the GPUs of ``--gpus``, which may be one and the same.
+group in the very first; ``median`` is of the later ones. ``transport`` and ``bare`` go over
+loopback, by Gloo on a CPU, with ``--device cuda`` by NCCL: two ranks on the GPUs of ``--gpus``,
+which may be one and the same. ``same_host`` is the transport where it shares memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import select
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -117,46 +122,66 @@ def _measure(
         device=device,
         chunk_bytes=options.chunk_bytes,
         with_checksum=options.checksum,
+        same_host=False,
     )
     bare = _bare_group(pipe, SENDER_RANK, device)
+    neighbour = KvSender(
+        "p1", layout, chunk_bytes=options.chunk_bytes, with_checksum=options.checksum
+    )
     rows = []
-    for index, num_tokens in enumerate(options.tokens):
-        num_bytes = num_tokens * layout.bytes_per_token
-        staging = torch.ones(num_bytes, dtype=torch.uint8, device=device)
-        transport_s, bare_s = [], []
-        for repeat in range(options.repeats):
-            begun_s = time.monotonic()
-            bare.send(staging)
-            _expect(pipe, "received")
-            bare_s.append(time.monotonic() - begun_s)
-            transfer = OutgoingTransfer(
-                transfer_id=1000 * index + repeat,
-                stream_id=0,
-                token_ids=range(num_tokens),
-                first_token=0,
-                staging=staging,
-            )
-            begun_s = time.monotonic()
-            sender.submit(address, transfer)
-            select.select([sender.fileno()], [], [], WAIT_S)
-            (outcome,) = sender.poll()
-            if not outcome.ok:
-                raise TransportError(outcome.reason)
-            transport_s.append(time.monotonic() - begun_s)
-            _expect(pipe, "released")
-        giga = staging.numel() / 1e9
-        rows.append(
-            {
-                "megabytes": round(giga * 1000, 1),
-                "transport_first": round(giga / transport_s[0], 2),
-                "transport_median": round(giga / statistics.median(transport_s[1:]), 2),
-                "bare_first": round(giga / bare_s[0], 2),
-                "bare_median": round(giga / statistics.median(bare_s[1:]), 2),
-            }
+    transfer_ids = count()
+
+    def deliver(by: KvSender) -> None:
+        transfer = OutgoingTransfer(
+            transfer_id=next(transfer_ids),
+            stream_id=0,
+            token_ids=range(num_tokens),
+            first_token=0,
+            staging=staging,
         )
+        by.submit(address, transfer)
+        select.select([by.fileno()], [], [], WAIT_S)
+        (outcome,) = by.poll()
+        if not outcome.ok:
+            raise TransportError(outcome.reason)
+
+    for num_tokens in options.tokens:
+        staging = torch.ones(num_tokens * layout.bytes_per_token, dtype=torch.uint8, device=device)
+        copy = torch.empty_like(staging)
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for _ in range(options.repeats):
+            with _timed(seconds["bare"]):
+                bare.send(staging)
+                _expect(pipe, "received")
+            with _timed(seconds["transport"]):
+                deliver(sender)
+            _expect(pipe, "released")
+            if device.type == "cpu":
+                with _timed(seconds["same_host"]):
+                    deliver(neighbour)
+                _expect(pipe, "released")
+                with _timed(seconds["memcpy"]):
+                    copy.copy_(staging)
+        giga = staging.numel() / 1e9
+        row = {"megabytes": round(giga * 1000, 1)}
+        for what, each_s in seconds.items():
+            row[f"{what}_first"] = round(giga / each_s[0], 2)
+            row[f"{what}_median"] = round(giga / statistics.median(each_s[1:]), 2)
+        row["ratio_to_bare_send"] = round(row["transport_median"] / row["bare_median"], 2)
+        if device.type == "cpu":
+            row["ratio_to_memcpy"] = round(row["same_host_median"] / row["memcpy_median"], 2)
+        rows.append(row)
     bare.close()
     sender.close()
+    neighbour.close()
     return rows
+
+
+@contextlib.contextmanager
+def _timed(into: list[float]) -> Iterator[None]:
+    begun_s = time.monotonic()
+    yield
+    into.append(time.monotonic() - begun_s)
 
 
 def _receive(
@@ -179,10 +204,11 @@ def _receive(
         for _ in range(options.repeats):
             bare.recv(into)
             pipe.send("received")
-            while not (arrived := receiver.poll()):
-                select.select([receiver.fileno()], [], [], WAIT_S)
-            receiver.release(arrived[0])
-            pipe.send("released")
+            for _ in range(2 if device.type == "cpu" else 1):
+                while not (arrived := receiver.poll()):
+                    select.select([receiver.fileno()], [], [], WAIT_S)
+                receiver.release(arrived[0])
+                pipe.send("released")
     bare.close()
     receiver.close()
 

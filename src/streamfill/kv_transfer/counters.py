@@ -15,6 +15,7 @@ class SenderCount(enum.Enum):
     CANCELLED = "cancelled"
     FAILED = "failed"
     SESSIONS = "sessions"
+    SHARED = "shared"
     MALFORMED_FRAMES = "malformed_frames"
     STALE_FRAMES = "stale_frames"
     BYTES_DELIVERED = "bytes_delivered"

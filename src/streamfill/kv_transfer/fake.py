@@ -160,6 +160,7 @@ class FakeKvSender:
             num_cancelled=self._counts[TransferStatus.CANCELLED],
             num_failed=self._counts[TransferStatus.FAILED],
             num_sessions=0,
+            num_shared=0,
             num_malformed_frames=0,
             num_stale_frames=0,
             bytes_delivered=self._bytes_delivered,

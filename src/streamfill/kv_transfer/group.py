@@ -1,4 +1,4 @@
-"""The data path of one pair of ranks: a torch.distributed group of two.
+"""The data path of one pair of ranks: shared memory, or a torch.distributed group of two.
 
 This is the border at which errors of torch.distributed become `TransportError`.
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from streamfill.errors import TransportError
 from streamfill.kv_transfer.rendezvous import RendezvousStore
+from streamfill.kv_transfer.shared_memory import offer_shared_memory, take_shared_memory
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 
 # torch's stubs lag behind these classes (no `send`, no options), so they are typed here instead.
@@ -60,6 +61,55 @@ class _Backend(Protocol):
     def abort(self) -> None: ...
 
 
+class Pair(Protocol):
+    """One sender and one receiver rank. Used by one thread only, which issues `send` (sender) or
+    `recv` (receiver) in the order that both sides agreed on by ``Offer`` and ``Accept``. Once an
+    operation failed, it is never used again: a new one has a new epoch."""
+
+    def send(self, chunk: Tensor) -> None:
+        """Send a contiguous, non-empty tensor; returns when its memory may be changed again.
+
+        Raises:
+            TransportError: the peer is gone, or did not take it within ``chunk_s``.
+        """
+        ...
+
+    def recv(self, chunk: Tensor) -> None:
+        """Fill a contiguous, non-empty tensor with the next chunk that the other side sends.
+
+        Raises:
+            TransportError: the peer is gone, or sent nothing within ``chunk_s``. The content of
+                ``chunk`` is undefined, and nothing will write to it later.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop connections, threads and memory. Only its own thread may do this."""
+        ...
+
+
+def make_pair(
+    *,
+    rank: int,
+    store: RendezvousStore,
+    local_host: str,
+    device: torch.device,
+    timeouts: TransportTimeouts,
+    same_host: bool,
+) -> Pair:
+    """Meet the other side. Args and errors as `PairGroup`; with ``same_host`` on both sides, and
+    both on one machine, they share memory."""
+    if device.type == "cpu":
+        store.adopt()
+        meet = take_shared_memory if rank == SENDER_RANK else offer_shared_memory
+        shared = meet(store, timeouts, wanted=same_host)
+        if shared is not None:
+            return shared
+    return PairGroup(
+        rank=rank, store=store, local_host=local_host, device=device, timeouts=timeouts
+    )
+
+
 class _State(enum.Enum):
     OPEN = "open"
     FAILED = "failed"
@@ -87,12 +137,7 @@ def local_address_towards(host: str, port: int) -> str:
 
 
 class PairGroup:
-    """A group of one sender and one receiver rank, beside any other group of the process.
-
-    Used by one thread only, which issues `send` (sender) or `recv` (receiver) in the order that
-    both sides agreed on by ``Offer`` and ``Accept``. Once an operation failed, the group is
-    aborted and never used again: a new one has a new epoch.
-    """
+    """A `Pair` as a group of torch.distributed, beside any other group of the process."""
 
     def __init__(
         self,
@@ -134,24 +179,15 @@ class PairGroup:
             self._run(operation, torch.zeros(1, dtype=torch.uint8, device=device))
 
     def send(self, chunk: Tensor) -> None:
-        """Send a contiguous, non-empty tensor; returns when its memory may be changed again.
-
-        Raises:
-            TransportError: the peer is gone, or did not take it within ``chunk_s``.
-        """
+        """See `Pair.send`."""
         self._run("send", chunk)
 
     def recv(self, chunk: Tensor) -> None:
-        """Fill a contiguous, non-empty tensor with the next chunk that the other side sends.
-
-        Raises:
-            TransportError: the peer is gone, or sent nothing within ``chunk_s``. The content of
-                ``chunk`` is undefined, and nothing will write to it later.
-        """
+        """See `Pair.recv`."""
         self._run("recv", chunk)
 
     def close(self) -> None:
-        """Drop connections and threads of the group. Only its own thread may do this."""
+        """See `Pair.close`."""
         if self._state is _State.CLOSED:
             return
         if self._device.type == "cuda":

@@ -29,7 +29,7 @@ import zmq
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
-from streamfill.kv_transfer.group import RECEIVER_RANK, PairGroup
+from streamfill.kv_transfer.group import RECEIVER_RANK, Pair, make_pair
 from streamfill.kv_transfer.inbound_lane import InboundLane, LaneJob, LaneReport
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
@@ -71,6 +71,8 @@ class InboundOptions:
     device: torch.device
     advertise_host: str
     timeouts: TransportTimeouts
+    same_host: bool
+    """Share memory with senders on the same machine."""
 
 
 class InboundControl:
@@ -324,14 +326,15 @@ class InboundControl:
             session.lane.stop()
             self._ending.append(session.lane)
 
-    def _make_group(self, store: RendezvousStore) -> PairGroup:
+    def _make_group(self, store: RendezvousStore) -> Pair:
         """Called by the lanes' threads."""
-        return PairGroup(
+        return make_pair(
             rank=RECEIVER_RANK,
             store=store,
             local_host=self._options.advertise_host,
             device=self._options.device,
             timeouts=self._options.timeouts,
+            same_host=self._options.same_host,
         )
 
     def _post(self, session: InboundSession, key: str, value: bytes) -> None:

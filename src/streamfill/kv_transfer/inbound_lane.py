@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from streamfill.errors import TransportError
-from streamfill.kv_transfer.group import PairGroup
+from streamfill.kv_transfer.group import Pair
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class InboundLane:
         epoch: int,
         *,
         store: RendezvousStore,
-        make_group: Callable[[RendezvousStore], PairGroup],
+        make_group: Callable[[RendezvousStore], Pair],
         report: Callable[[LaneReport], None],
     ) -> None:
         """Start the thread.
@@ -98,7 +98,7 @@ class InboundLane:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        group: PairGroup | None = None
+        group: Pair | None = None
         failure: str | None = None
         while (job := self._jobs.get()) is not None:
             begun_s = time.monotonic()
@@ -126,7 +126,7 @@ class InboundLane:
         if group is not None:
             group.close()
 
-    def _receive(self, group: PairGroup, job: LaneJob) -> None:
+    def _receive(self, group: Pair, job: LaneJob) -> None:
         for begin in range(0, job.staging.numel(), job.chunk_bytes):
             if self._stopping:
                 raise TransportError(_ENDED)

@@ -112,6 +112,8 @@ class SenderStats:
     num_failed: int
     num_sessions: int
     """Sessions opened since the start; more than peers when groups were rebuilt."""
+    num_shared: int
+    """Of these, those that found the peer on the same machine and share memory with it."""
     num_malformed_frames: int
     num_stale_frames: int
     bytes_delivered: int

@@ -40,6 +40,7 @@ class KvReceiver:
         advertise_host: str | None = None,
         device: torch.device | None = None,
         timeouts: TransportTimeouts | None = None,
+        same_host: bool = True,
     ) -> None:
         """Listen.
 
@@ -55,6 +56,7 @@ class KvReceiver:
                 wildcard.
             device: of the staging tensors; cpu by default.
             timeouts: see `timeouts`.
+            same_host: share memory with senders on the same machine, where both are on the CPU.
 
         Raises:
             ConfigError: it cannot listen there, or nobody could know where it listens.
@@ -88,6 +90,7 @@ class KvReceiver:
                     device=device,
                     advertise_host=advertise_host or bind_host,
                     timeouts=timeouts or TransportTimeouts(),
+                    same_host=same_host,
                 ),
                 pool=self._pool,
                 counters=self._counters,

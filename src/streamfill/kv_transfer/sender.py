@@ -57,6 +57,7 @@ class KvSender:
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         with_checksum: bool = False,
         max_queued: int = DEFAULT_MAX_QUEUED,
+        same_host: bool = True,
     ) -> None:
         """Start nothing yet: the first transfer to a peer starts its thread.
 
@@ -70,6 +71,7 @@ class KvSender:
             chunk_bytes: of one torch.distributed operation.
             with_checksum: send a CRC-32 of all bytes, for the receiver to check.
             max_queued: transfers waiting for one peer.
+            same_host: as of `KvReceiver`; both sides have to want it.
         """
         self._layout = layout
         device = device or torch.device("cpu")
@@ -88,6 +90,7 @@ class KvSender:
             chunk_bytes=chunk_bytes,
             with_checksum=with_checksum,
             max_queued=max_queued,
+            same_host=same_host,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()
@@ -150,6 +153,7 @@ class KvSender:
             num_cancelled=count(SenderCount.CANCELLED),
             num_failed=count(SenderCount.FAILED),
             num_sessions=count(SenderCount.SESSIONS),
+            num_shared=count(SenderCount.SHARED),
             num_malformed_frames=count(SenderCount.MALFORMED_FRAMES),
             num_stale_frames=count(SenderCount.STALE_FRAMES),
             bytes_delivered=count(SenderCount.BYTES_DELIVERED),

@@ -54,6 +54,7 @@ class LinkOptions:
     chunk_bytes: int
     with_checksum: bool
     max_queued: int
+    same_host: bool
 
 
 class _UnreachableError(TransportError):
@@ -238,6 +239,7 @@ class SenderLink:
             device=self._options.device,
             timeouts=timeouts,
             counters=self._counters,
+            same_host=self._options.same_host,
         )
         deadline_s = time.monotonic() + timeouts.session_s
         retry_s = timeouts.hello_retry_first_s

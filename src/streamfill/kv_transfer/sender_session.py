@@ -18,9 +18,10 @@ import zmq
 
 from streamfill.errors import ProtocolError, TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
-from streamfill.kv_transfer.group import SENDER_RANK, PairGroup, local_address_towards
+from streamfill.kv_transfer.group import SENDER_RANK, Pair, local_address_towards, make_pair
 from streamfill.kv_transfer.interface import PeerAddress
 from streamfill.kv_transfer.rendezvous import RendezvousStore
+from streamfill.kv_transfer.shared_memory import SharedMemoryPair
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
@@ -67,6 +68,7 @@ class SenderSession:
         device: torch.device,
         timeouts: TransportTimeouts,
         counters: Counters[SenderCount],
+        same_host: bool,
     ) -> None:
         """Begin to connect; nothing is sent yet.
 
@@ -78,9 +80,10 @@ class SenderSession:
         self._device = device
         self._timeouts = timeouts
         self._counters = counters
+        self._same_host = same_host
         self._decoder: FrameDecoder[ToSender] = FrameDecoder(ToSender)
         self._welcome: Welcome | None = None
-        self._group: PairGroup | None = None
+        self._group: Pair | None = None
         self._store: RendezvousStore | None = None
         self._last_heard_s = self._last_ping_s = time.monotonic()
         self._log_malformed = RateLimited()
@@ -190,8 +193,8 @@ class SenderSession:
             self._last_ping_s = now_s
         return self._timeouts.ping_s - (now_s - self._last_ping_s)
 
-    def group(self) -> PairGroup:
-        """The pair's group, set up at the first call, just after the receiver began to do so too.
+    def group(self) -> Pair:
+        """The pair's data path, set up at the first call, just after the receiver began to.
 
         Raises:
             TransportError: it was not set up in time.
@@ -200,13 +203,16 @@ class SenderSession:
             self._store = RendezvousStore(
                 publish=self._publish, timeout_s=self._timeouts.group_setup_s, pump=self._pump
             )
-            self._group = PairGroup(
+            self._group = make_pair(
                 rank=SENDER_RANK,
                 store=self._store,
                 local_host=local_address_towards(self._address.host, self._address.control_port),
                 device=self._device,
                 timeouts=self._timeouts,
+                same_host=self._same_host,
             )
+            if isinstance(self._group, SharedMemoryPair):
+                self._counters.add(SenderCount.SHARED)
         return self._group
 
     def close(self) -> None:

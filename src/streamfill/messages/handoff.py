@@ -2,10 +2,11 @@
 
 A session: the sender says ``Hello`` and gets ``Welcome`` with an epoch, or ``Reject``. Within it,
 one transfer at a time: ``Offer`` → ``Accept`` or ``Refuse``; after ``Accept`` all chunks travel
-over the pair's torch.distributed group; then ``Complete``, or ``Abort`` if the data cannot be used.
-The sender may say ``Abort`` in between: the chunks still travel, their content is thrown away, and
-the answer is ``Abort``. Whatever breaks the group ends the session; the next ``Hello`` opens one
-with a new epoch. ``Ping`` is answered with ``Pong``; anything outside a session with ``Reject``.
+over the pair's data path, which is shared memory or a torch.distributed group; then ``Complete``,
+or ``Abort`` if the data cannot be used. The sender may say ``Abort`` in between: the chunks still
+travel, their content is thrown away, and the answer is ``Abort``. Whatever breaks the data path
+ends the session; the next ``Hello`` opens one with a new epoch. ``Ping`` is answered with ``Pong``;
+anything outside a session with ``Reject``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 
 from streamfill.kv_transfer.layout import KvLayout
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -37,7 +38,8 @@ class Hello(_Message, frozen=True, kw_only=True, tag="kv_hello"):
     """1, 2, 3, … for each session that this incarnation asks this receiver for."""
     layout: KvLayout
     backend: str
-    """What carries the chunks: ``gloo`` or ``nccl``; must be the same on both sides."""
+    """What carries the chunks between machines: ``gloo`` or ``nccl``; must be the same on both
+    sides."""
     protocol_version: int
 
 
@@ -103,12 +105,12 @@ class Abort(_Message, frozen=True, kw_only=True, tag="kv_abort"):
 
 
 class Rendezvous(_Message, frozen=True, kw_only=True, tag="kv_rendezvous"):
-    """Either way, after the first ``Accept``: an entry of the store that sets the group up."""
+    """Either way, after the first ``Accept``: an entry of the store that sets the pair up."""
 
     epoch: int
     key: str
     value: bytes
-    """Opaque; written and read by torch.distributed."""
+    """Opaque; written and read by ``kv_transfer.shared_memory`` and torch.distributed."""
 
 
 class Complete(_Message, frozen=True, kw_only=True, tag="kv_complete"):

@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 import zmq
 
-from streamfill.kv_transfer.group import SENDER_RANK, PairGroup
+from streamfill.kv_transfer.group import SENDER_RANK, Pair, make_pair
 from streamfill.kv_transfer.interface import (
     IncomingTransfer,
     OutgoingTransfer,
@@ -146,7 +146,7 @@ class RawSender:
         assert self._socket.poll(round(PATIENCE_S * 1000)), "no answer"
         return self._decoder.decode(self._socket.recv())
 
-    def join_group(self, epoch: int) -> PairGroup:
+    def join_group(self, epoch: int) -> Pair:
         """The sender's half of the group, for an offer that was accepted."""
 
         def pump(_: float) -> None:
@@ -158,12 +158,13 @@ class RawSender:
             self.send(Rendezvous(epoch=epoch, key=key, value=value))
 
         store = RendezvousStore(publish=publish, timeout_s=PATIENCE_S, pump=pump)
-        return PairGroup(
+        return make_pair(
             rank=SENDER_RANK,
             store=store,
             local_host=HOST,
             device=torch.device("cpu"),
             timeouts=QUICK,
+            same_host=True,
         )
 
     def receive_reply(self) -> ToSender:

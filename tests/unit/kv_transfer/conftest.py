@@ -39,14 +39,22 @@ def endpoints() -> Iterator[ExitStack]:
     assert not left, f"{len(left)} threads outlived their endpoints"
 
 
+@pytest.fixture(params=[True, False], ids=["shared memory", "gloo"])
+def same_host(request: pytest.FixtureRequest) -> bool:
+    """Whether receivers share memory. Every test of endpoints is run with both."""
+    wanted: bool = request.param
+    return wanted
+
+
 @pytest.fixture
-def make_receiver(endpoints: ExitStack) -> MakeReceiver:
+def make_receiver(endpoints: ExitStack, *, same_host: bool) -> MakeReceiver:
     def make(server_id: str = "d0", **options: Any) -> KvReceiver:
         settings: dict[str, Any] = {
             "layout": LAYOUT,
             "bind_host": HOST,
             "memory_limit_bytes": 1 << 24,
             "timeouts": QUICK,
+            "same_host": same_host,
         }
         receiver = KvReceiver(server_id, **(settings | options))
         endpoints.callback(receiver.close)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from streamfill.kv_transfer.session_table import MAX_SESSIONS, SessionTable
+from streamfill.messages.handoff import PROTOCOL_VERSION
 from tests.unit.kv_transfer.builders import LAYOUT, hello
 
 
@@ -55,7 +56,7 @@ def test_an_old_incarnation_stays_out(table: SessionTable) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"protocol_version": 99}, "protocol version is 1 here and 99 there"),
+        ({"protocol_version": 99}, f"protocol version is {PROTOCOL_VERSION} here and 99 there"),
         ({"backend": "nccl"}, "gloo here and by nccl there"),
         (
             {"layout": msgspec.structs.replace(LAYOUT, dtype="float16")},
