@@ -6,30 +6,33 @@
    operation waits for room, one message behind it is read and no more, so that gRPC's flow control
    holds the client back; the one, since it may be the commit or a cancellation, which end the wait.
 3. A refused operation is answered in the call by an ``Error`` with its number.
-4. The call ends with ``Done``, or with the error that ended the stream. A client that closes its
-   side without a commit, or vanishes, has given the stream up.
+4. The call ends with ``Done``, or with the error that ended the stream, as an event and as a
+   status. A client that closes its side without a commit, or vanishes, has given the stream up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from router import service_replies as replies
 from router import service_requests as requests
 from router.interface import Acknowledged, StreamHandle, StreamManager
 from router.service_decode import Undecodable
 from streamfill.api import streamfill_pb2 as pb
-from streamfill.api.status_details import error_event
+from streamfill.api.status_details import error_event, failed_event
 from streamfill.errors import (
     CancelledStreamError,
     FailedPreconditionError,
+    InternalError,
     InvalidArgumentError,
     StreamError,
 )
 from streamfill.stream.state import StreamState
 
+TELL_S = 1.0
+"""For the last event of a call that ends badly: a client that reads nothing does not keep it."""
 MAX_UNDER_WAY = 2
 """Operations of one call that were read and are not applied yet."""
 
@@ -77,6 +80,19 @@ class StreamCall:
         Raises:
             StreamError: the stream could not be opened, or ended badly.
         """
+        try:
+            await self._run()
+        except Exception as error:
+            told = error
+            if not isinstance(told, StreamError):
+                told = InternalError(f"Stream failed: {error!r}")
+            # Whatever becomes of the telling, the status says it too.
+            with suppress(Exception):
+                async with asyncio.timeout(TELL_S):
+                    await self._write(failed_event(told))
+            raise
+
+    async def _run(self) -> None:
         handle = self.handle = await self._open()
         await self._write(pb.StreamEvent(opened=pb.Opened(stream_id=handle.stream_id)))
         events = asyncio.create_task(self._pass_events_on(handle))

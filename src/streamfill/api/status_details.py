@@ -49,18 +49,25 @@ def short_message(error: StreamError) -> str:
 
 def error_event(error: StreamError, seq: int) -> pb.StreamEvent:
     """The answer to an operation that was refused inside a call."""
-    return pb.StreamEvent(
-        error=pb.Error(
-            seq=seq,
-            code=pb.Code.Name(pb.Code.Value(f"CODE_{error.code}")),
-            message=error.message,
-            details=_details(error),
-        )
+    return pb.StreamEvent(error=_told(error, seq))
+
+
+def failed_event(error: StreamError) -> pb.StreamEvent:
+    """The last event of a call that ends badly."""
+    return pb.StreamEvent(failed=_told(error, 0))
+
+
+def _told(error: StreamError, seq: int) -> pb.Error:
+    return pb.Error(
+        seq=seq,
+        code=pb.Code.Name(pb.Code.Value(f"CODE_{error.code}")),
+        message=error.message,
+        details=_details(error),
     )
 
 
 def from_error_event(event: pb.Error) -> StreamError:
-    """The error that ``error_event`` was made of."""
+    """The error that ``error_event`` or ``failed_event`` was made of."""
     return StreamError.from_code(
         _error_code(event.code), event.message, details=dict(event.details)
     )

@@ -55,6 +55,7 @@ class StreamCall:
         self._last_segment_sent_s: float | None = None
         self._pending: dict[int, asyncio.Future[None]] = {}
         self._commit_seq: int | None = None
+        self._told_end: StreamError | None = None
         self._changed = asyncio.Condition()
         self._answer_queue: asyncio.Queue[tuple[pb.Token | pb.Done | StreamError, float]]
         self._answer_queue = asyncio.Queue(MAX_QUEUED_TOKENS)
@@ -152,10 +153,9 @@ class StreamCall:
     async def _write(self, request: pb.StreamRequest) -> None:
         try:
             await self._call.write(request)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        except asyncio.InvalidStateError as error:  # the call is over
-            await self._reader
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            # The call is over. That may be all that gRPC can say of a write; the reader knows why.
+            await asyncio.wait({self._reader})
             if self.end is None:
                 raise
             raise self.end from error
@@ -171,7 +171,7 @@ class StreamCall:
                 await self._take_in(event)
             end = FailedPreconditionError(f"stream {self.stream_id} is complete")
         except grpc.aio.AioRpcError as error:
-            end = from_rpc_error(error)
+            end = self._told_end or from_rpc_error(error)
             end.__cause__ = error
         except asyncio.CancelledError:
             pass  # by `drop` or `cancel_soon`, or because the loop closes
@@ -197,6 +197,8 @@ class StreamCall:
                 await self._answer_queue.put((event.done, time.monotonic()))
             case "error":
                 await self._take_in_error(event.error)
+            case "failed":
+                self._told_end = from_error_event(event.failed)
             case _:
                 pass  # an event of a later version of the protocol
 

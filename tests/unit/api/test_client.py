@@ -7,16 +7,25 @@ import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from streamfill.api import Client, Mode, Token
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.streamfill_pb2_grpc import (
+    StreamfillServicer,
+    add_StreamfillServicer_to_server,
+)
 from streamfill.errors import (
     CancelledStreamError,
     DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     StreamError,
     UnavailableError,
 )
@@ -125,6 +134,32 @@ async def test_waiting_for_the_prefill(client: Client, manager: FakeManager) -> 
         only_stream(manager).fail(InternalError("broken"))
         with pytest.raises(InternalError, match="broken"):
             await waiter
+
+
+class _ServerOfBadEnds(StreamfillServicer):
+    """Says why the stream ended, and ends the call as gRPC does whose client is just writing."""
+
+    async def Stream(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        await anext(request_iterator)
+        await context.write(pb.StreamEvent(opened=pb.Opened(stream_id=1)))
+        await anext(request_iterator)
+        why = pb.Error(code=pb.CODE_RESOURCE_EXHAUSTED, message="no room", details={"limit": "3"})
+        await context.write(pb.StreamEvent(failed=why))
+        await context.abort(grpc.StatusCode.INTERNAL, "Failed to execute the batch")
+
+
+async def test_the_reason_of_an_end_is_not_lost_in_a_write() -> None:
+    server = grpc.aio.server()
+    add_StreamfillServicer_to_server(_ServerOfBadEnds(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with Client(f"127.0.0.1:{port}") as client, client.stream() as stream:
+        with pytest.raises(ResourceExhaustedError, match="no room") as refusal:
+            await stream.append("abc")
+        assert refusal.value.details == {"limit": "3"}
+        with pytest.raises(ResourceExhaustedError, match="no room"):
+            await stream.append("d")
+    await server.stop(None)
 
 
 async def test_a_chat_is_opened_and_grows(client: Client, manager: FakeManager) -> None:

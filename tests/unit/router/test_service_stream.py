@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import grpc.aio
@@ -46,8 +46,16 @@ async def read(call: Call, kind: str) -> pb.StreamEvent:
 
 
 async def status(call: Call) -> tuple[str, str]:
-    """How the call ended."""
+    """How the call ended; a bad end is told by its last event too."""
+    last = None
+    with suppress(grpc.aio.AioRpcError):
+        while isinstance(event := await asyncio.wait_for(call.read(), STEP_S), pb.StreamEvent):
+            last = event
     code = await asyncio.wait_for(call.code(), STEP_S)
+    if code is not grpc.StatusCode.OK:
+        assert last is not None
+        assert pb.Code.Name(last.failed.code) == f"CODE_{code.name}"
+        assert await call.details() in last.failed.message
     return code.name, await call.details()
 
 
