@@ -35,6 +35,7 @@ class BidiWire:
         self._acknowledged = pb.Acknowledged()
         self._num_acknowledged = 0
         self._refusals: dict[int, StreamError] = {}
+        self._told_end: StreamError | None = None
 
     async def open(self, opening: pb.Open) -> None:
         await self._write(pb.StreamRequest(open=opening))
@@ -99,8 +100,8 @@ class BidiWire:
         try:
             event = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            translated = call_failed(self._recorder, error)
-            if error.details() == _BROKEN_BY_A_WRITE:
+            translated = call_failed(self._recorder, error, self._told_end)
+            if error.details() == _BROKEN_BY_A_WRITE and self._told_end is None:
                 self._recorder.lost_status = True
                 self._recorder.note("gRPC lost the status of the call")
             elif end_of(translated) is None:
@@ -121,6 +122,8 @@ class BidiWire:
                 # The stream ended before the operation came; the call says so next.
                 if end_of(error_seen) is None:
                     self._refusals[event.error.seq] = error_seen
+            case "failed":
+                self._told_end = from_error_event(event.failed)
             case _:
                 take_down(self._recorder, event)
 

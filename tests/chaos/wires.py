@@ -99,9 +99,12 @@ def take_down(recorder: Recorder, event: pb.StreamEvent) -> bool:
     return False
 
 
-def call_failed(recorder: Recorder, error: grpc.aio.AioRpcError) -> StreamError:
-    """The error of a call, whose stream has ended if that is what it says."""
-    translated = from_rpc_error(error)
+def call_failed(
+    recorder: Recorder, error: grpc.aio.AioRpcError, told: StreamError | None = None
+) -> StreamError:
+    """The error of a call, whose stream has ended if that is what it says; ``told`` is what its
+    last event said."""
+    translated = told or from_rpc_error(error)
     state = end_of(translated)
     if state is not None:
         recorder.ended(Source.ERROR, state)

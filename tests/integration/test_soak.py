@@ -24,7 +24,7 @@ _OPTIONS = SoakOptions(
     longest_prompt_tokens=400,
     prefill_pool_tokens=1500,
     decode_pool_tokens=1500,
-    switch_every_s=0.8,
+    switch_every_s=0.5,
     idle_timeout_s=3.0,
     # Not yet at its plateau after so short a time, which is what the long version looks at.
     most_router_growth=3.0,

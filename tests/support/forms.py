@@ -154,6 +154,8 @@ class Bidi:
                 self._token_ids.append(event.token.token_id)
             case "done":
                 self._is_done = True
+            case "failed":
+                raise from_error_event(event.failed)
         return event
 
 
