@@ -36,7 +36,7 @@ from streamfill.kv_transfer.timeouts import TransportTimeouts
 
 PART_BYTES = 1 << 20
 """Some 0.1 ms of copying, several times what waking the other side takes."""
-NUM_PARTS = 4
+NUM_PARTS = 8
 _RING_BYTES = PART_BYTES * NUM_PARTS
 
 _ADDRESS, _ANSWER = "shared", "shared_answer"
