@@ -8,8 +8,8 @@ A discrete-event model with the server's own rules and none of its machinery:
 4. the clock moves by what the step costs; its tokens are computed, its commits answered. Where
    plan and model allow it, commits that come meanwhile are computed between two of its layers.
 
-Tests check properties of policies with it, and ``loadgen.simulated`` replays traces. What it leaves
-out: the router, the decode server, and everything that a cost per step and per token cannot say.
+Tests check properties of policies with it. What it leaves out: the router, the decode server, and
+everything that a cost per step and per token cannot say.
 """
 
 from __future__ import annotations

@@ -168,6 +168,18 @@ def test_operations_are_acknowledged_and_come_in_order(router: Router, link: Ser
     assert select.select([link.fileno()], [], [], 0)[0] == []
 
 
+def test_only_messages_of_some_kinds_are_taken(router: Router, link: ServerLink) -> None:
+    """In order, up to the first of another kind, which waits with all behind it."""
+    router.register()
+    flush = r.FlushCache(request_id=1)
+    router.say(_open(), _splice(1), flush, _splice(2))
+    _until(lambda: len(link._inbox) == 4)
+    kinds = (r.OpenStream, r.Splice)
+    assert link.drain_while(kinds) == [_open(), _splice(1)]
+    assert link.drain_while(kinds) == []
+    assert link.drain() == [flush, _splice(2)]
+
+
 def test_a_gap_is_asked_for(router: Router, link: ServerLink) -> None:
     """And an unknown stream."""
     router.register()
