@@ -70,7 +70,8 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     page_size: int | None = None
     """None: the measured default of the platform."""
     step_tokens: int | None = None
-    """Prefill tokens computed in one step. None: 256 on the CPU, 8192 on a GPU."""
+    """Prefill tokens computed in one step; four times as many where commits are computed that
+    others can interrupt. None: 256 on the CPU, 8192 on a GPU."""
     segment_tokens: int | None = None
     """Of these, the tokens of streams that nobody has committed yet, unless much of it waits. A
     commit waits for at most one such step, and on the CPU for a layer of it where the policy lets
