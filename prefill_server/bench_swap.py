@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not isinstance(dtype, torch.dtype):
         print(f"error: --dtype = {options.dtype!r} is no dtype of torch", file=sys.stderr)
         return 2
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        print(f"error: --device = {options.device!r}: torch finds no GPU here", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     rows = [_Bench(options, dtype, num_tokens).row() for num_tokens in options.tokens]
     print("RESULT", json.dumps({"device": options.device, "sizes": rows}))

@@ -78,6 +78,9 @@ def main() -> None:
         "--gpus", type=int, nargs=2, default=(0, 0), metavar="N", help="sender's and receiver's"
     )
     options = parser.parse_args()
+    num_gpus = torch.cuda.device_count()
+    if options.device == "cuda" and max(options.gpus) >= num_gpus:
+        parser.error(f"--gpus = {options.gpus}: torch finds {num_gpus} GPUs here")
     torch.set_num_threads(1)
     sender, receiver = (_device(options.device, gpu) for gpu in options.gpus)
     if sender == receiver:
