@@ -2,9 +2,9 @@
 
 A block is ``[number of pages, bytes of a page]``: what all layers hold of a page lies together, so
 that a run of pages crosses the bus in one copy. One launch per layer instead would cost more time
-on the host than the copy takes: seen on an H200, 0.5 of the bus for 64 tensors, and out and in at
-once no faster than one of them (docs/benchmarks/swap.md). Triton comes with torch where there is a
-GPU; without it the layers are copied one by one.
+on the host than the copy takes: seen on an H200, half of the bus for 64 tensors
+(docs/benchmarks/swap.md). Triton comes with torch where there is a GPU; without it the layers are
+copied one by one.
 """
 
 from __future__ import annotations

@@ -245,8 +245,10 @@ def _nccl_backend(
     # time-out once in the life of a process; only groups like ours heed it.
     options.config.blocking = 0
     os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(math.ceil(timeout_s)))
-    with _environment_lock, _set_environment(NCCL_ENVIRONMENT), torch.cuda.device(device):
-        backend = _dist.ProcessGroupNCCL(store, rank, _GROUP_SIZE, options)
+    with torch.cuda.device(device):
+        with _environment_lock, _set_environment(NCCL_ENVIRONMENT):
+            backend = _dist.ProcessGroupNCCL(store, rank, _GROUP_SIZE, options)
+        # Waits for the other side, which must not keep other pairs of this process waiting.
         backend.eager_connect_single_device(device)
     made: _Backend = backend
     return made

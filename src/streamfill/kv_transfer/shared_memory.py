@@ -190,5 +190,9 @@ def take_shared_memory(
         connection.close()
         store.set(_ANSWER, b"no")
         return None
-    store.set(_ANSWER, b"yes")
+    try:
+        store.set(_ANSWER, b"yes")
+    except TransportError:
+        pair.close()
+        raise
     return pair
