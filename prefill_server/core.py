@@ -65,7 +65,7 @@ class PrefillCore(ServingCore):
             pending = self._pending.pop(outcome.transfer_id, None)
             if pending is None:
                 continue
-            self.engine.release_staging(pending.exported)
+            self.engine.release_export(pending.exported)
             num_bytes = outcome.num_bytes * pending.num_ranks
             if outcome.ok:
                 self.num_handoff_bytes += num_bytes
@@ -95,9 +95,7 @@ class PrefillCore(ServingCore):
     def transport_counters(self) -> TransportCounters:
         return TransportCounters(
             num_transfers=len(self._pending),
-            staging_bytes=sum(
-                pending.exported.staging.numel() for pending in self._pending.values()
-            ),
+            staging_bytes=sum(pending.exported.kv.num_bytes for pending in self._pending.values()),
         )
 
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
@@ -115,7 +113,7 @@ class PrefillCore(ServingCore):
             )
             return
         if self._rank >= len(target.control_ports):
-            self.engine.release_staging(exported)
+            self.engine.release_export(exported)
             self._report_failure(
                 record,
                 target,
@@ -130,7 +128,7 @@ class PrefillCore(ServingCore):
             stream_id=record.stream_id,
             token_ids=array("i", record.ids[: exported.num_tokens]),
             first_token=0,
-            staging=exported.staging,
+            kv=exported.kv,
         )
         self._pending[target.transfer_id] = _Pending(
             record.stream_id, record.attempt, exported, len(target.control_ports)
@@ -139,7 +137,7 @@ class PrefillCore(ServingCore):
             self._sender.submit(peer, transfer)
         except ValueError as error:
             del self._pending[target.transfer_id]
-            self.engine.release_staging(exported)
+            self.engine.release_export(exported)
             self._report_failure(record, target, str(error))
 
     def _report_failure(self, record: StreamRecord, target: HandoffTarget, reason: str) -> None:

@@ -108,13 +108,13 @@ class FakeKvSender:
         now_s = time.monotonic()
         self._counts[status] += 1
         if status is TransferStatus.DELIVERED:
-            self._bytes_delivered += transfer.staging.numel()
+            self._bytes_delivered += transfer.kv.num_bytes
         self._outcomes.append(
             TransferOutcome(
                 transfer_id=transfer.transfer_id,
                 status=status,
                 reason=reason,
-                num_bytes=transfer.staging.numel(),
+                num_bytes=transfer.kv.num_bytes,
                 queued_s=0.0,
                 seconds=now_s - self._pending[transfer.transfer_id],
             )
@@ -200,11 +200,11 @@ class FakeKvReceiver:
 
     def accept(self, source_server_id: str, transfer: OutgoingTransfer) -> bool:
         """Called by the network: take a copy, if there is memory for it."""
-        staging = self._pool.try_acquire(transfer.staging.numel())
+        staging = self._pool.try_acquire(transfer.kv.num_bytes)
         if staging is None:
             self._num_refused += 1
             return False
-        staging.copy_(transfer.staging)
+        transfer.kv.read(0, staging)
         self._num_completed += 1
         self._bytes_received += staging.numel()
         self._ready.append(

@@ -334,6 +334,7 @@ class InboundControl:
             local_host=self._options.advertise_host,
             device=self._options.device,
             timeouts=self._options.timeouts,
+            layout=self._options.layout,
             same_host=self._options.same_host,
         )
 

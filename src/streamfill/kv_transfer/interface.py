@@ -15,6 +15,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from streamfill.kv_transfer.source import KvSource
+
 
 @dataclass(frozen=True)
 class PeerAddress:
@@ -28,7 +30,7 @@ class PeerAddress:
 
 @dataclass(frozen=True, eq=False)
 class OutgoingTransfer:
-    """KV to be sent. The transport owns ``staging`` from `submit` until the outcome is polled."""
+    """KV to be sent. Nobody changes it from `submit` until the outcome is polled."""
 
     transfer_id: int
     """Minted by the router; a retry gets a new one."""
@@ -37,8 +39,8 @@ class OutgoingTransfer:
     """The whole sequence; its last ``len(token_ids) - first_token`` tokens are carried."""
     first_token: int
     """Offset of the first token whose KV is carried."""
-    staging: Tensor
-    """Made by `staging.gather`; uint8 [number of bytes], empty where no token is carried."""
+    kv: KvSource
+    """Of the tokens carried; of 0 bytes where none is."""
 
 
 class TransferStatus(enum.Enum):
@@ -147,7 +149,7 @@ class KvSenderInterface(Protocol):
     """The sending endpoint of a server rank. The fake is `fake.FakeKvSender`."""
 
     def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
-        """Queue a transfer; called by the scheduler after `staging.gather`.
+        """Queue a transfer.
 
         Every submitted transfer has exactly one outcome, also when the queue is full or the
         endpoint is closed. Transfers to one peer are carried one after the other, in this order.
@@ -164,7 +166,7 @@ class KvSenderInterface(Protocol):
     def poll(self) -> list[TransferOutcome]:
         """What ended since the last call; called when `fileno` is readable, or in every loop.
 
-        The staging of each transfer named belongs to the caller again.
+        The KV of each transfer named belongs to the caller again.
         """
         ...
 

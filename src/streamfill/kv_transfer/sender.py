@@ -108,10 +108,8 @@ class KvSender:
             num_token_ids=num_token_ids,
             first_token=transfer.first_token,
             num_tokens=num_token_ids - transfer.first_token,
-            num_bytes=transfer.staging.numel(),
+            num_bytes=transfer.kv.num_bytes,
         )
-        if problem is None and transfer.staging.dtype != torch.uint8:
-            problem = f"staging is {transfer.staging.dtype}, not torch.uint8"
         if problem is None and transfer.transfer_id in self._pending:
             problem = "it is pending already"
         if problem is None and self._closed:

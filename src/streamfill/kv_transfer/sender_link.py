@@ -239,6 +239,7 @@ class SenderLink:
             device=self._options.device,
             timeouts=timeouts,
             counters=self._counters,
+            layout=self._options.hello.layout,
             same_host=self._options.same_host,
         )
         deadline_s = time.monotonic() + timeouts.session_s

@@ -20,6 +20,7 @@ from streamfill.errors import ProtocolError, TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.group import SENDER_RANK, Pair, local_address_towards, make_pair
 from streamfill.kv_transfer.interface import PeerAddress
+from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.shared_memory import SharedMemoryPair
 from streamfill.kv_transfer.timeouts import TransportTimeouts
@@ -68,6 +69,7 @@ class SenderSession:
         device: torch.device,
         timeouts: TransportTimeouts,
         counters: Counters[SenderCount],
+        layout: KvLayout,
         same_host: bool,
     ) -> None:
         """Begin to connect; nothing is sent yet.
@@ -80,6 +82,7 @@ class SenderSession:
         self._device = device
         self._timeouts = timeouts
         self._counters = counters
+        self._layout = layout
         self._same_host = same_host
         self._decoder: FrameDecoder[ToSender] = FrameDecoder(ToSender)
         self._welcome: Welcome | None = None
@@ -209,6 +212,7 @@ class SenderSession:
                 local_host=local_address_towards(self._address.host, self._address.control_port),
                 device=self._device,
                 timeouts=self._timeouts,
+                layout=self._layout,
                 same_host=self._same_host,
             )
             if isinstance(self._group, SharedMemoryPair):

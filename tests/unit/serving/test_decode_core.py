@@ -8,6 +8,7 @@ import torch
 from decode_server.core import HANDOFF_WAIT_S
 from streamfill.kv_transfer.fake import FakeKvSender, FakeNetwork
 from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress
+from streamfill.kv_transfer.source import StagedKv
 from streamfill.links.server_link import RouterLost
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -48,7 +49,7 @@ def _send_kv(
     sender = FakeKvSender("p0", server.network)
     content = bytearray(kv_bytes(token_ids)[first_token * KV_BYTES_PER_TOKEN :])
     staging = torch.frombuffer(content, dtype=torch.uint8)
-    transfer = OutgoingTransfer(transfer_id, 1, token_ids, first_token, staging)
+    transfer = OutgoingTransfer(transfer_id, 1, token_ids, first_token, StagedKv(staging))
     sender.submit(PeerAddress("d0", "nowhere", 1), transfer)
     assert [outcome.ok for outcome in sender.poll()] == [True]
     sender.close()
