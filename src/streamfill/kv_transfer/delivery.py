@@ -112,6 +112,9 @@ class Delivery:
                 num_bytes=transfer.kv.num_bytes,
                 chunk_bytes=self._chunk_bytes,
                 checksum=checksum,
+                version=transfer.version,
+                is_early=transfer.is_early,
+                replaces=transfer.replaces,
             )
         )
         match self._reply():
