@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ class ServingCore:
         """Sent to decode servers; stays 0 on these."""
         self.num_early_bytes = 0
         self.draining = False
+        self.step_ended_s: float | None = None
+        """When the engine's newest step ended, by ``time.monotonic``. None: nobody says."""
 
     @property
     def num_streams(self) -> int:
@@ -568,7 +571,7 @@ class ServingCore:
         num_losses = record.account.num_losses
         outcome = record.account.ran(
             start_s=in_flight.began_s,
-            end_s=self._clock(),
+            end_s=self._clock() if self.step_ended_s is None else self.step_ended_s,
             up_to=min(in_flight.up_to, num_prompt),
             num_valid=min(in_flight.up_to, in_flight.keep_tokens, num_prompt),
             num_in_tree=min(in_flight.num_in_tree, num_prompt),
@@ -629,7 +632,9 @@ class ServingCore:
                 finish=answer.finish,
                 num_cached_tokens=answer.num_cached_tokens,
                 account=(
-                    record.account.message(self._clock())
+                    record.account.message(
+                        self._clock() if self.step_ended_s is None else time.monotonic()
+                    )
                     if start == 0 and answer.token_ids and not record.account.is_empty
                     else None
                 ),

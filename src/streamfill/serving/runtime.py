@@ -184,6 +184,10 @@ class SchedulerRuntime(abc.ABC):
             if self._link is not None:
                 self._link.wake()  # an idle loop would sleep once more before it looks
 
+    def on_step_end(self) -> None:
+        if self._core is not None:
+            self._core.step_ended_s = time.monotonic()
+
     def on_abort(self, message: Any) -> None:
         if self._engine is not None:
             self._engine.on_abort(message)
