@@ -17,6 +17,7 @@ from pathlib import Path
 from router import timing
 from router.admission import AdmissionCounters, AdmissionLimits
 from router.cluster import Cluster, StreamMessage
+from router.ended_streams import EndedStream, EndedStreams
 from router.handle import ClientHandle
 from router.interface import (
     ClusterInfo,
@@ -27,6 +28,7 @@ from router.interface import (
     ServerStreams,
     StreamHandle,
 )
+from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
 from router.servers import Server
 from router.session import Session
@@ -76,7 +78,12 @@ class Manager:
             max_waiting=config.max_waiting_segments,
             wait_s=config.admission_wait_s,
         )
-        self._cluster = Cluster(self, facts.vocab_size, self._context_tokens, admission)
+        self.metrics = RouterMetrics()
+        self.ended_streams = EndedStreams(self.metrics.set)
+        self._published_s = float("-inf")
+        self._cluster = Cluster(
+            self, facts.vocab_size, self._context_tokens, admission, self.metrics
+        )
         self._sessions: dict[StreamId, Session] = {}
         self._handles: dict[StreamId, ClientHandle] = {}
         self._finished: OrderedDict[StreamId, float] = OrderedDict()
@@ -95,6 +102,7 @@ class Manager:
             ConfigError: the port is in use, or the host is no address of this machine.
         """
         self.zmq_port = self._cluster.start(self._config.host, self._config.zmq_port)
+        self.ended_streams.start()
         self._housekeeper = asyncio.create_task(self._housekeep(), name="router-housekeeping")
 
     async def close(self) -> None:
@@ -106,6 +114,7 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
             self._housekeeper = None
         self._cluster.close()
+        await asyncio.to_thread(self.ended_streams.close)
 
     # For the service.
 
@@ -134,6 +143,7 @@ class Manager:
         self._sessions[session.stream_id] = session
         self._handles[session.stream_id] = handle
         self._all_ended.clear()
+        self.metrics.opened[options.mode].inc()
         session.try_place(time.monotonic())
         log_event(
             logger,
@@ -165,10 +175,7 @@ class Manager:
             num_open_streams=len(self._sessions),
             num_streams_by_outcome=dict(self._outcomes),
             num_malformed_frames=self._cluster.num_malformed_frames,
-            servers=[
-                _server_info(server, self._cluster.room.counters(server), now_s)
-                for server in self._cluster.registry
-            ],
+            servers=[self._server_info(server, now_s) for server in self._cluster.registry],
         )
 
     async def flush_caches(self, timeout_s: float) -> dict[ServerId, bool]:
@@ -268,6 +275,8 @@ class Manager:
         for session in list(self._sessions.values()):
             if now_s >= session.due_s:
                 session.tick(now_s)
+        if now_s >= self._published_s + PUBLISH_INTERVAL_S:
+            self._publish(now_s)
         while self._finished:
             stream_id, ended_s = next(iter(self._finished.items()))
             is_old = now_s > ended_s + timing.FINISHED_RETENTION_S
@@ -276,8 +285,28 @@ class Manager:
             del self._finished[stream_id]
             del self._handles[stream_id]
 
-    def _on_end(self, session: Session) -> None:
+    def _publish(self, now_s: float) -> None:
+        self._published_s = now_s
+        servers = list(self._cluster.registry)
+        self.metrics.publish(
+            RouterSnapshot(
+                at_s=now_s,
+                ready=self._is_ready(),
+                num_open_by_state=Counter(each.state for each in self._sessions.values()),
+                servers=tuple(self._server_info(server, now_s) for server in servers),
+                pending_tokens={server.server_id: server.pending_tokens for server in servers},
+                num_malformed_frames=self._cluster.num_malformed_frames,
+                num_stale_messages=self._cluster.num_stale_messages,
+            )
+        )
+
+    def _server_info(self, server: Server, now_s: float) -> ServerInfo:
+        return _server_info(server, self._cluster.room.counters(server), now_s)
+
+    def _on_end(self, session: Session, ended: EndedStream) -> None:
         self._outcomes[session.state.value] += 1
+        self.metrics.ended[session.state].inc()
+        self.ended_streams.add(ended)
         del self._sessions[session.stream_id]
         self._finished[session.stream_id] = time.monotonic()
         if not self._sessions:
