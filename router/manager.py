@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
 from router.servers import Server
 from router.session import Session
+from router.traces import start_traces
 from streamfill.config import RouterConfig
 from streamfill.errors import (
     InvalidArgumentError,
@@ -61,6 +63,7 @@ class Manager:
 
         Raises:
             ModelError: the model folder cannot be read, or the model not be served.
+            ConfigError: traces are asked for, and the packages that export them are not there.
         """
         folder = Path(config.model_path)
         facts = describe_model(folder)
@@ -80,6 +83,9 @@ class Manager:
         )
         self.metrics = RouterMetrics()
         self.ended_streams = EndedStreams(self.metrics.set)
+        self._traces = start_traces(config.otlp_endpoint, os.environ, self.metrics.spans_lost.inc)
+        if self._traces is not None:
+            self.ended_streams.then = self._traces.add
         self._published_s = float("-inf")
         self._cluster = Cluster(
             self, facts.vocab_size, self._context_tokens, admission, self.metrics
@@ -114,7 +120,13 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
             self._housekeeper = None
         self._cluster.close()
-        await asyncio.to_thread(self.ended_streams.close)
+        await asyncio.to_thread(self._close_ended_streams)
+
+    def _close_ended_streams(self) -> None:
+        self.ended_streams.close()
+        if self._traces is not None:
+            self._traces.close()
+            self._traces = None
 
     # For the service.
 

@@ -37,6 +37,7 @@ from router.retries import Retries
 from router.sampling import fit_max_new_tokens
 from router.segments import SegmentRecord
 from router.servers import Assignment, Server
+from router.traces import TRACE_PARENT
 from streamfill.errors import (
     CancelledStreamError,
     DeadlineExceededError,
@@ -138,6 +139,7 @@ class Session:
         self._decode_server = ""
         self._last_acknowledged: Acknowledged | None = None
         self._num_output_tokens = 0
+        self._trace_parent = TRACE_PARENT.get()
         self.lifetime.record(LifetimeEvent.OPENED)
 
     # For the client's handle.
@@ -757,6 +759,7 @@ class Session:
             num_attempts=self._attempt,
             num_prompt_tokens=self.prompt.log.num_tokens,
             num_output_tokens=self.num_output_tokens,
+            trace_parent=self._trace_parent,
         )
         # What is kept for late calls must be small.
         self._num_output_tokens = self.num_output_tokens

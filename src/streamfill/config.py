@@ -8,6 +8,7 @@ start with its key and what to do.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,9 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
     metrics_port: MetricsPort = 0
     """Of ``/metrics``, for Prometheus, on the same host."""
+    otlp_endpoint: str | None = None
+    """Where the traces of streams go (OTLP over HTTP), such as ``http://127.0.0.1:4318``. None:
+    where OpenTelemetry's environment variables say, else nowhere."""
 
 
 class ControllerSection(_Config, frozen=True, kw_only=True):
@@ -159,6 +163,7 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     controller_endpoint: str | None = None
     metrics_port: int | None = None
     """None: no ``/metrics``. 0: any free port."""
+    otlp_endpoint: str | None = None
     log_level: str = "info"
 
 
@@ -292,7 +297,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
-    _check_metrics_ports(config)
+    _check_observability(config)
     for key, port in (
         ("router.grpc_port", config.router.grpc_port),
         ("router.zmq_port", config.router.zmq_port),
@@ -341,7 +346,11 @@ def _check_roles(config: ClusterConfig) -> None:
             )
 
 
-def _check_metrics_ports(config: ClusterConfig) -> None:
+def _check_observability(config: ClusterConfig) -> None:
+    endpoint = config.router.otlp_endpoint
+    if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
+        remedy = "must be a URL such as http://127.0.0.1:4318"
+        raise ConfigError("router.otlp_endpoint", endpoint, remedy)
     for section, base, count in (
         ("router", config.router.metrics_port, 1),
         ("controller", config.controller.metrics_port, 1),

@@ -133,6 +133,7 @@ def plan_cluster(
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),
+        otlp_endpoint=config.router.otlp_endpoint,
         log_level=config.log_level,
     )
     controller = ControllerConfig(
