@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -90,12 +91,11 @@ def test_garbage_is_survived(server: MetricsServer) -> None:
     for garbage in (bytes(100), b"GET\r\n\r\n", b"A" * 100_000, post):
         with socket.create_connection(("127.0.0.1", server.port)) as stranger:
             stranger.settimeout(PATIENCE_S)
-            stranger.sendall(garbage)
-            stranger.shutdown(socket.SHUT_WR)
-            try:
+            answer = b""
+            with contextlib.suppress(OSError):  # it hangs up on some of it
+                stranger.sendall(garbage)
+                stranger.shutdown(socket.SHUT_WR)
                 answer = stranger.recv(1000)
-            except ConnectionResetError:
-                answer = b""
             assert b"200 OK" not in answer
     assert scrape(server.port).names
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -18,7 +20,14 @@ from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from streamfill.errors import ConfigError
 from streamfill.observability.spans import Span
-from tests.unit.router.cluster_for_tests import TestCluster, answer_of, commit_of, text, until
+from tests.unit.router.cluster_for_tests import (
+    PATIENCE_S,
+    TestCluster,
+    answer_of,
+    commit_of,
+    text,
+    until,
+)
 from tests.unit.router.test_metrics import ENTRIES, ended_stream
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -94,6 +103,16 @@ async def test_a_stream_that_its_client_gave_up(
     assert (root.attributes["streamfill.outcome"], root.error) == ("ABORTED", "")
 
 
+async def _opening() -> AsyncIterator[pb.StreamRequest]:
+    """A client that opens a stream and says no more."""
+    yield pb.StreamRequest(open=pb.Open())
+    await asyncio.sleep(PATIENCE_S)
+
+
+def _has_exported(exporter: FakeExporter, num_traces: int) -> bool:
+    return len(exporter.exported) == num_traces
+
+
 async def test_the_clients_trace_goes_on(cluster: TestCluster, exporter: FakeExporter) -> None:
     """Whoever sends a ``traceparent`` with its call gets the stream below its own span, and the
     next call without one does not."""
@@ -103,16 +122,24 @@ async def test_the_clients_trace_goes_on(cluster: TestCluster, exporter: FakeExp
     request = pb.GenerateRequest(
         prompt=pb.Segment(text="hello there"), sampling=pb.Sampling(max_tokens=2)
     )
+    sent: list[str] = []
     try:
         async with grpc.aio.insecure_channel(target) as channel:
             stub = StreamfillStub(channel)
-            for metadata in ((("traceparent", PARENT),), ()):
+            for parent in (PARENT, ""):
+                metadata = (("traceparent", parent),) if parent else ()
                 async for _ in stub.Generate(request, metadata=metadata):
                     pass
-        await until(lambda: len(exporter.exported) == 2)
+                opened = await stub.OpenStream(pb.OpenStreamRequest(), metadata=metadata)
+                await stub.CancelStream(pb.CancelStreamRequest(stream_id=opened.stream_id))
+                call = stub.Stream(_opening(), metadata=metadata)
+                await call.read()
+                call.cancel()
+                sent += [parent] * 3
+                await until(partial(_has_exported, exporter, len(sent)))
     finally:
         await server.stop(0.0)
-    assert [parent for _, parent in exporter.exported] == [PARENT, ""]
+    assert [parent for _, parent in exporter.exported] == sent
     assert TRACE_PARENT.get() == ""
 
 
