@@ -39,6 +39,7 @@ COUNTER_METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "num_preemptions": Metric.PREEMPTIONS,
         "num_interruptions": Metric.INTERRUPTIONS,
         "num_handoff_bytes": Metric.HANDOFF_BYTES,
+        "num_early_bytes": Metric.EARLY_BYTES,
         "num_swap_outs": Metric.SWAP_OUTS,
         "num_swap_ins": Metric.SWAP_INS,
         "swap_out_bytes": Metric.SWAP_OUT_BYTES,
