@@ -59,6 +59,8 @@ class ProcessSpec:
     config_file: Path
     config_json: bytes
     """What `config_file` must hold before the process starts."""
+    metrics_address: str | None = None
+    """``host:port`` of its ``/metrics`` for this machine. None: it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def plan_cluster(
         name: str,
         kind: ProcessKind,
         threads: int,
-        process_config: msgspec.Struct,
+        process_config: RouterConfig | ControllerConfig | ServerConfig,
         more_environment: Mapping[str, str] = MappingProxyType({}),
     ) -> ProcessSpec:
         config_file = run_dir / "config" / f"{name}.json"
@@ -111,6 +113,11 @@ def plan_cluster(
             env={**environment(threads), **more_environment},
             config_file=config_file,
             config_json=msgspec.json.format(msgspec.json.encode(process_config), indent=2),
+            metrics_address=(
+                None
+                if process_config.metrics_port is None
+                else _join(reachable_host(process_config.host), process_config.metrics_port)
+            ),
         )
 
     router = RouterConfig(
@@ -125,10 +132,15 @@ def plan_cluster(
         admission_wait_s=config.router.admission_wait_s,
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
+        metrics_port=ports.metrics.get("router"),
+        otlp_endpoint=config.router.otlp_endpoint,
         log_level=config.log_level,
     )
     controller = ControllerConfig(
-        host=config.controller.host, zmq_port=ports.controller_zmq, log_level=config.log_level
+        host=config.controller.host,
+        zmq_port=ports.controller_zmq,
+        metrics_port=ports.metrics.get("controller"),
+        log_level=config.log_level,
     )
     processes = [
         spec("router", ProcessKind.ROUTER, 1, router),
@@ -144,6 +156,7 @@ def plan_cluster(
             share=share,
             model_path=model_path,
             endpoints=(router_endpoint, controller_endpoint),
+            ports=ports,
         )
         for role, section in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode))
         for index in range(section.count)
@@ -207,11 +220,13 @@ def _server_config(
     share: int,
     model_path: Path,
     endpoints: tuple[str, str],
+    ports: Ports,
 ) -> ServerConfig:
     router_endpoint, controller_endpoint = endpoints
+    server_id = f"{role.value}-{index}"
     return ServerConfig(
         role=role,
-        server_id=f"{role.value}-{index}",
+        server_id=server_id,
         model_path=str(model_path),
         router_endpoint=router_endpoint,
         controller_endpoint=controller_endpoint,
@@ -232,6 +247,7 @@ def _server_config(
         tp_size=section.tp_size,
         base_gpu_id=section.base_gpu_id + index * section.tp_size,
         sglang=section.sglang,
+        metrics_port=ports.metrics.get(server_id),
         log_level=config.log_level,
     )
 

@@ -23,9 +23,11 @@ import logging
 import math
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from types import MappingProxyType
+from typing import NamedTuple, assert_never
 
 import msgspec
 
@@ -64,6 +66,16 @@ class TransportCounters:
     staging_bytes: int = 0
 
 
+class StepCounts(NamedTuple):
+    """What the loop did. All since the start."""
+
+    num_turns: int = 0
+    num_steps: int = 0
+    """Turns behind which the engine had something to compute."""
+    num_runs: Mapping[RunReason, int] = MappingProxyType({})
+    """Requests given to the engine."""
+
+
 class ServingCore:
     """Common logic of both roles; ``PrefillCore`` and ``DecodeCore`` add the two ends of the
     hand-off."""
@@ -96,6 +108,9 @@ class ServingCore:
         """Done and forgotten by the router, but expected to come back."""
         self._num_requests = 0
         self._num_expired = 0
+        self._num_turns = 0
+        self._num_steps = 0
+        self._num_runs: Counter[RunReason] = Counter()
         self.plan = StandingPlan()
         self.decider = Decider(
             engine,
@@ -133,6 +148,8 @@ class ServingCore:
         self.note_losses()
         self.schedule()
         self._expire()
+        self._num_turns += 1
+        self._num_steps += bool(self._by_key)
 
     def handle(self, message: Inbound) -> None:
         """Apply one message. A bad one fails its stream, never the server."""
@@ -286,6 +303,10 @@ class ServingCore:
             num_host_tokens=room.num_tokens - room.num_free_tokens,
             plan_version=self.plan.version,
         )
+
+    def step_counts(self) -> StepCounts:
+        """What the loop did since the start."""
+        return StepCounts(self._num_turns, self._num_steps, dict(self._num_runs))
 
     def transport_counters(self) -> TransportCounters:
         """Overridden by the roles."""
@@ -825,6 +846,7 @@ class ServingCore:
 
     def _start(self, record: StreamRecord, run: StreamRun, num_step_tokens: int) -> None:
         self._num_requests += 1
+        self._num_runs[run.reason] += 1
         # SGLang aborts by prefix of the id; the closing sign keeps .1 from being a prefix of .10.
         key = f"{record.stream_id:x}.{record.attempt}.{self._num_requests};"
         self._by_key[key] = record

@@ -91,6 +91,8 @@ def test_values_of_settings(setting: str, value: object) -> None:
         ),
         (("--set", "decode.policy=lcas"), "decode.policy", "set prefill.policy"),
         (("--port", "70000"), "router.grpc_port", "between 0"),
+        (("--set", "decode.metrics_port=on"), "decode.metrics_port", '"off"'),
+        (("--set", "router.otlp_endpoint=h:4318"), "router.otlp_endpoint", "http://127.0.0.1:4318"),
         (("--name", "a/b"), "name", "use up to 64 letters"),
         (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),
     ],

@@ -61,7 +61,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "down", "status", "policy_list", "policy_set", "run", "demo", "model", "doctor"],
+    ["up", "down", "status", "top", "policy_list", "policy_set", "run", "demo", "model", "doctor"],
 )
 def test_commands_import_neither_torch_nor_sglang(command: str) -> None:
     """The launcher and the client side run without torch and sglang."""
