@@ -23,6 +23,10 @@ EARLY_PUSHES = ("auto", "on", "off")
 """Values of ``early_push``."""
 
 
+KV_CODECS = ("none", "float16", "bfloat16", "float8_e4m3fn")
+"""Values of ``kv_codec``; ``kv_transfer.codecs`` has them."""
+
+
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -111,6 +115,10 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     early_push: str = "auto"
     """Whether KV goes to a decode server ahead of the commit: auto (what will probably stay), on
     (all that is computed) or off. Of prefill servers only."""
+    kv_codec: str = "none"
+    """How KV may be written on its way to decode servers where the link is slow enough for it to
+    pay: none (exact), float16, bfloat16 or float8_e4m3fn. Answers that may rest on such KV are
+    marked. Of prefill servers only."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -199,6 +207,7 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     cost_profile: str | None = None
     host_pool_tokens: int | None = None
     early_push: str = "auto"
+    kv_codec: str = "none"
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
@@ -333,11 +342,16 @@ def _check_roles(config: ClusterConfig) -> None:
             config.prefill.early_push,
             f"must be one of {', '.join(EARLY_PUSHES)}",
         )
+    if config.prefill.kv_codec not in KV_CODECS:
+        raise ConfigError(
+            "prefill.kv_codec", config.prefill.kv_codec, f"must be one of {', '.join(KV_CODECS)}"
+        )
     for key, default in (
         ("preemption", "auto"),
         ("cost_profile", None),
         ("host_pool_tokens", None),
         ("early_push", "auto"),
+        ("kv_codec", "none"),
     ):
         value = getattr(config.decode, key)
         if value != default:

@@ -241,6 +241,7 @@ def _server_config(
         policy_options=section.policy_options,
         preemption=section.preemption,
         early_push=section.early_push,
+        kv_codec=section.kv_codec,
         cost_profile=section.cost_profile,
         host_pool_tokens=section.host_pool_tokens,
         max_requests=section.max_requests,
