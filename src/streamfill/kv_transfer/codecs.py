@@ -103,7 +103,8 @@ class _CastKv:
         """See `KvSource`. Pieces that cut a number in two are read with all of it."""
         size = self._target.itemsize
         first, last = begin // size, -(-(begin + out.numel()) // size)
-        exact = torch.empty((last - first) * self._dtype.itemsize, dtype=torch.uint8)
+        num_bytes = (last - first) * self._dtype.itemsize
+        exact = torch.empty(num_bytes, dtype=torch.uint8, device=out.device)
         self._kv.read(first * self._dtype.itemsize, exact)
         numbers = exact.view(self._dtype).clamp_(-self._limit, self._limit)
         encoded = numbers.to(self._target).view(torch.uint8)
@@ -159,24 +160,27 @@ class CodecCost:
         return max(self.encode_s, share * link_s) + self.decode_s < link_s
 
 
-def measure_codec(codec: Codec, layout: KvLayout) -> CodecCost:
-    """Encode and decode some KV, and see how long it takes."""
-    numbers = torch.randn(SAMPLE_BYTES // layout.item_bytes).to(getattr(torch, layout.dtype))
+def measure_codec(codec: Codec, layout: KvLayout, device: torch.device) -> CodecCost:
+    """Encode and decode some KV on ``device``, and see how long it takes."""
+    numbers = torch.randn(SAMPLE_BYTES // layout.item_bytes, device=device)
+    numbers = numbers.to(getattr(torch, layout.dtype))
     source = codec.encode(StagedKv(numbers.view(torch.uint8)), layout)
-    encoded = torch.empty(source.num_bytes, dtype=torch.uint8)
-    exact = torch.empty(SAMPLE_BYTES, dtype=torch.uint8)
+    encoded = torch.empty(source.num_bytes, dtype=torch.uint8, device=device)
+    exact = torch.empty(SAMPLE_BYTES, dtype=torch.uint8, device=device)
     return CodecCost(
-        encode_s=_best_s(lambda: source.read(0, encoded)) / SAMPLE_BYTES,
-        decode_s=_best_s(lambda: codec.decode(encoded, exact, layout)) / SAMPLE_BYTES,
+        encode_s=_best_s(lambda: source.read(0, encoded), device) / SAMPLE_BYTES,
+        decode_s=_best_s(lambda: codec.decode(encoded, exact, layout), device) / SAMPLE_BYTES,
     )
 
 
-def _best_s(work: Callable[[], None]) -> float:
+def _best_s(work: Callable[[], None], device: torch.device) -> float:
     """The shortest of three times."""
     seconds: list[float] = []
     for _ in range(3):
         begun_s = time.perf_counter()
         work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begun_s)
     return min(seconds)
 

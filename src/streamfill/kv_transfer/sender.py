@@ -102,7 +102,7 @@ class KvSender:
             max_queued=max_queued,
             same_host=same_host,
             codec=chosen,
-            codec_cost=None if chosen is None else measure_codec(chosen, layout),
+            codec_cost=None if chosen is None else measure_codec(chosen, layout, device),
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()

@@ -92,7 +92,7 @@ def test_it_pays_on_a_slow_link_only() -> None:
     assert cost.pays(codec, LAYOUT, link_s=1e-9)
     assert not cost.pays(codec, LAYOUT, link_s=3e-10)
     assert not cost.pays(codec, LAYOUT, link_s=1e-10)
-    measured = measure_codec(codec, LAYOUT)
+    measured = measure_codec(codec, LAYOUT, torch.device("cpu"))
     assert 0 < measured.encode_s < 1e-6
     assert 0 < measured.decode_s < 1e-6
 
