@@ -38,6 +38,14 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     """0: any free port."""
+    http_port: int | str = 8000
+    """0: any free port. off: no HTTP."""
+    http_host: str | None = None
+    """None: as ``host``."""
+    http_allow_origins: tuple[str, ...] = ("*",)
+    """Web pages of these origins may use the cluster from a browser. ``*``: all; empty: none."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    """Of one HTTP request or WebSocket message. A streamed upload may be longer."""
     zmq_port: int = 0
     max_streams: int = 10_000
     """Open streams beyond this are refused with RESOURCE_EXHAUSTED."""
@@ -134,6 +142,12 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     host: str
     grpc_port: int
     zmq_port: int
+    http_port: int | None = None
+    """None: no HTTP."""
+    http_host: str | None = None
+    """None: as ``host``."""
+    http_allow_origins: tuple[str, ...] = ("*",)
+    max_body_bytes: int = 64 * 1024 * 1024
     max_streams: int = 10_000
     idle_stream_timeout_s: float = 3600.0
     max_uncommitted_tokens: int | None = None
@@ -182,6 +196,9 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
 
 
 C = TypeVar("C", bound=_Config)
+
+MIN_BODY_BYTES = 1024
+"""Less does not hold an ordinary request."""
 
 
 def load_cluster_file(path: Path) -> ClusterConfig:
@@ -274,6 +291,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             config.prefill.cost_profile,
             "is no file; make one with `streamfill profile`, or leave the setting out",
         )
+    _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
         raise ConfigError(
@@ -286,8 +304,12 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
+    http_port = config.router.http_port
+    if isinstance(http_port, str) and http_port != "off":
+        raise ConfigError("router.http_port", http_port, "must be a number, or off for no HTTP")
     for key, port in (
         ("router.grpc_port", config.router.grpc_port),
+        ("router.http_port", http_port if isinstance(http_port, int) else 0),
         ("router.zmq_port", config.router.zmq_port),
         ("controller.zmq_port", config.controller.zmq_port),
     ):

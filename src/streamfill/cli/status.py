@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from streamfill.api import Client, ClusterInfo, Server, ServerStreams
-from streamfill.cli.cluster_options import add_target_options, target_address
+from streamfill.cli.cluster_options import add_target_options, target_address, target_http_url
 from streamfill.cli.stream_tables import UNKNOWN, stream_parts
 from streamfill.cli.tables import Table, show
 
@@ -54,12 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the cluster. Exit code 1 when it could not serve a request now."""
-    address = target_address(args)
+    address, http_url = target_address(args), target_http_url(args)
     info, described = asyncio.run(_ask(address, args.streams, args.stream))
     if args.json:
-        print(json.dumps(_as_data(address, info, described), indent=2))
+        print(json.dumps(_as_data(address, http_url, info, described), indent=2))
     else:
-        parts: list[str | Table] = [*summary(info, address), "", server_table(info.servers)]
+        parts: list[str | Table] = [
+            *summary(info, address, http_url),
+            "",
+            server_table(info.servers),
+        ]
         if described is not None:
             parts += stream_parts(described, args.stream)
         show(parts)
@@ -77,17 +81,22 @@ async def _ask(
 
 
 def _as_data(
-    address: str, info: ClusterInfo, described: Mapping[str, ServerStreams] | None
+    address: str,
+    http_url: str | None,
+    info: ClusterInfo,
+    described: Mapping[str, ServerStreams] | None,
 ) -> dict[str, object]:
-    data: dict[str, object] = {"address": address, **dataclasses.asdict(info)}
+    data: dict[str, object] = {"address": address, "http_url": http_url, **dataclasses.asdict(info)}
     if described is not None:
         data["streams"] = {name: dataclasses.asdict(each) for name, each in described.items()}
     return data
 
 
-def summary(info: ClusterInfo, address: str) -> list[str]:
+def summary(info: ClusterInfo, address: str, http_url: str | None = None) -> list[str]:
     """What matters about the cluster as a whole, one sentence a line."""
     lines = [f"{address} serves {info.model}, context {info.context_tokens} tokens"]
+    if http_url is not None:
+        lines.append(f"HTTP, as of the OpenAI API: {http_url}/v1")
     if not info.ready:
         lines.append("NOT READY: no prefill server is alive; requests get UNAVAILABLE")
     elif not info.decode_available:

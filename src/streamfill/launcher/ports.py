@@ -26,9 +26,11 @@ _DEFAULT_FIRST_EPHEMERAL: Final = 32_768
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Every port that the launcher assigns. None is 0."""
+    """Every port that the launcher assigns, none of them 0."""
 
     router_grpc: int
+    router_http: int | None
+    """None: no HTTP."""
     router_zmq: int
     controller_zmq: int
 
@@ -43,6 +45,7 @@ def choose_ports(config: ClusterConfig) -> Ports:
         ConfigError: a given port is in use or not allowed, or the host is not of this machine.
     """
     router, controller = config.router, config.controller
+    http_host = router.http_host or router.host
     with ExitStack() as held:
 
         def settle(key: str, host: str, port: int) -> int:
@@ -51,14 +54,18 @@ def choose_ports(config: ClusterConfig) -> Ports:
             return int(listener.getsockname()[1])
 
         # Given ports first, so that no free one is chosen that is asked for below.
-        wanted = {
+        wanted: dict[str, tuple[str, str, int | str]] = {
             "router_grpc": ("router.grpc_port", router.host, router.grpc_port),
+            "router_http": ("router.http_port", http_host, router.http_port),
             "router_zmq": ("router.zmq_port", router.host, router.zmq_port),
             "controller_zmq": ("controller.zmq_port", controller.host, controller.zmq_port),
         }
         in_order = sorted(wanted.items(), key=lambda item: item[1][2] == 0)
-        chosen = {field: settle(*place) for field, place in in_order}
-    return Ports(**chosen)
+        chosen = {
+            field: settle(key, host, port) if isinstance(port, int) else None
+            for field, (key, host, port) in in_order
+        }
+    return Ports(**chosen)  # type: ignore[arg-type]
 
 
 def _listen_free(key: str, host: str) -> socket.socket:
@@ -97,9 +104,10 @@ def _try_listen(host: str, port: int) -> socket.socket:
 
 
 def _config_error(key: str, host: str, port: int, error: OSError) -> ConfigError:
-    section = key.partition(".")[0]
+    section, _, option = key.partition(".")
     if error.errno == errno.EADDRINUSE:
-        remedy = f"is in use on {host}; choose another port, or 0 for any free one"
+        off = ", or off for no HTTP" if option == "http_port" else ""
+        remedy = f"is in use on {host}; choose another port, or 0 for any free one{off}"
         return ConfigError(key, port, remedy)
     if error.errno == errno.EACCES:
         return ConfigError(key, port, "needs more rights; choose a port above 1023")
