@@ -1,7 +1,7 @@
 """``python -m router --config-file FILE``: the router process.
 
 1. Read the configuration; a wrong value ends the process with status 2 and says what to do.
-2. Start the core, then the gRPC server, and write one line ``READY {...}`` to stdout.
+2. Start the core, then both servers, and write one line ``READY {...}`` to stdout.
 3. Serve until SIGTERM or SIGINT.
 4. Drain: take nothing new, let open streams finish, for a bounded time.
 5. Stop. A second signal while draining comes here at once.
@@ -18,6 +18,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from router.http.server import HttpServer
 from router.manager import Manager
 from router.service_server import GrpcServer
 from streamfill.config import RouterConfig, load_process_file
@@ -71,17 +72,23 @@ async def _run(config: RouterConfig) -> None:
     signals = _Signals()
     manager = Manager(config)
     server = GrpcServer(manager, config.host, config.grpc_port)
+    http = None if config.http_port is None else HttpServer(manager, config)
     await manager.start()
     try:
         grpc_port, zmq_port = await server.start(), manager.zmq_port
-        log_event(logger, "ready", grpc_port=grpc_port, zmq_port=zmq_port)
-        announce_ready({"grpc_port": grpc_port, "zmq_port": zmq_port})
+        http_port = None if http is None else await http.start()
+        log_event(logger, "ready", grpc_port=grpc_port, http_port=http_port, zmq_port=zmq_port)
+        announce_ready({"grpc_port": grpc_port, "http_port": http_port, "zmq_port": zmq_port})
         await signals.first.wait()
         log_event(logger, "draining", num_open_streams=manager.info().num_open_streams)
         await server.begin_drain()
         await signals.run_until_second(manager.drain(DRAIN_TIMEOUT_S))
     finally:
-        await server.stop(0.0 if signals.second.is_set() else STOP_GRACE_S)
+        grace_s = 0.0 if signals.second.is_set() else STOP_GRACE_S
+        stops = (
+            [server.stop(grace_s)] if http is None else [server.stop(grace_s), http.stop(grace_s)]
+        )
+        await asyncio.gather(*stops)
         await manager.close()
         log_event(logger, "stopped")
 

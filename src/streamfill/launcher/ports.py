@@ -49,7 +49,12 @@ def choose_ports(config: ClusterConfig) -> Ports:
     with ExitStack() as held:
 
         def settle(key: str, host: str, port: int) -> int:
-            listener = _listen_free(key, host) if port == 0 else _listen(key, host, port)
+            try:
+                listener = _listen_free(key, host) if port == 0 else _listen(key, host, port)
+            except ConfigError as error:
+                if error.key == "router.host" and host == router.http_host:
+                    raise ConfigError("router.http_host", error.value, error.remedy) from error
+                raise
             held.enter_context(listener)
             return int(listener.getsockname()[1])
 

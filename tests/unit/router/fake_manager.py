@@ -1,4 +1,4 @@
-"""A core without servers, for tests of the gRPC service and of the clients.
+"""A core without servers, for tests of the gRPC and HTTP services and of the clients.
 
 Every character of text is one token. The answer is what the test says; it comes token by token as
 fast as it is fetched.
@@ -106,6 +106,9 @@ class FakeManager:
             num_malformed_frames=1,
             servers=[server] if self.ready else [],
         )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return f"<{token_id}>".encode()
 
     async def wait_readiness_change(self) -> bool:
         await self.changed.wait()
