@@ -71,7 +71,8 @@ class Choices:
         self._end_reason = CLIENT_GONE
 
     async def __aenter__(self) -> Choices:
-        self._tasks = [asyncio.create_task(self._run(n)) for n in range(len(self._choices))]
+        runs = [self._guarded(self._run(n)) for n in range(len(self._choices))]
+        self._tasks = [asyncio.create_task(run) for run in runs]
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -99,28 +100,23 @@ class Choices:
 
     async def _run(self, index: int) -> None:
         choice = self._choices[index]
+        if choice.waits_for is not None:
+            await self._begun[choice.waits_for].wait()
+        handle = await self._manager.open(choice.opening)
+        self._open[index] = handle
+        feeding = asyncio.create_task(self._guarded(choice.feed(handle)))
         try:
-            if choice.waits_for is not None:
-                await self._begun[choice.waits_for].wait()
-            handle = await self._manager.open(choice.opening)
-            self._open[index] = handle
-            feeding = asyncio.create_task(self._guarded(choice.feed(handle)))
-            try:
-                await self._guarded(self._pass_on(index, handle))
-            finally:
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
-        except StreamError as error:
-            await self._queue.put(error)
-
-    async def _pass_on(self, index: int, handle: StreamHandle) -> None:
-        async for event in handle.events():
-            if not isinstance(event, Acknowledged):
-                self._begun[index].set()
-                await self._queue.put(ChoiceEvent(index, event))
-        self._open.pop(index, None)
+            async for event in handle.events():
+                if not isinstance(event, Acknowledged):
+                    self._begun[index].set()
+                    await self._queue.put(ChoiceEvent(index, event))
+            self._open.pop(index, None)
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
 
     async def _guarded(self, work: Awaitable[None]) -> None:
+        """Whatever ends ``work`` badly is told to the one who waits for events."""
         try:
             await work
         except StreamError as error:

@@ -52,6 +52,8 @@ class FakeManager:
 
     answer: Callable[[], Iterator[str]] = lambda: iter(("Hello", " ", "world"))
     ready: bool = True
+    open_error: Exception | None = None
+    """How the opening of a stream fails. None: as ``ready`` says."""
     hold_answer: bool = False
     """No token comes until the stream ends."""
     streams: dict[int, FakeStream] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class FakeManager:
     describe_calls: list[tuple[int | None, float]] = field(default_factory=list)
 
     async def open(self, options: OpenOptions) -> FakeStream:
+        if self.open_error is not None:
+            raise self.open_error
         if not self.ready or self.is_draining:
             raise UnavailableError("no prefill server is alive")
         stream = FakeStream(self, 2**63 + len(self.streams), options)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from router.__main__ import EXIT_BAD_START, main
@@ -95,7 +96,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_config(folder: Path, model: Path, grpc_port: int = 0) -> Path:
     path = folder / "router.json"
-    settings = {"model_path": str(model), "host": "127.0.0.1", "zmq_port": 0}
+    settings = {"model_path": str(model), "host": "127.0.0.1", "zmq_port": 0, "http_port": 0}
     path.write_text(json.dumps({**settings, "grpc_port": grpc_port}))
     return path
 
@@ -104,7 +105,7 @@ def write_config(folder: Path, model: Path, grpc_port: int = 0) -> Path:
 async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
     tmp_path: Path, model: Path, number: signal.Signals
 ) -> None:
-    """READY carries both ports; a stream is refused without a server; the exit status is 0."""
+    """READY carries all ports; a stream is refused without a server; the exit status is 0."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "router", "--config-file", str(write_config(tmp_path, model))),
         stdout=asyncio.subprocess.PIPE,
@@ -117,7 +118,10 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
         line = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT_S)
         word, _, ports = line.decode().partition(" ")
         assert word == "READY"
-        assert set(json.loads(ports)) == {"grpc_port", "zmq_port"}
+        assert set(json.loads(ports)) == {"grpc_port", "http_port", "zmq_port"}
+        async with httpx.AsyncClient() as http:
+            reply = await http.get(f"http://127.0.0.1:{json.loads(ports)['http_port']}/ready")
+            assert (reply.status_code, reply.json()) == (503, {"ready": False})
         async with Client(f"127.0.0.1:{json.loads(ports)['grpc_port']}") as client:
             assert not (await client.server_info()).ready
             with pytest.raises(UnavailableError, match="no prefill server"):
