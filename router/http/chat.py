@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: what comes in, and what goes out."""
+"""Chats: what comes in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: what goes out."""
+"""Chats: what goes out."""
 
 from __future__ import annotations
 

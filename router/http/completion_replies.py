@@ -1,4 +1,4 @@
-"""``/v1/completions`` and uploads: what goes out."""
+"""Completions and uploads: what goes out."""
 
 from __future__ import annotations
 

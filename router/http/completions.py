@@ -1,4 +1,4 @@
-"""``/v1/completions``: what comes in."""
+"""Completions: what comes in."""
 
 from __future__ import annotations
 

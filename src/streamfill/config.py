@@ -304,17 +304,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
-    http_port = config.router.http_port
-    if isinstance(http_port, str) and http_port != "off":
-        raise ConfigError("router.http_port", http_port, "must be a number, or off for no HTTP")
-    for key, port in (
-        ("router.grpc_port", config.router.grpc_port),
-        ("router.http_port", http_port if isinstance(http_port, int) else 0),
-        ("router.zmq_port", config.router.zmq_port),
-        ("controller.zmq_port", config.controller.zmq_port),
-    ):
-        if not 0 <= port <= 65535:
-            raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
+    _check_ports(config)
     page_sizes = (config.prefill.page_size, config.decode.page_size)
     if config.decode.count and page_sizes[0] != page_sizes[1]:
         raise ConfigError(
@@ -327,6 +317,20 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "log_level", config.log_level, "must be one of debug, info, warning, error"
         )
     return config
+
+
+def _check_ports(config: ClusterConfig) -> None:
+    http_port = config.router.http_port
+    if isinstance(http_port, str) and http_port != "off":
+        raise ConfigError("router.http_port", http_port, "must be a number, or off for no HTTP")
+    for key, port in (
+        ("router.grpc_port", config.router.grpc_port),
+        ("router.http_port", http_port if isinstance(http_port, int) else 0),
+        ("router.zmq_port", config.router.zmq_port),
+        ("controller.zmq_port", config.controller.zmq_port),
+    ):
+        if not 0 <= port <= 65535:
+            raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
 
 
 def _at_least(key: str, value: int, least: int) -> None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +29,8 @@ from tests.support.cluster import RunningCluster
 
 pytestmark = pytest.mark.integration
 
+DOCS = Path(__file__).parents[2] / "docs" / "http.md"
+EXAMPLES = re.findall(r"```(python|sh)\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
 TIMEOUT_S = 60.0
 PROMPT = " ".join(CORPUS[3:9])
 QUESTION = "What is it about? Ünïcode 😀."
@@ -160,7 +166,8 @@ async def test_log_probabilities(cluster: RunningCluster, model: str) -> None:
     assert found is not None
     assert found.token_logprobs == pytest.approx(logprobs, abs=1e-4)
     assert found.tokens is not None
-    assert "".join(found.tokens).startswith(expected.text[:3])
+    assert found.text_offset is not None
+    assert (len(found.tokens), found.text_offset[0]) == (len(logprobs), 0)
     assert chat.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content or []
     assert all(token.top_logprobs[0].logprob >= token.logprob - 1e-6 for token in content)
@@ -275,3 +282,33 @@ async def test_a_chat_in_a_chunked_upload(cluster: RunningCluster) -> None:
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
         reply = await client.put(f"{url}&max_tokens={NUM_TOKENS}", content=PROMPT.encode())
     assert reply.json()["choices"][0]["text"] == expected.text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        pytest.param(language, code, id=f"{language}-{number}")
+        for number, (language, code) in enumerate(EXAMPLES)
+        if "bench_serving" not in code
+    ],
+)
+async def test_the_examples_of_the_documentation(
+    cluster: RunningCluster, tmp_path: Path, language: str, code: str
+) -> None:
+    """Run as they stand there, but for the port, and print an answer."""
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"This is {name}. ")
+    host = cluster.http_url.removeprefix("http://")
+    command = (sys.executable, "-c") if language == "python" else ("bash", "-c")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        code.replace("127.0.0.1:8000", host),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+    assert process.returncode == 0, errors.decode()
+    assert output.strip()
+    assert b'"error"' not in output

@@ -94,10 +94,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"), num_layers=1)
 
 
-def write_config(folder: Path, model: Path, grpc_port: int = 0) -> Path:
+def write_config(folder: Path, model: Path, **ports: int) -> Path:
     path = folder / "router.json"
     settings = {"model_path": str(model), "host": "127.0.0.1", "zmq_port": 0, "http_port": 0}
-    path.write_text(json.dumps({**settings, "grpc_port": grpc_port}))
+    path.write_text(json.dumps({**settings, "grpc_port": 0, **ports}))
     return path
 
 
@@ -139,14 +139,15 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
             await process.wait()
 
 
+@pytest.mark.parametrize("key", ["grpc_port", "http_port"])
 def test_a_port_in_use_stops_the_start(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
     """With the key, the port and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        path = write_config(tmp_path, model, port)
+        path = write_config(tmp_path, model, **{key: port})
         assert main(["--config-file", str(path)]) == EXIT_BAD_START
     output = capsys.readouterr()
     assert output.out == ""
-    assert f"config_error key=router.grpc_port value={port} remedy=" in output.err
+    assert f"config_error key=router.{key} value={port} remedy=" in output.err
