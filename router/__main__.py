@@ -18,7 +18,6 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from router.http.server import HttpServer
 from router.manager import Manager
 from router.service_server import GrpcServer
 from streamfill.config import RouterConfig, load_process_file
@@ -72,7 +71,11 @@ async def _run(config: RouterConfig) -> None:
     signals = _Signals()
     manager = Manager(config)
     server = GrpcServer(manager, config.host, config.grpc_port)
-    http = None if config.http_port is None else HttpServer(manager, config)
+    http = None
+    if config.http_port is not None:
+        from router.http.server import HttpServer
+
+        http = HttpServer(manager, config)
     await manager.start()
     try:
         grpc_port, zmq_port = await server.start(), manager.zmq_port

@@ -10,12 +10,14 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.http.app import make_app
+from router.http.errors import error_response
 from router.http.protocol import BoundedH11Protocol
 from router.interface import StreamManager
 from streamfill.config import RouterConfig
-from streamfill.errors import ConfigError, InternalError
+from streamfill.errors import ConfigError, InternalError, UnavailableError
 from streamfill.observability.logging import log_event
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ class HttpServer:
         self._host = config.http_host or config.host
         self._host_key = "router.host" if config.http_host is None else "router.http_host"
         self._port = config.http_port or 0
-        app = make_app(manager, config.max_body_bytes, config.http_allow_origins)
+        app = _answered_at_the_end(
+            make_app(manager, config.max_body_bytes, config.http_allow_origins)
+        )
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -94,11 +98,11 @@ class HttpServer:
             await asyncio.wait({self._serving})
         if not self._serving.cancelled() and (error := self._serving.exception()) is not None:
             log_event(logger, "http_stop_failed", level=logging.ERROR, exception=error)
+        if tasks := set(self._server.server_state.tasks):
+            await asyncio.wait(tasks, timeout=STOP_SLACK_S)
         for connection in list(self._server.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-        if tasks := set(self._server.server_state.tasks):
-            await asyncio.wait(tasks, timeout=STOP_SLACK_S)
 
     def _bind(self) -> socket.socket:
         try:
@@ -132,6 +136,30 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the router's."""
         yield
+
+
+def _answered_at_the_end(app: ASGIApp) -> ASGIApp:
+    """``app``, which answers requests that are cancelled, as a stop does with those that did not
+    end in time."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = has_begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await app(scope, receive, noting_send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or has_begun:
+                raise
+            # Nobody waits for this task but uvicorn, which would log a bug.
+            response = error_response(UnavailableError("the router is shutting down"))
+            await response(scope, receive, send)
+
+    return run
 
 
 def _notice_vanished(listener: socket.socket) -> None:

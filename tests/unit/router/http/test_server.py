@@ -142,7 +142,7 @@ async def test_a_stop_lets_requests_end() -> None:
 
 
 async def test_a_stop_ends_what_does_not_end() -> None:
-    """Behind the grace, and cancels its stream."""
+    """Behind the grace, with an answer, and cancels its stream."""
     manager = FakeManager(hold_answer=True)
     server = HttpServer(manager, config())
     port = await server.start()
@@ -152,8 +152,10 @@ async def test_a_stop_ends_what_does_not_end() -> None:
     await server.stop(0.0)
     (stream,) = manager.streams.values()
     await until(lambda: stream.cancelled_because)
-    await reader.read()
-    writer.close()
+    try:
+        assert b"the router is shutting down" in await reader.read()
+    finally:
+        writer.close()
 
 
 async def test_signals_stay_those_of_the_router() -> None:
