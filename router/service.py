@@ -14,10 +14,11 @@ from typing import Protocol
 from router import service_replies as replies
 from router import service_requests as requests
 from router import service_scheduling as scheduling
+from router.call_messages import CallEvent
 from router.interface import Acknowledged, StreamHandle, StreamManager
 from router.service_decode import Undecodable
 from router.service_stream import call_event, client_messages
-from router.stream_call import CallEvent, StreamCall, refusals_noted
+from router.stream_call import StreamCall, refusals_noted
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.errors import FailedPreconditionError, StreamError
 from streamfill.observability.logging import log_event

@@ -1,4 +1,4 @@
-"""The messages of a bidirectional ``Stream`` call, as those of ``stream_call``, and back."""
+"""The messages of a bidirectional ``Stream`` call, as ``call_messages``, and back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from functools import partial
 
 from router import service_replies as replies
 from router import service_requests as requests
-from router.service_decode import Undecodable
-from router.stream_call import (
+from router.call_messages import (
     Append,
     CallEvent,
     Cancel,
@@ -22,6 +21,7 @@ from router.stream_call import (
     Unreadable,
     Update,
 )
+from router.service_decode import Undecodable
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.status_details import error_event, failed_event
 from streamfill.errors import InvalidArgumentError

@@ -19,18 +19,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
-from router.interface import (
-    Acknowledged,
-    CommitOptions,
-    OpenOptions,
-    Segment,
-    StreamEvent,
-    StreamHandle,
-    StreamManager,
+from router.call_messages import (
+    Append,
+    CallEvent,
+    Cancel,
+    ClientMessage,
+    Commit,
+    Failed,
+    Open,
+    Opened,
+    Operation,
+    Refused,
+    Unreadable,
+    Update,
 )
+from router.interface import Acknowledged, StreamHandle, StreamManager
 from streamfill.errors import (
     CancelledStreamError,
     FailedPreconditionError,
@@ -43,86 +48,6 @@ TELL_S = 1.0
 """For the last event of a call that ends badly: a client that reads nothing does not keep it."""
 MAX_UNDER_WAY = 2
 """Operations of one call that were read and are not applied yet."""
-
-
-@dataclass(frozen=True)
-class Open:
-    """Open the stream. ``read`` raises ``InvalidArgumentError``, as in the classes below."""
-
-    read: Callable[[], OpenOptions]
-
-
-@dataclass(frozen=True)
-class Append:
-    """Put a segment behind the context."""
-
-    read: Callable[[], Segment]
-
-
-@dataclass(frozen=True)
-class Update:
-    """Replace the context."""
-
-    read: Callable[[], Segment]
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The prompt is complete."""
-
-    read: Callable[[], CommitOptions]
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Give the stream up."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Something that is no message."""
-
-    error: StreamError
-
-
-Operation: TypeAlias = Open | Append | Update | Commit | Cancel | Unreadable
-
-
-@dataclass(frozen=True)
-class ClientMessage:
-    """One message of the client."""
-
-    seq: int | None
-    """The client's number for it."""
-    operation: Operation
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The stream is open."""
-
-    stream_id: int
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An operation changed nothing; the stream goes on."""
-
-    seq: int
-    """The operation's number, 0 if it had none."""
-    error: StreamError
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The last event of a call that ends badly."""
-
-    error: StreamError
-
-
-CallEvent: TypeAlias = StreamEvent | Opened | Refused | Failed
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The messages on a WebSocket, as those of ``stream_call``, and back.
+"""What a client says on a WebSocket, as ``call_messages``.
 
 Each is a JSON object with a ``type``. The names and their meanings are those of
 ``streamfill.proto``; ids of streams are strings, since JavaScript's numbers are too small for them.
@@ -14,32 +14,20 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from router import request_checks as checks
-from router.http.chat import ChatMessage, conversation
-from router.http.errors import ErrorObject, error_object
-from router.http.fields import Fields, SamplingFields, convert
-from router.http.sampling import commit_options, open_options
-from router.interface import (
-    Acknowledged,
-    CommitOptions,
-    DoneEvent,
-    OpenOptions,
-    Segment,
-    TokenEvent,
-)
-from router.stream_call import (
+from router.call_messages import (
     Append,
-    CallEvent,
     Cancel,
     ClientMessage,
     Commit,
-    Failed,
     Open,
-    Opened,
     Operation,
-    Refused,
     Unreadable,
     Update,
 )
+from router.http.chat import ChatMessage, conversation
+from router.http.fields import Fields, SamplingFields, convert
+from router.http.sampling import commit_options, open_options
+from router.interface import CommitOptions, OpenOptions, Segment
 from streamfill.errors import InvalidArgumentError, StreamError
 from streamfill.messages.common import StreamMode
 
@@ -166,87 +154,3 @@ def _content(fields: SegmentFields | CommitFields, vocab_size: int) -> Segment |
     if fields.messages is not None:
         return Segment(messages=conversation(fields.messages, is_open=True))
     return None
-
-
-class ErrorMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
-    """An operation was refused; the stream goes on."""
-
-    seq: int
-    error: ErrorObject
-
-
-class FailedMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="failed"):
-    """The stream ended badly. The last message."""
-
-    error: ErrorObject
-
-
-def server_message(event: CallEvent, stream_id: int) -> bytes:
-    """What the client is told, as JSON.
-
-    Args:
-        stream_id: of the call's stream; of no meaning before it is open.
-    """
-    match event:
-        case Refused():
-            return msgspec.json.encode(ErrorMessage(seq=event.seq, error=error_object(event.error)))
-        case Failed():
-            return msgspec.json.encode(FailedMessage(error=error_object(event.error)))
-        case Opened():
-            return msgspec.json.encode({"type": "opened", "stream_id": str(event.stream_id)})
-        case Acknowledged():
-            return msgspec.json.encode(_acknowledged(event))
-        case TokenEvent():
-            return msgspec.json.encode(_token(event))
-        case DoneEvent():
-            return msgspec.json.encode(_done(event, stream_id))
-
-
-def _acknowledged(event: Acknowledged) -> dict[str, object]:
-    return {
-        "type": "acknowledged",
-        "seq": event.client_seq,
-        "num_received_tokens": event.num_received_tokens,
-        "num_computed_tokens": event.num_computed_tokens,
-        "num_invalidated_tokens": event.num_invalidated_tokens,
-    }
-
-
-def _token(event: TokenEvent) -> dict[str, object]:
-    told: dict[str, object] = {
-        "type": "token",
-        "index": event.index,
-        "token_id": event.token_id,
-        "text": event.text,
-    }
-    if event.logprob is not None:
-        top = [{"token_id": token_id, "logprob": value} for token_id, value in event.logprob.top]
-        told |= {"logprob": event.logprob.logprob, "top_logprobs": top}
-    return told
-
-
-def _done(event: DoneEvent, stream_id: int) -> dict[str, object]:
-    usage = event.usage
-    return {
-        "type": "done",
-        "finish_reason": event.finish_reason,
-        "matched_stop": event.matched_stop,
-        "text_tail": event.text_tail,
-        "usage": {
-            "num_prompt_tokens": usage.num_prompt_tokens,
-            "num_output_tokens": usage.num_output_tokens,
-            "num_cached_tokens": usage.num_cached_tokens,
-            "num_computed_tokens": usage.num_computed_tokens,
-            "num_recomputed_tokens": usage.num_recomputed_tokens,
-            "num_reused_tokens": usage.num_reused_tokens,
-            "num_invalidated_tokens": usage.num_invalidated_tokens,
-        },
-        "metadata": {
-            "stream_id": str(stream_id),
-            "prefill_server": event.prefill_server,
-            "decode_server": event.decode_server,
-            "decoded_by_prefill": event.decoded_by_prefill,
-            "handoff": event.handoff,
-            "num_attempts": event.num_attempts,
-        },
-    }

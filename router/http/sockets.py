@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from router.call_messages import CallEvent, ClientMessage, Unreadable
 from router.http.bodies import while_connected
 from router.http.errors import status_of
-from router.http.socket_messages import client_message, server_message
+from router.http.socket_events import server_message
+from router.http.socket_messages import client_message
 from router.interface import StreamManager
 from router.service import CLIENT_GONE
-from router.stream_call import CallEvent, ClientMessage, StreamCall, Unreadable
+from router.stream_call import StreamCall
 from streamfill.errors import ErrorCode, InternalError, StreamError
 
 FIRST_MESSAGE_S = 10.0
