@@ -3,7 +3,9 @@
 1. ``Generate`` names a transfer. If its KV is not here yet the stream waits, for at most
    ``HANDOFF_WAIT_S``.
 2. KV that arrived complete is put into the radix tree, whether or not anybody waits for it yet.
-3. The stream then runs as an ordinary request that brings its first token along. What the tree does
+3. Of KV that comes ahead of its commit senders hear how much is held, now and later (``early``).
+   What a hand-off goes on behind may be lost by then; the sender is told, and sends it again.
+4. The stream then runs as an ordinary request that brings its first token along. What the tree does
    not hold, because the transfer failed, was late or was evicted, is computed. It starts when it
    fits beside the others also at their predicted peak (``peak``).
 """
@@ -14,9 +16,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from decode_server.early import EarlyKv
 from decode_server.peak import AnswerLengths, Holding, peak_tokens
 from streamfill.engine.interface import Engine
-from streamfill.kv_transfer.interface import IncomingTransfer, KvReceiverInterface
+from streamfill.kv_transfer.interface import (
+    HeldReport,
+    IncomingTransfer,
+    KvReceiverInterface,
+    SenderNote,
+)
 from streamfill.links.server_link import Inbound
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -24,6 +32,7 @@ from streamfill.observability.logging import log_event
 from streamfill.serving.core import ServingCore, TransportCounters
 from streamfill.serving.deciding import PolicySetting
 from streamfill.serving.records import Answer, Phase, StreamRecord
+from streamfill.serving.turn import TransportEvent
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +55,48 @@ class DecodeCore(ServingCore):
         *,
         step_tokens: int,
         clock: Callable[[], float],
+        server_id: str = "",
+        rank: int = 0,
     ) -> None:
+        """
+        Args:
+            server_id: of this server.
+            rank: of this process within the server's tensor-parallel group.
+
+        The rest as ``ServingCore``.
+        """
         super().__init__(engine, send, policy, step_tokens=step_tokens, clock=clock)
         self._receiver = receiver
+        self._rank = rank
+        self._early = EarlyKv(engine, server_id, self._tell)
+        self._early_room = -1
         self._settled: OrderedDict[int, None] = OrderedDict()
         self._held: dict[int, IncomingTransfer] = {}
         self._lengths = AnswerLengths()
 
     def step(self, messages: Sequence[Inbound]) -> None:
-        self._stop_waiting(self._clock())
+        now_s = self._clock()
+        self._stop_waiting(now_s)
         super().step(messages)
+        self._early.expire(now_s)
+        room = self._early.room_tokens
+        if room != self._early_room:
+            self._early_room = room
+            self._receiver.allow_early(room * self.engine.host_room().bytes_per_token)
+
+    def poll_events(self) -> list[TransportEvent]:
+        """On rank 0: what senders said, for all ranks. On others: what they said is dropped."""
+        return list(self._receiver.poll_notes())
+
+    def take_events(self, events: Sequence[TransportEvent]) -> None:
+        """What rank 0 was told, in the same turn on every rank."""
+        notes = [event for event in events if isinstance(event, SenderNote)]
+        self._early.take_notes(notes, self._clock())
+
+    def note_losses(self) -> frozenset[int]:
+        losers = super().note_losses()
+        self._early.note_losses(losers)
+        return losers
 
     def receive(self) -> list[int]:
         """Transfers that arrived completely since the last call. They wait for ``take_in``."""
@@ -81,8 +122,29 @@ class DecodeCore(ServingCore):
                 stream_id=incoming.stream_id,
                 num_tokens=len(incoming.token_ids),
                 num_cached=num_cached,
+                is_early=incoming.is_early,
             )
-            self._settle(transfer_id)
+            self._note_taken_in(incoming, num_cached)
+
+    def _note_taken_in(self, incoming: IncomingTransfer, num_cached: int) -> None:
+        if incoming.is_early:
+            self._early.note_import(incoming, self._clock())
+            return
+        if num_cached < incoming.first_token:
+            self._early.report_missed(incoming, num_cached)
+            if incoming.replaces is None:
+                return  # it may be sent again; who waits for it hears otherwise from the router
+        self._early.forget(incoming.stream_id)
+        self._settle(incoming.transfer_id if incoming.replaces is None else incoming.replaces)
+
+    def _tell(self, sender_id: str, report: HeldReport) -> None:
+        if self._rank == 0:
+            self._receiver.tell(sender_id, report)
+
+    def _answer_question(self, message: r.FlushCache | r.SetPolicy | r.DescribeStreams) -> None:
+        super()._answer_question(message)
+        if isinstance(message, r.FlushCache):
+            self._early.flushed()
 
     def give_up(self, transfer_ids: Sequence[int]) -> None:
         """Let go of KV that never arrived on the other ranks; who waits for it recomputes."""

@@ -11,6 +11,7 @@ from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.serving.deciding import PolicySetting
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.runtime import STAGING_LIMIT_BYTES, SchedulerRuntime
+from streamfill.serving.turn import TransportEvent
 
 
 class DecodeRuntime(SchedulerRuntime):
@@ -42,6 +43,8 @@ class DecodeRuntime(SchedulerRuntime):
             self._receiver,
             step_tokens=self._step_tokens,
             clock=self.clock,
+            server_id=self.config.server_id,
+            rank=self.rank,
         )
         return self._decode_core
 
@@ -52,7 +55,18 @@ class DecodeRuntime(SchedulerRuntime):
         return 0 if self._receiver is None else self._receiver.port
 
     def poll_transport(self) -> list[int]:
-        return [] if self._decode_core is None else self._decode_core.receive()
+        if self._decode_core is None:
+            return []
+        if self.rank != 0:
+            self._decode_core.poll_events()  # rank 0 hears the same
+        return self._decode_core.receive()
+
+    def poll_transport_events(self) -> list[TransportEvent]:
+        return [] if self._decode_core is None else self._decode_core.poll_events()
+
+    def take_transport_events(self, events: tuple[TransportEvent, ...]) -> None:
+        if self._decode_core is not None:
+            self._decode_core.take_events(events)
 
     def take_transfers(self, transfer_ids: tuple[int, ...]) -> None:
         if self._decode_core is not None:

@@ -1,38 +1,73 @@
 """The prefill server's logic: what ``serving.core`` does, and the sending end of the hand-off.
 
-1. The first token leaves for the router at once (``ServingCore._on_answer``).
-2. The prompt's KV is copied out of the pool: the only part of a hand-off in which the scheduler's
-   loop takes part.
-3. The transport carries it to the decode server in a thread of its own.
-4. The outcome goes to the router. Failure costs the decode server a recomputation, nothing else.
+1. While context arrives, what is stable of its KV goes to the decode server already (``pushes``).
+2. The first token leaves for the router at once (``ServingCore._on_answer``).
+3. The rest of the prompt's KV is lent to the transport, which carries it to the decode server in a
+   thread of its own.
+4. The outcome goes to the router. Failure costs the decode server a recomputation, nothing else. If
+   it missed what the rest goes on behind, that is sent again where this is cheaper.
+
+All ranks decide alike: what differs between them, when a transfer ends and what decode servers say,
+comes to all from rank 0 (``take_events``).
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import secrets
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from streamfill.engine.interface import Engine, ExportedKv
-from streamfill.kv_transfer.interface import KvSenderInterface, OutgoingTransfer, PeerAddress
+import torch
+
+from prefill_server.pushes import MIN_PUSH_TOKENS, EarlyPush, StreamPush, num_stable
+from streamfill.engine.interface import Engine, ExportedKv, RequestUpdate
+from streamfill.kv_transfer.interface import (
+    HeldReport,
+    KvSenderInterface,
+    OutgoingTransfer,
+    PeerAddress,
+    ReceiverLost,
+    TransferOutcome,
+)
+from streamfill.kv_transfer.source import KvSource, StagedKv
+from streamfill.links.server_link import Inbound
+from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.common import HandoffTarget
+from streamfill.messages.common import HandoffTarget, KvPeer
 from streamfill.observability.logging import log_event
 from streamfill.serving.core import ServingCore, TransportCounters
 from streamfill.serving.deciding import PolicySetting, PreemptionSetting
-from streamfill.serving.records import Answer, StreamRecord
+from streamfill.serving.records import Answer, Phase, StreamRecord
+from streamfill.serving.turn import TransportEvent
 
 logger = logging.getLogger(__name__)
+
+_MEMORY = 0.9
+"""Weight that what is known of a transfer's cost keeps with each new one."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Pending:
+    """A transfer under way."""
+
     stream_id: int
     attempt: int
-    exported: ExportedKv
+    exported: ExportedKv | None
+    """None: nothing is carried, all is there already."""
+    num_tokens: int
+    """Of the sequence, what is there already included."""
     num_ranks: int
     """Each sends its part, all of the same size."""
+    handoff_id: int | None
+    """The router's name for it. None: it goes ahead of the commit."""
+
+    @property
+    def num_bytes(self) -> int:
+        """On this rank."""
+        return 0 if self.exported is None else self.exported.kv.num_bytes
 
 
 class PrefillCore(ServingCore):
@@ -49,56 +84,179 @@ class PrefillCore(ServingCore):
         step_tokens: int,
         clock: Callable[[], float],
         preemption: PreemptionSetting | None = None,
+        early_push: EarlyPush = EarlyPush.AUTO,
+        first_transfer_id: int | None = None,
     ) -> None:
-        """``rank`` is this process's within the server's tensor-parallel group; the rest as
-        ``ServingCore``."""
+        """
+        Args:
+            rank: this process's within the server's tensor-parallel group.
+            early_push: whether KV is sent ahead of the commit.
+            first_transfer_id: of pushes, the same on all ranks; None draws one.
+
+        The rest as ``ServingCore``.
+        """
         super().__init__(
             engine, send, policy, step_tokens=step_tokens, clock=clock, preemption=preemption
         )
         self._sender = sender
         self._rank = rank
+        self._early_push = early_push
         self._pending: dict[int, _Pending] = {}
+        self._outcomes: list[TransferOutcome] = []
+        self._pushes: dict[int, StreamPush] = {}
+        """By stream id."""
+        self._push_streams: dict[int, int] = {}
+        """By transfer id, of pushes under way."""
+        self._may_push: set[int] = set()
+        """Streams of which more may have become worth sending."""
+        # The router's own ids leave the uppermost bit alone.
+        first = secrets.randbits(62) if first_transfer_id is None else first_transfer_id
+        self._push_ids = itertools.count((1 << 63) | first)
+        self._seconds_per_byte = 0.0
+        """Of transfers, lately."""
+
+    def step(self, messages: Sequence[Inbound]) -> None:
+        super().step(messages)
+        self._push_early()
 
     def poll_transfers(self) -> None:
-        """Report transfers that ended. Called in every turn."""
+        """Take transfers back that ended. Called in every turn, on every rank by itself."""
         for outcome in self._sender.poll():
             pending = self._pending.pop(outcome.transfer_id, None)
             if pending is None:
                 continue
-            self.engine.release_staging(pending.exported)
-            num_bytes = outcome.num_bytes * pending.num_ranks
-            if outcome.ok:
-                self.num_handoff_bytes += num_bytes
-            log_event(
-                logger,
-                "handoff_ended",
-                stream_id=pending.stream_id,
-                status=outcome.status,
-                reason=outcome.reason,
-                num_tokens=pending.exported.num_tokens,
-                num_bytes=num_bytes,
-                seconds=outcome.seconds,
-            )
-            self._send(
-                s.HandoffReport(
-                    stream_id=pending.stream_id,
-                    attempt=pending.attempt,
-                    transfer_id=outcome.transfer_id,
-                    ok=outcome.ok,
-                    reason=outcome.reason,
-                    num_tokens=pending.exported.num_tokens,
-                    num_bytes=num_bytes,
-                    seconds=outcome.seconds,
-                )
-            )
+            if pending.exported is not None:
+                self.engine.release_export(pending.exported)
+            self._outcomes.append(outcome)
+            self._report_ended(pending, outcome)
+
+    def poll_events(self) -> list[TransportEvent]:
+        """On rank 0, after ``poll_transfers``: what all ranks have to know."""
+        events: list[TransportEvent] = [*self._outcomes, *self._sender.poll_held()]
+        self._outcomes.clear()
+        return events
+
+    def take_events(self, events: Sequence[TransportEvent]) -> None:
+        """What rank 0 noticed, in the same turn on every rank."""
+        for event in events:
+            match event:
+                case TransferOutcome():
+                    self._note_outcome(event)
+                case HeldReport():
+                    self._note_held(event)
+                case ReceiverLost(server_id=server_id):
+                    for stream_id, push in self._pushes.items():
+                        if push.peer.server_id == server_id:
+                            push.lose()
+                            self._may_push.add(stream_id)
+                case _:
+                    pass  # what decode servers are told
+
+    def forget_transfers(self) -> None:
+        """On ranks other than 0: what rank 0 tells is enough."""
+        self._outcomes.clear()
+        self._sender.poll_held()
 
     def transport_counters(self) -> TransportCounters:
         return TransportCounters(
             num_transfers=len(self._pending),
-            staging_bytes=sum(
-                pending.exported.staging.numel() for pending in self._pending.values()
-            ),
+            staging_bytes=sum(pending.num_bytes for pending in self._pending.values()),
         )
+
+    # Ahead of the commit
+
+    def _push_to(self, message: r.PushTo) -> None:
+        record = self._find(message.stream_id, message.attempt)
+        if record is None or record.phase is not Phase.OPEN or self._early_push is EarlyPush.OFF:
+            return
+        self._assign(record, message.peer)
+
+    def _assign(self, record: StreamRecord, peer: KvPeer) -> None:
+        """KV of the stream may go to this decode server from now on."""
+        push = self._pushes.get(record.stream_id)
+        if (push is not None and push.peer == peer) or self._rank >= len(peer.control_ports):
+            return
+        if push is not None:
+            self._let_go(record.stream_id, push)
+        self._pushes[record.stream_id] = StreamPush(peer)
+        self._may_push.add(record.stream_id)
+
+    def _splice(self, message: r.Splice) -> None:
+        record = self._find(message.stream_id, message.attempt)
+        push = self._pushes.get(message.stream_id)
+        if record is not None and push is not None and record.phase is Phase.OPEN:
+            push.splice(message.keep_tokens, len(record.ids))
+        super()._splice(message)
+        if push is not None:
+            self._may_push.add(message.stream_id)
+
+    def _commit(self, message: r.Commit) -> None:
+        super()._commit(message)
+        record = self._find(message.stream_id, message.attempt)
+        if record is None or record.phase is Phase.OPEN or self._early_push is EarlyPush.OFF:
+            return
+        if message.handoff is None:
+            push = self._pushes.pop(record.stream_id, None)
+            if push is not None:
+                self._let_go(record.stream_id, push)
+        else:
+            self._assign(record, message.handoff.peer)
+
+    def _on_segment(self, record: StreamRecord, update: RequestUpdate) -> None:
+        super()._on_segment(record, update)
+        if record.stream_id in self._pushes:
+            self._may_push.add(record.stream_id)
+
+    def _push_early(self) -> None:
+        """Send what is worth it. Costs the loop next to nothing: the transport reads it later."""
+        waiting, self._may_push = self._may_push, set()
+        for stream_id in waiting:
+            record, push = self._records.get(stream_id), self._pushes.get(stream_id)
+            if record is None or push is None or record.phase not in (Phase.OPEN, Phase.COMMITTED):
+                continue
+            self._ask(record, push)
+            if not push.may_push(self._clock()):
+                continue
+            end = self._num_worth(record, push)
+            first = self._whole_pages(push.num_held)
+            if end - first < MIN_PUSH_TOKENS:
+                continue
+            exported = self.engine.export_kv(record.ids[:end], first)
+            if exported is None:
+                continue
+            transfer_id = next(self._push_ids)
+            if self._submit(record, push.peer, transfer_id, exported, first=first):
+                push.push(transfer_id, exported.num_tokens)
+                self._push_streams[transfer_id] = stream_id
+
+    def _num_worth(self, record: StreamRecord, push: StreamPush) -> int:
+        """Leading tokens that are worth sending now; whole pages."""
+        num_tokens = min(record.num_computed, record.num_prompt)
+        if record.phase is Phase.OPEN and self._early_push is EarlyPush.AUTO:
+            num_tokens = num_stable(record.mode, push.kept, num_tokens, len(self._by_key))
+        return self._whole_pages(num_tokens)
+
+    def _ask(self, record: StreamRecord, push: StreamPush) -> None:
+        """The decode server may hold part of the prompt, from an earlier turn or other streams."""
+        num_known = record.num_prompt
+        if not push.wants_to_ask(num_known):
+            return
+        push.ask(num_known, self._clock())
+        if self._rank == 0:
+            self._sender.ask(
+                self._address(push.peer, 0),
+                record.stream_id,
+                push.version,
+                array("i", record.ids[:num_known]),
+            )
+
+    def _let_go(self, stream_id: int, push: StreamPush) -> None:
+        if push.transfer_id is not None:
+            self._sender.cancel(push.transfer_id)
+        if self._rank == 0:
+            self._sender.let_go(self._address(push.peer, 0), stream_id)
+
+    # After the commit
 
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
         if answer.handoff is not None and answer.finish is None:
@@ -108,39 +266,160 @@ class PrefillCore(ServingCore):
         if target.transfer_id in self._pending:
             self._report_failure(record, target, f"transfer {target.transfer_id} was used before")
             return
-        exported = self.engine.export_kv(record.ids)
-        if exported is None:
+        push = self._pushes.get(record.stream_id)
+        first = 0
+        if push is not None and push.peer == target.peer:
+            first = self._whole_pages(min(push.num_expected, len(record.ids)))
+        self._send_rest(record, target, target.transfer_id, first)
+
+    def _send_rest(
+        self, record: StreamRecord, target: HandoffTarget, transfer_id: int, first: int
+    ) -> None:
+        """Send the prompt's KV from ``first`` on, in place of an earlier try if the id is not the
+        router's."""
+        exported = self.engine.export_kv(record.ids, first)
+        if exported is None and not first:
             self._report_failure(
                 record, target, "no KV of the prompt is left, or no staging memory"
             )
             return
-        if self._rank >= len(target.control_ports):
-            self.engine.release_staging(exported)
-            self._report_failure(
-                record,
-                target,
-                f"rank {self._rank} here, {len(target.control_ports)} ranks at {target.server_id}",
+        self._submit(record, target.peer, transfer_id, exported, first=first, target=target)
+
+    def _submit(
+        self,
+        record: StreamRecord,
+        peer: KvPeer,
+        transfer_id: int,
+        exported: ExportedKv | None,
+        *,
+        first: int,
+        target: HandoffTarget | None = None,
+    ) -> bool:
+        """Give KV to the transport. ``target`` is the hand-off that it completes; None: it goes
+        ahead of the commit. Returns whether its outcome will follow."""
+        problem = None
+        if self._rank >= len(peer.control_ports):
+            num_ranks = len(peer.control_ports)
+            problem = f"rank {self._rank} here, {num_ranks} ranks at {peer.server_id}"
+        else:
+            num_tokens = first if exported is None else exported.num_tokens
+            push = self._pushes.get(record.stream_id)
+            kv: KvSource = _NOTHING if exported is None else exported.kv
+            is_retry = target is not None and transfer_id != target.transfer_id
+            transfer = OutgoingTransfer(
+                transfer_id=transfer_id,
+                stream_id=record.stream_id,
+                token_ids=array("i", record.ids[:num_tokens]),
+                first_token=first,
+                kv=kv,
+                version=0 if push is None else push.version,
+                is_early=target is None,
+                replaces=target.transfer_id if target is not None and is_retry else None,
             )
+            self._pending[transfer_id] = _Pending(
+                stream_id=record.stream_id,
+                attempt=record.attempt,
+                exported=exported,
+                num_tokens=num_tokens,
+                num_ranks=len(peer.control_ports),
+                handoff_id=None if target is None else target.transfer_id,
+            )
+            try:
+                self._sender.submit(self._address(peer, self._rank), transfer)
+            except ValueError as error:
+                del self._pending[transfer_id]
+                problem = str(error)
+        if problem is None:
+            return True
+        if exported is not None:
+            self.engine.release_export(exported)
+        if target is not None:
+            self._report_failure(record, target, problem)
+        return False
+
+    def _report_ended(self, pending: _Pending, outcome: TransferOutcome) -> None:
+        num_bytes = outcome.num_bytes * pending.num_ranks
+        push = self._pushes.get(pending.stream_id)
+        if outcome.ok:
+            self.num_handoff_bytes += num_bytes
+            if pending.handoff_id is None:
+                self.num_early_bytes += num_bytes
+                if push is not None:
+                    push.num_bytes += num_bytes
+        num_early_bytes = 0 if push is None else push.num_bytes
+        log_event(
+            logger,
+            "handoff_ended" if pending.handoff_id is not None else "push_ended",
+            level=logging.INFO if pending.handoff_id is not None else logging.DEBUG,
+            stream_id=pending.stream_id,
+            status=outcome.status,
+            reason=outcome.reason,
+            num_tokens=pending.num_tokens,
+            num_bytes=num_bytes,
+            num_early_bytes=num_early_bytes,
+            seconds=outcome.seconds,
+        )
+        if pending.handoff_id is None:
             return
-        peer = PeerAddress(
-            target.server_id, target.host, target.control_ports[self._rank], self._rank
+        self._send(
+            s.HandoffReport(
+                stream_id=pending.stream_id,
+                attempt=pending.attempt,
+                transfer_id=pending.handoff_id,
+                ok=outcome.ok,
+                reason=outcome.reason,
+                num_tokens=pending.num_tokens,
+                num_bytes=num_bytes + num_early_bytes,
+                seconds=outcome.seconds,
+                num_early_bytes=num_early_bytes,
+            )
         )
-        transfer = OutgoingTransfer(
-            transfer_id=target.transfer_id,
+
+    def _note_outcome(self, outcome: TransferOutcome) -> None:
+        """On every rank, of a transfer of rank 0."""
+        if outcome.bytes_per_s is not None:
+            cost = 1 / outcome.bytes_per_s
+            old = self._seconds_per_byte or cost
+            self._seconds_per_byte = _MEMORY * old + (1 - _MEMORY) * cost
+        stream_id = self._push_streams.pop(outcome.transfer_id, None)
+        push = None if stream_id is None else self._pushes.get(stream_id)
+        if stream_id is not None and push is not None and push.transfer_id == outcome.transfer_id:
+            push.ended(ok=outcome.ok, now_s=self._clock())
+            self._may_push.add(stream_id)
+
+    def _note_held(self, report: HeldReport) -> None:
+        record, push = self._records.get(report.stream_id), self._pushes.get(report.stream_id)
+        if push is not None and push.peer.server_id == report.server_id:
+            push.hear(report.version, report.num_tokens)
+            self._may_push.add(report.stream_id)
+        if report.missed_transfer_id is None or record is None or record.answer is None:
+            return
+        target = record.answer.handoff
+        if target is not None and target.transfer_id == report.missed_transfer_id:
+            self._send_again(record, target, self._whole_pages(report.num_tokens))
+
+    def _send_again(self, record: StreamRecord, target: HandoffTarget, num_held: int) -> None:
+        """The decode server lost what the rest of the KV goes on behind. Send all of it, or let it
+        compute, whichever is cheaper."""
+        num_tokens = len(record.ids) - num_held
+        num_bytes = num_tokens * self.engine.host_room().bytes_per_token
+        recompute_s = self.decider.costs.model().recompute.seconds(num_tokens, num_held)
+        sending_s = num_bytes * self._seconds_per_byte
+        num_here = self.engine.cached_tokens(record.ids)
+        log_event(
+            logger,
+            "handoff_missed",
+            level=logging.WARNING,
             stream_id=record.stream_id,
-            token_ids=array("i", record.ids[: exported.num_tokens]),
-            first_token=0,
-            staging=exported.staging,
+            num_held=num_held,
+            num_here=num_here,
+            recompute_s=recompute_s,
+            sending_s=sending_s,
         )
-        self._pending[target.transfer_id] = _Pending(
-            record.stream_id, record.attempt, exported, len(target.control_ports)
-        )
-        try:
-            self._sender.submit(peer, transfer)
-        except ValueError as error:
-            del self._pending[target.transfer_id]
-            self.engine.release_staging(exported)
-            self._report_failure(record, target, str(error))
+        if num_here <= num_held or recompute_s < sending_s:
+            self._report_failure(record, target, f"{num_tokens} tokens are cheaper to compute")
+        else:
+            self._send_rest(record, target, next(self._push_ids), num_held)
 
     def _report_failure(self, record: StreamRecord, target: HandoffTarget, reason: str) -> None:
         log_event(
@@ -164,11 +443,20 @@ class PrefillCore(ServingCore):
         )
 
     def _drop(self, record: StreamRecord) -> None:
-        answer = record.answer
-        if (
-            answer is not None
-            and answer.handoff is not None
-            and answer.handoff.transfer_id in self._pending
-        ):
-            self._sender.cancel(answer.handoff.transfer_id)
+        for transfer_id, pending in self._pending.items():
+            if pending.stream_id == record.stream_id and pending.attempt <= record.attempt:
+                self._sender.cancel(transfer_id)
+        push = self._pushes.pop(record.stream_id, None)
+        if push is not None:
+            self._let_go(record.stream_id, push)
         super()._drop(record)
+
+    def _whole_pages(self, num_tokens: int) -> int:
+        return num_tokens - num_tokens % self.engine.facts.page_size
+
+    @staticmethod
+    def _address(peer: KvPeer, rank: int) -> PeerAddress:
+        return PeerAddress(peer.server_id, peer.host, peer.control_ports[rank], rank)
+
+
+_NOTHING = StagedKv(torch.empty(0, dtype=torch.uint8))

@@ -14,8 +14,8 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from prefill_server.page_copies import runs_of
 from prefill_server.page_kernels import PageBlocks
+from streamfill.kv_transfer.page_copies import runs_of
 
 BLOCK_BYTES = 32 << 20
 """A copy of this size takes half a millisecond on the fastest bus, some fifty times what it costs

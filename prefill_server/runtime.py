@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prefill_server.core import PrefillCore
+from prefill_server.pushes import EarlyPush
 from prefill_server.swap import SwapEngine, block_tokens, host_blocks
 from streamfill.config import ServerConfig
 from streamfill.engine.host_memory import read_host_memory
@@ -25,6 +26,7 @@ from streamfill.profiling.profile_file import costs_for
 from streamfill.serving.deciding import PolicySetting, PreemptionSetting
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.runtime import SchedulerRuntime
+from streamfill.serving.turn import TransportEvent
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +86,8 @@ class PrefillRuntime(SchedulerRuntime):
                 mode=PreemptionMode(self.config.preemption),
                 costs=self._costs(engine.kv_pool.device),
             ),
+            early_push=EarlyPush(self.config.early_push),
+            first_transfer_id=self._first_transfer_id(),
         )
         self._attach_swap(engine)
         return self._prefill_core
@@ -99,6 +103,10 @@ class PrefillRuntime(SchedulerRuntime):
         log_event(logger, "cost_model", source=source)
         recompute = msgspec.structs.replace(costs.recompute, pass_tokens=self._step_tokens)
         return msgspec.structs.replace(costs, recompute=recompute)
+
+    def _first_transfer_id(self) -> int:
+        """Of pushes: the same on all ranks, and differs with each start."""
+        return self.mailbox.shared_number
 
     def _attach_swap(self, engine: SchedulerEngine) -> None:
         """Give the engine its host memory."""
@@ -147,7 +155,16 @@ class PrefillRuntime(SchedulerRuntime):
     def poll_transport(self) -> list[int]:
         if self._prefill_core is not None:
             self._prefill_core.poll_transfers()
+            if self.rank != 0:
+                self._prefill_core.forget_transfers()
         return []
+
+    def poll_transport_events(self) -> list[TransportEvent]:
+        return [] if self._prefill_core is None else self._prefill_core.poll_events()
+
+    def take_transport_events(self, events: tuple[TransportEvent, ...]) -> None:
+        if self._prefill_core is not None:
+            self._prefill_core.take_events(events)
 
     def poll_controller(self) -> tuple[Plan | None, bool]:
         controller = self._controller

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from prefill_server.host_index import BlockKey, HostIndex, block_keys
-from prefill_server.page_copies import copy_on_host, host_side, pages_of
 from streamfill.engine.interface import CopyReport
+from streamfill.kv_transfer.page_copies import copy_on_host, host_side, pages_of
 
 if TYPE_CHECKING:
     from prefill_server.lanes import Lanes

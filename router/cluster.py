@@ -145,13 +145,19 @@ class Cluster:
             server.reachable = False
 
     def choose(
-        self, role: Role, *, need_tokens: int = 0, avoid: Collection[ServerId] = ()
+        self,
+        role: Role,
+        *,
+        need_tokens: int = 0,
+        avoid: Collection[ServerId] = (),
+        prefer: ServerId | None = None,
     ) -> Server | None:
-        """The least loaded living server; of prefill servers, one that has room if possible."""
+        """The least loaded living server; of prefill servers, one that has room if possible. See
+        `placement.choose_server`."""
         if role is Role.PREFILL:
             avoid = {*avoid, *self.room.full_servers()}
         loads = (server.load() for server in self.registry)
-        chosen = choose_server(loads, role, need_tokens=need_tokens, avoid=avoid)
+        chosen = choose_server(loads, role, need_tokens=need_tokens, avoid=avoid, prefer=prefer)
         return None if chosen is None else self.registry.by_id(chosen)
 
     def is_usable(self, role: Role) -> bool:

@@ -12,7 +12,7 @@ from router import timing
 from router.servers import Assignment, Server
 from streamfill.messages import router_to_server as r
 from streamfill.messages.codec import pack_ids
-from streamfill.messages.common import StreamMode
+from streamfill.messages.common import KvPeer, StreamMode
 from streamfill.stream.ids import SeqNo
 from streamfill.stream.token_log import LoggedSplice, TokenLog
 
@@ -65,6 +65,7 @@ class PrefillLeg:
         self._seq_offset = 0
         self._open: r.OpenStream | None = None
         self._opened = False
+        self._has_peer = False
         self._acknowledged_seq = 0
         self._sent_seq = 0
         self._repetition = _Repetition()
@@ -113,6 +114,17 @@ class PrefillLeg:
         self._send(self.server, message)
         self._repetition.sent(now_s)
         self._count()
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether the server knows where its KV may go."""
+        return self._has_peer
+
+    def push_to(self, peer: KvPeer) -> None:
+        """KV may go to this decode server ahead of the commit."""
+        self._has_peer = True
+        message = r.PushTo(stream_id=self._stream_id, attempt=self.attempt, peer=peer)
+        self._send(self.server, message)
 
     def send_commit(self, commit: r.Commit, now_s: float) -> None:
         """Send the commit, whose number is `next_seq`. Nothing follows it."""

@@ -256,6 +256,9 @@ class Manager:
         if server.role is Role.PREFILL:
             for session in list(self._sessions.values()):
                 session.move_from(server)
+        else:
+            for session in list(self._sessions.values()):
+                session.leave_target(server)
         self._note_readiness()
 
     async def _housekeep(self) -> None:

@@ -26,6 +26,11 @@ class ServerState(StrEnum):
     DEAD = "dead"
 
 
+PREFER_SLACK = {Role.PREFILL: 4.0 * STREAM_WEIGHT_TOKENS, Role.DECODE: 0.2}
+"""By how much a server that has part of a stream may be more loaded than the best one: what
+recomputing a prompt costs, and a fifth of the pool."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerLoad:
     """What placement looks at, of one server."""
@@ -50,12 +55,15 @@ def choose_server(
     *,
     need_tokens: int = 0,
     avoid: Collection[ServerId] = (),
+    prefer: ServerId | None = None,
 ) -> ServerId | None:
     """The least loaded living server of a role.
 
     Args:
         need_tokens: what its KV pool must be able to hold.
         avoid: servers that failed this stream; taken only when there is no other.
+        prefer: a server that has part of the stream already; taken unless another's load is lower
+            by more than that is worth.
 
     Returns:
         None when no server of this role is alive and large enough. A suspect is not alive: it
@@ -68,16 +76,25 @@ def choose_server(
     ]
     if not candidates:
         return None
-    return min(candidates, key=lambda load: _rank(load, avoid)).server_id
+    best = min(candidates, key=lambda load: _rank(load, avoid))
+    for load in candidates:
+        is_near = _score(load) <= _score(best) + PREFER_SLACK[role]
+        if load.server_id == prefer and is_near and prefer not in avoid:
+            return load.server_id
+    return best.server_id
 
 
 def _rank(load: ServerLoad, avoid: Collection[ServerId]) -> tuple[bool, float, int, ServerId]:
     """Less is better; the id makes the choice the same in every run."""
-    waiting_tokens = max(load.pending_tokens, load.reported_pending_tokens)
+    return load.server_id in avoid, _score(load), load.num_streams, load.server_id
+
+
+def _score(load: ServerLoad) -> float:
+    """How much there is to do: of prefill servers in tokens, of decode servers as a share of the
+    pool."""
     if load.role is Role.PREFILL:
         # Computing is scarce: what is ahead of a new stream.
-        score = float(waiting_tokens + STREAM_WEIGHT_TOKENS * load.num_streams)
-    else:
-        # Memory is scarce: how full the pool will be.
-        score = (load.held_tokens + STREAM_WEIGHT_TOKENS * load.num_streams) / load.pool_tokens
-    return load.server_id in avoid, score, load.num_streams, load.server_id
+        waiting_tokens = max(load.pending_tokens, load.reported_pending_tokens)
+        return float(waiting_tokens + STREAM_WEIGHT_TOKENS * load.num_streams)
+    # Memory is scarce: how full the pool will be.
+    return (load.held_tokens + STREAM_WEIGHT_TOKENS * load.num_streams) / load.pool_tokens

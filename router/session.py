@@ -1,7 +1,8 @@
 """One stream in the router: where it is, how far it has come, and how it ends.
 
 1. `try_place`: a prefill server is chosen; `OpenStream`, then splices as the prompt grows.
-2. `commit`: a decode server is chosen; `Commit` tells the prefill server where the KV goes.
+2. A decode server is chosen as well, to which the prefill server may send KV already: `PushTo`.
+   `commit`: it is chosen again, the same one unless another is far better; `Commit` names it.
 3. The prefill server's first `Output` goes to the client at once; then `Generate` goes to the
    decode server, which goes on with the second token when the KV is there, or recomputes.
 4. The last token, a stop string, an error, the client or the deadline end it: `Forget` goes to
@@ -47,7 +48,7 @@ from streamfill.errors import (
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids, unpack_ids
-from streamfill.messages.common import Finish, FinishReason, HandoffTarget, Role, Sampling
+from streamfill.messages.common import Finish, FinishReason, HandoffTarget, KvPeer, Role, Sampling
 from streamfill.observability.lifetime import Lifetime, LifetimeEvent
 from streamfill.observability.logging import log_event
 from streamfill.stream.ids import StreamId, TransferId
@@ -69,10 +70,11 @@ _Leg = PrefillLeg | GenerateLeg
 
 @dataclass(slots=True)
 class _Target:
-    """The decode server that a commit named, and its reserved share of load."""
+    """The decode server that the answer is to go on at, and its reserved share of load."""
 
     load: Assignment
-    transfer_id: TransferId
+    transfer_id: TransferId | None = None
+    """Of the hand-off, once the stream is committed."""
     transfer_failed: bool = False
 
 
@@ -187,6 +189,8 @@ class Session:
                 )
             if not commit_follows:
                 self._count_uncommitted(self._prefill)
+        if self._target is not None:
+            self._target.load.set(pending_tokens=0, held_tokens=self.prompt.log.num_tokens)
         if segment is not None:
             self.segments.sent(segment, self.prompt.log.last_seq, self.prompt.log.num_tokens)
         self._plan(now_s)
@@ -219,6 +223,8 @@ class Session:
     def try_place(self, now_s: float) -> None:
         """Find a server for what comes next, if none has it; called when one became alive."""
         if self.machine.is_terminal or self._producer() is not None:
+            if self.state is StreamState.OPEN and self._prefill is not None:
+                self._assign_decode(self._prefill)
             return
         self._retries.wait(now_s)
         if self._retries.may_try(now_s):
@@ -239,6 +245,30 @@ class Session:
             self._drop(leg)
             self.try_place(time.monotonic())
 
+    def leave_target(self, server: Server) -> None:
+        """A decode server that dies or drains will not be handed this stream."""
+        target, leg = self._target, self._prefill
+        if target is None or target.load.server is not server or self.state is not StreamState.OPEN:
+            return
+        self._release_target()
+        if leg is not None:
+            self._assign_decode(leg)
+
+    def _assign_decode(self, leg: PrefillLeg) -> None:
+        """Choose the decode server ahead of the commit, so that KV can go there."""
+        if self._target is None:
+            num_tokens = self.prompt.log.num_tokens
+            decode = self._cluster.choose(
+                Role.DECODE, need_tokens=num_tokens + 1, avoid=self._retries.failed_on
+            )
+            if decode is None:
+                return
+            self._target = _Target(Assignment(decode))
+            self._target.load.set(pending_tokens=0, held_tokens=num_tokens)
+        elif leg.has_peer:
+            return
+        leg.push_to(_kv_peer(self._target.load.server))
+
     def _place_prefill(self, now_s: float) -> None:
         log = self.prompt.log
         server = self._cluster.choose(
@@ -256,12 +286,14 @@ class Session:
             self._send_commit(leg, self._committed, now_s)
         else:
             self._count_uncommitted(leg)
+            self._assign_decode(leg)
 
     def _count_uncommitted(self, leg: PrefillLeg) -> None:
         self._cluster.room.put(self.stream_id, leg.server, self.prompt.log.num_tokens)
 
     def _send_commit(self, leg: PrefillLeg, committed: _Committed, now_s: float) -> None:
         num_tokens = self.prompt.log.num_tokens
+        prefer = None if self._target is None else self._target.load.server.server_id
         self._release_target()
         self._handoff = "none"
         self._handoff_report = None
@@ -269,7 +301,10 @@ class Session:
         if committed.sampling.max_new_tokens > 1:
             need_tokens = num_tokens + committed.sampling.max_new_tokens
             decode = self._cluster.choose(
-                Role.DECODE, need_tokens=need_tokens, avoid=self._retries.failed_on
+                Role.DECODE,
+                need_tokens=need_tokens,
+                avoid=self._retries.failed_on,
+                prefer=prefer,
             )
         if decode is not None:
             self._target = _Target(Assignment(decode), self._cluster.new_transfer_id())
@@ -582,6 +617,7 @@ class Session:
         for leg in (self._generate, self._prefill):
             if leg is not None and leg.server is server:
                 self._lose_leg(leg, reason)
+        self.leave_target(server)
 
     def _lose_leg(self, leg: _Leg, reason: str) -> None:
         if leg is self._producer():
@@ -722,11 +758,20 @@ class Session:
         self._prefill = self._generate = None
 
 
-def _handoff_target(target: _Target) -> HandoffTarget:
-    facts = target.load.server.facts
+def _kv_peer(server: Server) -> KvPeer:
+    facts = server.facts
+    return KvPeer(
+        server_id=facts.server_id, host=facts.kv_host, control_ports=facts.kv_control_ports
+    )
+
+
+def _handoff_target(target: _Target) -> HandoffTarget | None:
+    if target.transfer_id is None:
+        return None
+    peer = _kv_peer(target.load.server)
     return HandoffTarget(
         transfer_id=target.transfer_id,
-        server_id=facts.server_id,
-        host=facts.kv_host,
-        control_ports=facts.kv_control_ports,
+        server_id=peer.server_id,
+        host=peer.host,
+        control_ports=peer.control_ports,
     )

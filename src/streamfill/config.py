@@ -18,6 +18,9 @@ from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
 from streamfill.scheduling.registry import DEFAULT_POLICY, PREEMPTION_MODES, make_policy
 
+EARLY_PUSHES = ("auto", "on", "off")
+"""Values of ``early_push``."""
+
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
@@ -101,6 +104,9 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     host_pool_tokens: int | None = None
     """Host memory of each server for KV that was taken from streams, in tokens. 0: never copy.
     None: twice the KV pool, at most 15 % of the machine's memory. Of prefill servers only."""
+    early_push: str = "auto"
+    """Whether KV goes to a decode server ahead of the commit: auto (what will probably stay), on
+    (all that is computed) or off. Of prefill servers only."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -188,6 +194,7 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     preemption: str = "auto"
     cost_profile: str | None = None
     host_pool_tokens: int | None = None
+    early_push: str = "auto"
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
@@ -269,22 +276,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
                 _at_least(f"{role}.{key}", value, 1)
         if section.host_pool_tokens is not None:
             _at_least(f"{role}.host_pool_tokens", section.host_pool_tokens, 0)
-    if config.prefill.preemption not in PREEMPTION_MODES:
-        raise ConfigError(
-            "prefill.preemption",
-            config.prefill.preemption,
-            f"must be one of {', '.join(PREEMPTION_MODES)}",
-        )
-    for key, default in (
-        ("preemption", "auto"),
-        ("cost_profile", None),
-        ("host_pool_tokens", None),
-    ):
-        value = getattr(config.decode, key)
-        if value != default:
-            raise ConfigError(
-                f"decode.{key}", value, f"decode servers swap nothing; set prefill.{key}"
-            )
+    _check_roles(config)
     if config.prefill.cost_profile is not None and not Path(config.prefill.cost_profile).is_file():
         raise ConfigError(
             "prefill.cost_profile",
@@ -331,6 +323,33 @@ def _check_ports(config: ClusterConfig) -> None:
     ):
         if not 0 <= port <= 65535:
             raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
+
+
+def _check_roles(config: ClusterConfig) -> None:
+    """What only one role knows, and its names."""
+    if config.prefill.preemption not in PREEMPTION_MODES:
+        raise ConfigError(
+            "prefill.preemption",
+            config.prefill.preemption,
+            f"must be one of {', '.join(PREEMPTION_MODES)}",
+        )
+    if config.prefill.early_push not in EARLY_PUSHES:
+        raise ConfigError(
+            "prefill.early_push",
+            config.prefill.early_push,
+            f"must be one of {', '.join(EARLY_PUSHES)}",
+        )
+    for key, default in (
+        ("preemption", "auto"),
+        ("cost_profile", None),
+        ("host_pool_tokens", None),
+        ("early_push", "auto"),
+    ):
+        value = getattr(config.decode, key)
+        if value != default:
+            raise ConfigError(
+                f"decode.{key}", value, f"is of no use to decode servers; set prefill.{key}"
+            )
 
 
 def _at_least(key: str, value: int, least: int) -> None:

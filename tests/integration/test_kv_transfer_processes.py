@@ -18,11 +18,13 @@ import torch
 from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress, TransferStatus
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.sender import KvSender
+from streamfill.kv_transfer.source import StagedKv
 from tests.unit.kv_transfer.builders import (
     HOST,
     LAYOUT,
     QUICK,
     arrivals_of,
+    bytes_of,
     outcomes_of,
     transfer,
     wait_until,
@@ -124,7 +126,7 @@ def test_the_sender_is_killed_in_mid_transfer(*, same_host: bool) -> None:
             pipe.send((3, 10))
             assert pipe.recv() == "delivered"
             again = arrivals_of(receiver)[3]
-            assert torch.equal(again.staging, transfer(3, 10).staging)
+            assert torch.equal(again.staging, bytes_of(transfer(3, 10)))
             assert again.epoch > first.epoch
             receiver.release(again)
     finally:
@@ -149,7 +151,7 @@ def test_the_receiver_is_killed_in_mid_transfer(*, same_host: bool) -> None:
             assert pipe.recv() == "receiving"
             transfer_id, _epoch, content = pipe.recv()
             assert transfer_id == 2
-            assert content == bytes(transfer(2, 10).staging.numpy())
+            assert content == bytes(bytes_of(transfer(2, 10)).numpy())
     finally:
         sender.close()
 
@@ -190,7 +192,7 @@ def test_a_group_stands_beside_a_default_group(tmp_path: Path) -> None:
             stream_id=1,
             token_ids=[5],
             first_token=0,
-            staging=torch.ones(LAYOUT.bytes_per_token, dtype=torch.uint8),
+            kv=StagedKv(torch.ones(LAYOUT.bytes_per_token, dtype=torch.uint8)),
         )
         sender.submit(PeerAddress(server_id="d0", host=HOST, control_port=receiver.port), sent)
         assert outcomes_of(sender)[sent.transfer_id].ok

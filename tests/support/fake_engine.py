@@ -30,6 +30,7 @@ from streamfill.engine.interface import (
     RequestUpdate,
 )
 from streamfill.kv_transfer.interface import IncomingTransfer
+from streamfill.kv_transfer.source import StagedKv
 from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
 from tests.support.fake_cache import CachedPage, FakeCache
 
@@ -366,19 +367,21 @@ class FakeEngine:
 
     # KV
 
-    def export_kv(self, token_ids: array[int]) -> ExportedKv | None:
+    def export_kv(self, token_ids: array[int], first_token: int = 0) -> ExportedKv | None:
         num_tokens = self.cached_tokens(token_ids)
-        num_bytes = num_tokens * KV_BYTES_PER_TOKEN
-        if not num_tokens or self.staging_bytes + num_bytes > self._staging_limit_bytes:
+        num_bytes = (num_tokens - first_token) * KV_BYTES_PER_TOKEN
+        if num_bytes <= 0 or self.staging_bytes + num_bytes > self._staging_limit_bytes:
             return None
-        content = bytearray(kv_bytes(token_ids[:num_tokens]))
+        content = bytearray(kv_bytes(token_ids[:num_tokens])[first_token * KV_BYTES_PER_TOKEN :])
         exported = ExportedKv(
-            num_tokens=num_tokens, staging=torch.frombuffer(content, dtype=torch.uint8)
+            first_token=first_token,
+            num_tokens=num_tokens,
+            kv=StagedKv(torch.frombuffer(content, dtype=torch.uint8)),
         )
         self._staged[id(exported)] = num_bytes
         return exported
 
-    def release_staging(self, exported: ExportedKv) -> None:
+    def release_export(self, exported: ExportedKv) -> None:
         del self._staged[id(exported)]  # KeyError: given back twice
 
     def import_kv(self, incoming: IncomingTransfer) -> int:

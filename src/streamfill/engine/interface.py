@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from streamfill.kv_transfer.interface import IncomingTransfer
+    from streamfill.kv_transfer.source import KvSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +78,12 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedKv:
-    """KV of a prefix of a token sequence, copied out of the pool."""
+    """KV of part of a token sequence, for the transport; to be given back to ``release_export``."""
 
+    first_token: int
     num_tokens: int
-    """Whole pages; the KV of tokens [0, num_tokens)."""
-    staging: Tensor
-    """uint8 [number of bytes], see ``kv_transfer.staging.gather``. To be given back to
-    ``release_staging``."""
+    """Whole pages; the KV of tokens [first_token, num_tokens)."""
+    kv: KvSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,13 +258,14 @@ class Engine(Protocol):
         """Since the start."""
         ...
 
-    def export_kv(self, token_ids: array[int]) -> ExportedKv | None:
-        """Copy the KV of the longest cached prefix out of the pool. None: nothing is cached, or
-        staging memory is full."""
+    def export_kv(self, token_ids: array[int], first_token: int = 0) -> ExportedKv | None:
+        """KV of the longest cached prefix from ``first_token`` on, whole pages, as something that
+        stays as it is until it is given back. None: nothing is cached there, or staging memory is
+        full."""
         ...
 
-    def release_staging(self, exported: ExportedKv) -> None:
-        """Give the staging memory of an export back."""
+    def release_export(self, exported: ExportedKv) -> None:
+        """Give an export back."""
         ...
 
     def import_kv(self, incoming: IncomingTransfer) -> int:
@@ -273,5 +274,5 @@ class Engine(Protocol):
         ...
 
     def flush(self) -> bool:
-        """Empty the radix tree. False while requests are running."""
+        """Empty the radix tree. False while requests are running or KV is lent."""
         ...

@@ -87,9 +87,9 @@ class StreamfillCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
         return ATTENTION_BACKEND_NAME
 
     def get_mha_kv_pool_cls(self) -> type:
-        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+        from streamfill.engine.shared_kv_pool import SharedMhaTokenToKvPool
 
-        return _as_type(MHATokenToKVPool)
+        return SharedMhaTokenToKvPool
 
     def get_mla_kv_pool_cls(self) -> type:
         from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool

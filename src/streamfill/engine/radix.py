@@ -41,6 +41,7 @@ from sglang.srt.mem_cache.registry import (
 from streamfill.engine.interface import BlockSwap, CopyReport
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.staging import gather, layout_of, scatter
 
 BACKEND_NAME = "streamfill"
@@ -233,6 +234,8 @@ class KvPool:
         self._tree = tree
         self._allocator = allocator
         pool = allocator.get_kvcache()
+        self.shared: SharedBuffers | None = getattr(pool, "shared_buffers", None)
+        """The pool's memory, where other processes of the machine can map it."""
         self._k_buffers: list[torch.Tensor] = list(pool.k_buffer)
         self._v_buffers: list[torch.Tensor] = list(pool.v_buffer)
         self._restores: list[CopyReport] = []

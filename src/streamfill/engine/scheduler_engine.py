@@ -1,9 +1,9 @@
 """``Engine`` on top of SGLang's scheduler, called from inside the scheduler's own loop.
 
 Depends on ``managers.scheduler.Scheduler`` (``handle_generate_request``, ``abort_request``,
-``waiting_queue``, ``flush_cache``, ``max_total_num_tokens``), ``managers.io_struct``
-(``TokenizedGenerateReqInput``, ``AbortReq``), ``managers.schedule_batch`` (``Req``, the
-``FINISH_*`` reasons) and ``sampling.sampling_params.SamplingParams``.
+``waiting_queue``, ``running_batch``, ``flush_cache``, ``max_total_num_tokens``),
+``managers.io_struct`` (``TokenizedGenerateReqInput``, ``AbortReq``), ``managers.schedule_batch``
+(``Req``, the ``FINISH_*`` reasons) and ``sampling.sampling_params.SamplingParams``.
 
 Life of a request: ``start_*`` builds SGLang's request and puts it into the waiting queue → SGLang
 runs it → ``poll`` reads its outputs off the ``Req`` object → the poll after its end reports
@@ -23,6 +23,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, FINI
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from streamfill.engine.exports import KvExports
 from streamfill.engine.interface import (
     BlockSwap,
     CopyReport,
@@ -36,7 +37,6 @@ from streamfill.engine.interface import (
 from streamfill.engine.interrupts import layer_breaks
 from streamfill.engine.radix import KvPool, StreamRadixCache
 from streamfill.kv_transfer.interface import IncomingTransfer
-from streamfill.kv_transfer.pool import StagingPool
 from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
 
 
@@ -71,7 +71,7 @@ class SchedulerEngine:
         self._allocator = scheduler.token_to_kv_pool_allocator
         self._running: dict[str, _Running] = {}
         self.kv_pool = KvPool(self._tree, self._allocator)
-        self.staging = StagingPool(staging_limit_bytes, device=self.kv_pool.device)
+        self._exports = KvExports(self.kv_pool, self._tree, staging_limit_bytes)
         self.breaks = layer_breaks(scheduler)
         """Where a step can be interrupted. None: nowhere."""
         page_size = scheduler.page_size
@@ -258,23 +258,21 @@ class SchedulerEngine:
     def waiting_keys(self) -> frozenset[str]:
         return frozenset(request.rid for request in self._scheduler.waiting_queue)
 
-    def export_kv(self, token_ids: array[int]) -> ExportedKv | None:
-        slots = self.kv_pool.cached_slots(token_ids)
-        if not len(slots):
-            return None
-        staging = self.staging.try_acquire(len(slots) * self.kv_pool.layout.bytes_per_token)
-        if staging is None:
-            return None
-        self.kv_pool.gather(slots, staging)
-        return ExportedKv(num_tokens=len(slots), staging=staging)
+    def export_kv(self, token_ids: array[int], first_token: int = 0) -> ExportedKv | None:
+        return self._exports.lend(token_ids, first_token)
 
-    def release_staging(self, exported: ExportedKv) -> None:
-        self.staging.release(exported.staging)
+    def release_export(self, exported: ExportedKv) -> None:
+        self._exports.take_back(exported)
+        # Set when a prompt found no memory, and otherwise reset only when a request ends: with none
+        # running it would stay for ever.
+        self._scheduler.running_batch.batch_is_full = False
 
     def import_kv(self, incoming: IncomingTransfer) -> int:
         return self.kv_pool.import_kv(incoming)
 
     def flush(self) -> bool:
+        if len(self._exports):
+            return False  # the transport would read what comes after
         # Not the device allocator's cache: the pool stays, and on a CPU it costs a third of a
         # second.
         is_empty = bool(self._scheduler.flush_cache(empty_cache=False))

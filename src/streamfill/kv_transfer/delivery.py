@@ -18,6 +18,7 @@ from streamfill.errors import TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.interface import OutgoingTransfer, TransferOutcome, TransferStatus
 from streamfill.kv_transfer.sender_session import SenderSession, SessionLostError
+from streamfill.kv_transfer.source import StagedKv
 from streamfill.messages.codec import pack_ids
 from streamfill.messages.handoff import Abort, Accept, Complete, Offer, Pong, Refuse, Reject
 
@@ -43,8 +44,9 @@ class SenderJob:
         self.abort_sent = False
         self.data_ready: torch.cuda.Event | None = None
         """Of the scheduler's stream, which may still be gathering."""
-        if transfer.staging.is_cuda:
-            self.data_ready = torch.cuda.current_stream(transfer.staging.device).record_event()
+        kv = transfer.kv
+        if isinstance(kv, StagedKv) and kv.staging.is_cuda:
+            self.data_ready = torch.cuda.current_stream(kv.staging.device).record_event()
 
     def outcome(self, status: TransferStatus, reason: str) -> TransferOutcome:
         """The job's end, as of now."""
@@ -54,7 +56,7 @@ class SenderJob:
             transfer_id=self.transfer.transfer_id,
             status=status,
             reason=reason,
-            num_bytes=self.transfer.staging.numel(),
+            num_bytes=self.transfer.kv.num_bytes,
             queued_s=begun_s - self.submitted_s,
             seconds=now_s - begun_s,
         )
@@ -97,7 +99,7 @@ class Delivery:
             self._job.data_ready.synchronize()
         checksum = None
         if self._with_checksum:
-            checksum = zlib.crc32(transfer.staging.cpu().numpy().data)
+            checksum = self._checksum()
         self._job.offered_s = time.monotonic()
         self._session.send(
             Offer(
@@ -107,9 +109,12 @@ class Delivery:
                 token_ids=pack_ids(transfer.token_ids),
                 first_token=transfer.first_token,
                 num_tokens=len(transfer.token_ids) - transfer.first_token,
-                num_bytes=transfer.staging.numel(),
+                num_bytes=transfer.kv.num_bytes,
                 chunk_bytes=self._chunk_bytes,
                 checksum=checksum,
+                version=transfer.version,
+                is_early=transfer.is_early,
+                replaces=transfer.replaces,
             )
         )
         match self._reply():
@@ -122,6 +127,18 @@ class Delivery:
             case Complete():
                 raise TransportError("complete before it was accepted")
 
+    def _checksum(self) -> int:
+        """CRC-32 of all bytes."""
+        kv, checksum = self._transfer.kv, 0
+        for begin in range(0, kv.num_bytes, self._chunk_bytes):
+            end = min(begin + self._chunk_bytes, kv.num_bytes)
+            piece = kv.piece(begin, end)
+            if piece is None:
+                piece = torch.empty(end - begin, dtype=torch.uint8)
+                kv.read(begin, piece)
+            checksum = zlib.crc32(piece.cpu().numpy().data, checksum)
+        return checksum
+
     def carry(self) -> None:
         """Send the data of an accepted offer; returns when the receiver has it all.
 
@@ -129,10 +146,12 @@ class Delivery:
             TransferEndedError: it was cancelled, and the receiver delivered nothing.
             TransportError: the link failed, or no answer came in time.
         """
-        staging = self._transfer.staging
-        for begin in range(0, staging.numel(), self._chunk_bytes):
-            self._session.group().send(staging[begin : begin + self._chunk_bytes])
+        kv = self._transfer.kv
+        for begin in range(0, kv.num_bytes, self._chunk_bytes):
+            self._session.group().send(kv, begin, min(begin + self._chunk_bytes, kv.num_bytes))
             self._obey()
+        if kv.num_bytes:
+            self._session.group().flush()
         match self._reply():
             case Complete():
                 return

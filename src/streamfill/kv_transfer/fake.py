@@ -8,18 +8,25 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamfill.kv_transfer.interface import (
+    Farewell,
+    HeldNews,
+    HeldReport,
     IncomingTransfer,
     OutgoingTransfer,
     PeerAddress,
+    Question,
     ReceiverStats,
+    SenderNote,
     SenderStats,
     TransferOutcome,
     TransferStatus,
 )
 from streamfill.kv_transfer.pool import StagingPool
+from streamfill.kv_transfer.reception_desk import UNLIMITED
 from streamfill.kv_transfer.waker import Waker
 
 
@@ -38,6 +45,7 @@ class FakeNetwork:
         """While set, transfers wait until `deliver_held`."""
         self.next_failures: deque[tuple[TransferStatus, str]] = deque()
         """Ends for the next transfers that would have been delivered."""
+        self.senders: dict[str, FakeKvSender] = {}
         self._receivers: dict[tuple[str, int], FakeKvReceiver] = {}
         self._held: list[_Parcel] = []
         self._seen_ids: set[int] = set()
@@ -69,6 +77,16 @@ class FakeNetwork:
         for parcel in held:
             parcel.sender.finish(parcel.transfer, *self._deliver(parcel))
 
+    def receiver(self, peer: PeerAddress) -> FakeKvReceiver | None:
+        """The receiver at an address."""
+        return self._receivers.get((peer.server_id, peer.rank))
+
+    def answer(self, sender_id: str, report: HeldReport) -> None:
+        """Called by a fake receiver."""
+        sender = self.senders.get(sender_id)
+        if sender is not None:
+            sender.hear(report)
+
     def _deliver(self, parcel: _Parcel) -> tuple[TransferStatus, str]:
         transfer_id = parcel.transfer.transfer_id
         receiver = self._receivers.get((parcel.peer.server_id, parcel.peer.rank))
@@ -93,8 +111,10 @@ class FakeKvSender:
         self._waker = Waker()
         self._pending: dict[int, float] = {}  # by transfer id: when it was submitted
         self._outcomes: deque[TransferOutcome] = deque()
+        self._held: deque[HeldNews] = deque()
         self._counts: Counter[TransferStatus] = Counter()
         self._bytes_delivered = 0
+        network.senders[server_id] = self
 
     def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
         """See the interface."""
@@ -103,18 +123,44 @@ class FakeKvSender:
         self._pending[transfer.transfer_id] = time.monotonic()
         self._network.take(self, peer, transfer)
 
+    def ask(
+        self, peer: PeerAddress, stream_id: int, version: int, token_ids: Sequence[int]
+    ) -> None:
+        """See the interface."""
+        receiver = self._network.receiver(peer)
+        if receiver is not None:
+            ids = array("i", token_ids)
+            receiver.note(Question(self.server_id, stream_id, version, ids))
+
+    def let_go(self, peer: PeerAddress, stream_id: int) -> None:
+        """See the interface."""
+        receiver = self._network.receiver(peer)
+        if receiver is not None:
+            receiver.note(Farewell(self.server_id, stream_id))
+
+    def hear(self, news: HeldNews) -> None:
+        """Called by the network, and by tests."""
+        self._held.append(news)
+        self._waker.set()
+
+    def poll_held(self) -> list[HeldNews]:
+        """See the interface."""
+        news = list(self._held)
+        self._held.clear()
+        return news
+
     def finish(self, transfer: OutgoingTransfer, status: TransferStatus, reason: str) -> None:
         """Called by the network."""
         now_s = time.monotonic()
         self._counts[status] += 1
         if status is TransferStatus.DELIVERED:
-            self._bytes_delivered += transfer.staging.numel()
+            self._bytes_delivered += transfer.kv.num_bytes
         self._outcomes.append(
             TransferOutcome(
                 transfer_id=transfer.transfer_id,
                 status=status,
                 reason=reason,
-                num_bytes=transfer.staging.numel(),
+                num_bytes=transfer.kv.num_bytes,
                 queued_s=0.0,
                 seconds=now_s - self._pending[transfer.transfer_id],
             )
@@ -188,6 +234,8 @@ class FakeKvReceiver:
         self._pool = StagingPool(memory_limit_bytes)
         self._waker = Waker()
         self._ready: deque[IncomingTransfer] = deque()
+        self._notes: deque[SenderNote] = deque()
+        self._early_room_bytes = UNLIMITED
         self._num_completed = 0
         self._num_refused = 0
         self._bytes_received = 0
@@ -200,11 +248,12 @@ class FakeKvReceiver:
 
     def accept(self, source_server_id: str, transfer: OutgoingTransfer) -> bool:
         """Called by the network: take a copy, if there is memory for it."""
-        staging = self._pool.try_acquire(transfer.staging.numel())
+        has_room = not transfer.is_early or transfer.kv.num_bytes <= self._early_room_bytes
+        staging = self._pool.try_acquire(transfer.kv.num_bytes) if has_room else None
         if staging is None:
             self._num_refused += 1
             return False
-        staging.copy_(transfer.staging)
+        transfer.kv.read(0, staging)
         self._num_completed += 1
         self._bytes_received += staging.numel()
         self._ready.append(
@@ -216,6 +265,9 @@ class FakeKvReceiver:
                 token_ids=array("i", transfer.token_ids),
                 first_token=transfer.first_token,
                 staging=staging,
+                version=transfer.version,
+                is_early=transfer.is_early,
+                replaces=transfer.replaces,
             )
         )
         self._waker.set()
@@ -227,6 +279,25 @@ class FakeKvReceiver:
         ready = list(self._ready)
         self._ready.clear()
         return ready
+
+    def note(self, note: SenderNote) -> None:
+        """Called by fake senders, and by tests."""
+        self._notes.append(note)
+        self._waker.set()
+
+    def poll_notes(self) -> list[SenderNote]:
+        """See the interface."""
+        notes = list(self._notes)
+        self._notes.clear()
+        return notes
+
+    def tell(self, sender_id: str, report: HeldReport) -> None:
+        """See the interface."""
+        self._network.answer(sender_id, report)
+
+    def allow_early(self, num_bytes: int) -> None:
+        """See the interface."""
+        self._early_room_bytes = num_bytes
 
     def release(self, incoming: IncomingTransfer) -> None:
         """See the interface."""

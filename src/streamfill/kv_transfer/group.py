@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
@@ -23,8 +24,10 @@ import torch.distributed
 from torch import Tensor
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.shared_memory import offer_shared_memory, take_shared_memory
+from streamfill.kv_transfer.source import KvSource
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 
 # torch's stubs lag behind these classes (no `send`, no options), so they are typed here instead.
@@ -33,6 +36,10 @@ _dist: Any = torch.distributed
 SENDER_RANK = 0
 RECEIVER_RANK = 1
 _GROUP_SIZE = 2
+
+MAX_UNDER_WAY = 2
+"""Chunks that Gloo has at the same time: one is on its way while the next is made ready, or waited
+for."""
 
 NCCL_POLL_S = 0.0002
 """NCCL waits block no host thread, so completion is polled; a chunk takes longer than this."""
@@ -63,23 +70,34 @@ class _Backend(Protocol):
 
 class Pair(Protocol):
     """One sender and one receiver rank. Used by one thread only, which issues `send` (sender) or
-    `recv` (receiver) in the order that both sides agreed on by ``Offer`` and ``Accept``. Once an
-    operation failed, it is never used again: a new one has a new epoch."""
+    `recv` (receiver) in the order that both sides agreed on by ``Offer`` and ``Accept``, and
+    `flush` at the end of each transfer. Once an operation failed, it is never used again: a new one
+    has a new epoch."""
 
-    def send(self, chunk: Tensor) -> None:
-        """Send a contiguous, non-empty tensor; returns when its memory may be changed again.
+    def send(self, kv: KvSource, begin: int, end: int) -> None:
+        """Send bytes ``[begin, end)``; may return before they are read. The chunks of a transfer
+        come in order, from 0 on, and are the same on both sides.
 
         Raises:
-            TransportError: the peer is gone, or did not take it within ``chunk_s``.
+            TransportError: the peer is gone, or did not take a chunk within ``chunk_s``.
         """
         ...
 
-    def recv(self, chunk: Tensor) -> None:
-        """Fill a contiguous, non-empty tensor with the next chunk that the other side sends.
+    def recv(self, into: Tensor, begin: int, end: int) -> None:
+        """Fill bytes ``[begin, end)`` of a contiguous tensor, which is the whole transfer, with
+        what the other side sends; may return before they are there.
 
         Raises:
             TransportError: the peer is gone, or sent nothing within ``chunk_s``. The content of
-                ``chunk`` is undefined, and nothing will write to it later.
+                ``into`` is undefined, and nothing will write to it later.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Returns when all chunks are sent and may be changed again, or are there.
+
+        Raises:
+            TransportError: as above.
         """
         ...
 
@@ -95,14 +113,15 @@ def make_pair(
     local_host: str,
     device: torch.device,
     timeouts: TransportTimeouts,
+    layout: KvLayout,
     same_host: bool,
 ) -> Pair:
     """Meet the other side. Args and errors as `PairGroup`; with ``same_host`` on both sides, and
-    both on one machine, they share memory."""
+    both on one machine, they share memory. ``layout`` is the one of both."""
     if device.type == "cpu":
         store.adopt()
         meet = take_shared_memory if rank == SENDER_RANK else offer_shared_memory
-        shared = meet(store, timeouts, wanted=same_host)
+        shared = meet(store, timeouts, layout, wanted=same_host)
         if shared is not None:
             return shared
     return PairGroup(
@@ -164,6 +183,9 @@ class PairGroup:
         self._device = device
         self._chunk_s = timeouts.chunk_s
         self._state = _State.OPEN
+        self._under_way: deque[tuple[str, Tensor, _Work]] = deque()
+        """Of Gloo; the oldest first."""
+        self._buffers = deque(torch.empty(0, dtype=torch.uint8) for _ in range(MAX_UNDER_WAY))
         store.adopt()
         try:
             self._backend: _Backend = (
@@ -176,15 +198,25 @@ class PairGroup:
         if device.type == "cuda":
             # NCCL connects at the first operation, half a second that no transfer should pay.
             operation = "send" if rank == SENDER_RANK else "recv"
-            self._run(operation, torch.zeros(1, dtype=torch.uint8, device=device))
+            self._begin(operation, torch.zeros(1, dtype=torch.uint8, device=device))
 
-    def send(self, chunk: Tensor) -> None:
+    def send(self, kv: KvSource, begin: int, end: int) -> None:
         """See `Pair.send`."""
-        self._run("send", chunk)
+        piece = kv.piece(begin, end)
+        if piece is None:
+            # Filled while the chunk before it is under way.
+            piece = self._next_buffer(end - begin)
+            kv.read(begin, piece)
+        self._begin("send", piece)
 
-    def recv(self, chunk: Tensor) -> None:
+    def recv(self, into: Tensor, begin: int, end: int) -> None:
         """See `Pair.recv`."""
-        self._run("recv", chunk)
+        self._begin("recv", into[begin:end])
+
+    def flush(self) -> None:
+        """See `Pair.flush`."""
+        while self._under_way:
+            self._finish_oldest()
 
     def close(self) -> None:
         """See `Pair.close`."""
@@ -193,19 +225,45 @@ class PairGroup:
         if self._device.type == "cuda":
             self._backend.abort()
         del self._backend
+        self._under_way.clear()
+        self._buffers.clear()
         self._state = _State.CLOSED
 
-    def _run(self, operation: str, chunk: Tensor) -> None:
+    def _next_buffer(self, num_bytes: int) -> Tensor:
+        """Memory that nothing is sent from any more."""
+        if len(self._under_way) == MAX_UNDER_WAY:
+            self._finish_oldest()
+        self._buffers.rotate(1)
+        if self._buffers[0].numel() < num_bytes:
+            self._buffers[0] = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._buffers[0][:num_bytes]
+
+    def _begin(self, operation: str, chunk: Tensor) -> None:
+        if self._state is not _State.OPEN:
+            raise TransportError(f"{operation} on a group that is {self._state.value}")
+        if self._device.type == "cuda":
+            with self._failing(operation, chunk.numel()):
+                self._run_nccl(operation, chunk)
+            return
+        if len(self._under_way) == MAX_UNDER_WAY:
+            self._finish_oldest()
+        with self._failing(operation, chunk.numel()):
+            self._under_way.append((operation, chunk, self._issue(operation, chunk)))
+
+    def _finish_oldest(self) -> None:
+        operation, chunk, work = self._under_way.popleft()
+        with self._failing(operation, chunk.numel()):
+            work.wait(timedelta(seconds=self._chunk_s))
+
+    @contextlib.contextmanager
+    def _failing(self, operation: str, num_bytes: int) -> Iterator[None]:
         if self._state is not _State.OPEN:
             raise TransportError(f"{operation} on a group that is {self._state.value}")
         try:
-            if self._device.type == "cuda":
-                self._run_nccl(operation, chunk)
-            else:
-                self._issue(operation, chunk).wait(timedelta(seconds=self._chunk_s))
+            yield
         except RuntimeError as error:
             self._state = _State.FAILED
-            raise TransportError(f"{operation} of {chunk.numel()} bytes failed: {error}") from error
+            raise TransportError(f"{operation} of {num_bytes} bytes failed: {error}") from error
 
     def _run_nccl(self, operation: str, chunk: Tensor) -> None:
         with torch.cuda.device(self._device):

@@ -31,7 +31,14 @@ from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.kv_transfer.group import RECEIVER_RANK, Pair, make_pair
 from streamfill.kv_transfer.inbound_lane import InboundLane, LaneJob, LaneReport
-from streamfill.kv_transfer.interface import IncomingTransfer
+from streamfill.kv_transfer.interface import (
+    Farewell,
+    HeldReport,
+    IncomingTransfer,
+    Question,
+    SenderLost,
+    SenderNote,
+)
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.pool import StagingPool
 from streamfill.kv_transfer.reception_desk import ReceptionDesk
@@ -43,8 +50,11 @@ from streamfill.messages.codec import unpack_ids
 from streamfill.messages.handoff import (
     Abort,
     Accept,
+    Ask,
     Complete,
+    Held,
     Hello,
+    LetGo,
     Offer,
     Ping,
     Pong,
@@ -86,6 +96,7 @@ class InboundControl:
         pool: StagingPool,
         counters: Counters[ReceiverCount],
         publish: Callable[[IncomingTransfer], None],
+        publish_note: Callable[[SenderNote], None],
         num_ready: Callable[[], int],
     ) -> None:
         """Take a control socket over and start the thread.
@@ -96,6 +107,7 @@ class InboundControl:
             pool: staging memory, shared with the server.
             counters: of the receiver.
             publish: hands a complete transfer to the server.
+            publish_note: hands a sender's question to the server.
             num_ready: how many of those the server has not polled.
         """
         self._socket = socket
@@ -103,9 +115,11 @@ class InboundControl:
         self._pool = pool
         self._counters = counters
         self._publish = publish
+        self._publish_note = publish_note
         self._waker = Waker()
         self._reports: deque[LaneReport] = deque()  # filled by the lanes
         self._outbox: deque[tuple[bytes, Rendezvous]] = deque()  # filled by the lanes
+        self._answers: deque[tuple[str, HeldReport]] = deque()  # filled by the server
         self._stopping = False  # set by `close`
         self._sessions = SessionTable(options.layout, options.device)
         self._desk = ReceptionDesk(
@@ -126,6 +140,15 @@ class InboundControl:
     def num_receptions(self) -> int:
         """Transfers accepted and not reported; exact in the control thread, recent in others."""
         return len(self._desk)
+
+    def allow_early(self, num_bytes: int) -> None:
+        """See `interface.KvReceiverInterface.allow_early`; called by the server."""
+        self._desk.early_room_bytes = num_bytes
+
+    def tell(self, sender_id: str, report: HeldReport) -> None:
+        """See `interface.KvReceiverInterface.tell`; called by the server."""
+        self._answers.append((sender_id, report))
+        self._waker.set()
 
     def close(self) -> bool:
         """End the thread and all lanes; whether they ended within ``join_s``."""
@@ -202,8 +225,25 @@ class InboundControl:
                     session.lane.put(message.key, message.value)
             case Ping():
                 self._socket.reply(route, Pong(epoch=session.epoch))
+            case Ask():
+                self._on_ask(session, message)
+            case LetGo(stream_id=stream_id):
+                self._publish_note(Farewell(session.server_id, stream_id))
             case _:
                 assert_never(message)
+
+    def _on_ask(self, session: InboundSession, message: Ask) -> None:
+        if len(message.token_ids) % 4:
+            self._counters.add(ReceiverCount.MALFORMED_FRAMES)
+            return
+        self._publish_note(
+            Question(
+                server_id=session.server_id,
+                stream_id=message.stream_id,
+                version=message.version,
+                token_ids=unpack_ids(message.token_ids),
+            )
+        )
 
     def _on_hello(self, route: bytes, hello: Hello) -> None:
         greeting = self._sessions.greet(route, hello, time.monotonic())
@@ -262,6 +302,20 @@ class InboundControl:
     def _send_posted(self) -> None:
         while self._outbox:
             self._socket.reply(*self._outbox.popleft())
+        while self._answers:
+            sender_id, report = self._answers.popleft()
+            session = self._sessions.of(sender_id, self._options.rank)
+            if session is not None:
+                self._socket.reply(
+                    session.route,
+                    Held(
+                        epoch=session.epoch,
+                        stream_id=report.stream_id,
+                        version=report.version,
+                        num_tokens=report.num_tokens,
+                        missed_transfer_id=report.missed_transfer_id,
+                    ),
+                )
 
     def _take_reports(self) -> None:
         while self._reports:
@@ -284,6 +338,9 @@ class InboundControl:
                     token_ids=unpack_ids(offer.token_ids),
                     first_token=offer.first_token,
                     staging=reception.staging,
+                    version=offer.version,
+                    is_early=offer.is_early,
+                    replaces=offer.replaces,
                 )
             )
             self._socket.reply(
@@ -322,6 +379,7 @@ class InboundControl:
     def _retire(self, session: InboundSession, reason: str) -> None:
         """Let the lane of an ended session end; staging that it fills stays with it until then."""
         _log.info("session %d with %s ended: %s", session.epoch, session.server_id, reason)
+        self._publish_note(SenderLost(session.server_id))
         if session.lane is not None:
             session.lane.stop()
             self._ending.append(session.lane)
@@ -334,6 +392,7 @@ class InboundControl:
             local_host=self._options.advertise_host,
             device=self._options.device,
             timeouts=self._options.timeouts,
+            layout=self._options.layout,
             same_host=self._options.same_host,
         )
 

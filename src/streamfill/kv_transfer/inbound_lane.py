@@ -127,10 +127,12 @@ class InboundLane:
             group.close()
 
     def _receive(self, group: Pair, job: LaneJob) -> None:
-        for begin in range(0, job.staging.numel(), job.chunk_bytes):
+        num_bytes = job.staging.numel()
+        for begin in range(0, num_bytes, job.chunk_bytes):
             if self._stopping:
                 raise TransportError(_ENDED)
-            group.recv(job.staging[begin : begin + job.chunk_bytes])
+            group.recv(job.staging, begin, min(begin + job.chunk_bytes, num_bytes))
+        group.flush()
         if job.checksum is not None:
             found = zlib.crc32(job.staging.cpu().numpy().data)
             if found != job.checksum:

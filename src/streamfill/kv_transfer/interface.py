@@ -11,9 +11,11 @@ import enum
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
+
+from streamfill.kv_transfer.source import KvSource
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class PeerAddress:
 
 @dataclass(frozen=True, eq=False)
 class OutgoingTransfer:
-    """KV to be sent. The transport owns ``staging`` from `submit` until the outcome is polled."""
+    """KV to be sent. Nobody changes it from `submit` until the outcome is polled."""
 
     transfer_id: int
     """Minted by the router; a retry gets a new one."""
@@ -37,8 +39,14 @@ class OutgoingTransfer:
     """The whole sequence; its last ``len(token_ids) - first_token`` tokens are carried."""
     first_token: int
     """Offset of the first token whose KV is carried."""
-    staging: Tensor
-    """Made by `staging.gather`; uint8 [number of bytes], empty where no token is carried."""
+    kv: KvSource
+    """Of the tokens carried; of 0 bytes where none is."""
+    version: int = 0
+    """Of the prompt, as of `KvSenderInterface.ask`."""
+    is_early: bool = False
+    """The prompt is not committed yet."""
+    replaces: int | None = None
+    """A transfer that missed what it goes on behind, and that this one is in place of."""
 
 
 class TransferStatus(enum.Enum):
@@ -97,6 +105,65 @@ class IncomingTransfer:
     otherwise this transfer is of no use and is simply released."""
     staging: Tensor
     """For `staging.scatter`; uint8 [number of bytes]."""
+    version: int = 0
+    is_early: bool = False
+    """The prompt is not committed yet."""
+    replaces: int | None = None
+    """A transfer that missed what it goes on behind, and that this one is in place of."""
+
+
+@dataclass(frozen=True)
+class HeldReport:
+    """What a receiver's tree holds of a stream's prompt."""
+
+    server_id: str
+    """Of the receiver."""
+    stream_id: int
+    version: int
+    """Of the prompt that the number is about."""
+    num_tokens: int
+    missed_transfer_id: int | None = None
+    """A transfer that was of no use, since what it goes on behind is not there."""
+
+
+@dataclass(frozen=True)
+class ReceiverLost:
+    """A session ended: nothing is known any more of what the receiver holds."""
+
+    server_id: str
+
+
+HeldNews: TypeAlias = HeldReport | ReceiverLost
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A sender asks how much of a prompt is held, now and from now on."""
+
+    server_id: str
+    """Of the sender, as below."""
+    stream_id: int
+    version: int
+    token_ids: array[int]
+    """Type code ``i``."""
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """A sender needs to know no more about a stream."""
+
+    server_id: str
+    stream_id: int
+
+
+@dataclass(frozen=True)
+class SenderLost:
+    """A session ended: nobody waits for news of any stream of this sender."""
+
+    server_id: str
+
+
+SenderNote: TypeAlias = Question | Farewell | SenderLost
 
 
 @dataclass(frozen=True)
@@ -147,7 +214,7 @@ class KvSenderInterface(Protocol):
     """The sending endpoint of a server rank. The fake is `fake.FakeKvSender`."""
 
     def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
-        """Queue a transfer; called by the scheduler after `staging.gather`.
+        """Queue a transfer.
 
         Every submitted transfer has exactly one outcome, also when the queue is full or the
         endpoint is closed. Transfers to one peer are carried one after the other, in this order.
@@ -157,6 +224,26 @@ class KvSenderInterface(Protocol):
         """
         ...
 
+    def ask(
+        self, peer: PeerAddress, stream_id: int, version: int, token_ids: Sequence[int]
+    ) -> None:
+        """Ask how much of a prompt the receiver holds; `poll_held` tells, then and when it changes,
+        until `let_go`. Nothing is said where the receiver cannot be reached.
+
+        Args:
+            version: counts how often tokens of the prompt were replaced.
+            token_ids: all that is known of it.
+        """
+        ...
+
+    def let_go(self, peer: PeerAddress, stream_id: int) -> None:
+        """Nothing more needs to be known about this stream."""
+        ...
+
+    def poll_held(self) -> list[HeldNews]:
+        """What receivers said since the last call; `fileno` is readable."""
+        ...
+
     def cancel(self, transfer_id: int) -> None:
         """Give a transfer up; its outcome follows as ever. Too late, or unknown: no effect."""
         ...
@@ -164,12 +251,12 @@ class KvSenderInterface(Protocol):
     def poll(self) -> list[TransferOutcome]:
         """What ended since the last call; called when `fileno` is readable, or in every loop.
 
-        The staging of each transfer named belongs to the caller again.
+        The KV of each transfer named belongs to the caller again.
         """
         ...
 
     def fileno(self) -> int:
-        """Readable when `poll` has something."""
+        """Readable when `poll` or `poll_held` has something."""
         ...
 
     def stats(self) -> SenderStats:
@@ -203,8 +290,20 @@ class KvReceiverInterface(Protocol):
         """
         ...
 
+    def poll_notes(self) -> list[SenderNote]:
+        """What senders asked since the last call."""
+        ...
+
+    def tell(self, sender_id: str, report: HeldReport) -> None:
+        """Answer a sender, if it is still there."""
+        ...
+
+    def allow_early(self, num_bytes: int) -> None:
+        """Refuse KV of prompts that are not committed beyond so many bytes, from now on."""
+        ...
+
     def fileno(self) -> int:
-        """Readable when `poll` has something."""
+        """Readable when `poll` or `poll_notes` has something."""
         ...
 
     def stats(self) -> ReceiverStats:

@@ -13,7 +13,12 @@ from streamfill.errors import ConfigError, TransportError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.kv_transfer.inbound_control import InboundControl, InboundOptions
-from streamfill.kv_transfer.interface import IncomingTransfer, ReceiverStats
+from streamfill.kv_transfer.interface import (
+    HeldReport,
+    IncomingTransfer,
+    ReceiverStats,
+    SenderNote,
+)
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.pool import StagingPool
 from streamfill.kv_transfer.timeouts import TransportTimeouts
@@ -71,6 +76,7 @@ class KvReceiver:
         self._pool = StagingPool(memory_limit_bytes, device=device)
         self._counters: Counters[ReceiverCount] = Counters()
         self._ready: deque[IncomingTransfer] = deque()
+        self._notes: deque[SenderNote] = deque()
         self._waker = Waker()
         self._closed = False
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -95,6 +101,7 @@ class KvReceiver:
                 pool=self._pool,
                 counters=self._counters,
                 publish=self._publish,
+                publish_note=self._publish_note,
                 num_ready=lambda: len(self._ready),
             )
         except TransportError as error:
@@ -118,6 +125,21 @@ class KvReceiver:
         while self._ready:
             ready.append(self._ready.popleft())
         return ready
+
+    def poll_notes(self) -> list[SenderNote]:
+        """See `interface.KvReceiverInterface.poll_notes`."""
+        notes = []
+        while self._notes:
+            notes.append(self._notes.popleft())
+        return notes
+
+    def tell(self, sender_id: str, report: HeldReport) -> None:
+        """See `interface.KvReceiverInterface.tell`."""
+        self._control.tell(sender_id, report)
+
+    def allow_early(self, num_bytes: int) -> None:
+        """See `interface.KvReceiverInterface.allow_early`."""
+        self._control.allow_early(num_bytes)
 
     def release(self, incoming: IncomingTransfer) -> None:
         """See `interface.KvReceiverInterface.release`."""
@@ -158,6 +180,11 @@ class KvReceiver:
         while self._ready:
             self._pool.release(self._ready.popleft().staging)
         self._waker.close()
+
+    def _publish_note(self, note: SenderNote) -> None:
+        """Called by the control thread."""
+        self._notes.append(note)
+        self._waker.set()
 
     def _publish(self, incoming: IncomingTransfer) -> None:
         """Called by the control thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ MAX_READY = 256
 
 MAX_REMEMBERED = 4096
 """Transfer ids; late repetitions are minutes old at most."""
+
+
+UNLIMITED = sys.maxsize
 
 
 @dataclass(eq=False)
@@ -50,6 +54,8 @@ class ReceptionDesk:
         self._pool = pool
         self._counters = counters
         self._num_ready = num_ready
+        self.early_room_bytes = UNLIMITED
+        """For KV of prompts that are not committed. Set by the server's thread."""
         self._receptions: dict[int, Reception] = {}  # by epoch
         self._seen_ids: OrderedDict[int, None] = OrderedDict()
 
@@ -98,6 +104,11 @@ class ReceptionDesk:
             return "another transfer of this session is under way"
         if self._num_ready() >= MAX_READY:
             return f"{MAX_READY} complete transfers wait for the server"
+        if offer.is_early and offer.num_bytes > self.early_room_bytes:
+            return (
+                f"no room for KV ahead of its commit: {offer.num_bytes} bytes, "
+                f"{self.early_room_bytes} left"
+            )
         if len(offer.token_ids) % 4:
             return f"token ids of {len(offer.token_ids)} bytes are not whole 32-bit integers"
         return self._layout.transfer_problem(

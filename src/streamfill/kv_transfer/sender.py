@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 import zmq
@@ -13,6 +14,7 @@ import zmq
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.group import backend_name
 from streamfill.kv_transfer.interface import (
+    HeldNews,
     OutgoingTransfer,
     PeerAddress,
     SenderStats,
@@ -23,7 +25,8 @@ from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.sender_link import LinkOptions, SenderLink
 from streamfill.kv_transfer.timeouts import JOIN_SLACK_S, TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
-from streamfill.messages.handoff import PROTOCOL_VERSION, Hello
+from streamfill.messages.codec import pack_ids
+from streamfill.messages.handoff import PROTOCOL_VERSION, Ask, Hello, LetGo
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ class KvSender:
         self._waker = Waker()
         self._counters: Counters[SenderCount] = Counters()
         self._outcomes: deque[TransferOutcome] = deque()
+        self._held: deque[HeldNews] = deque()
         self._links: dict[tuple[str, int], SenderLink] = {}
         self._retired: list[SenderLink] = []
         self._pending: dict[int, SenderLink] = {}
@@ -108,10 +112,8 @@ class KvSender:
             num_token_ids=num_token_ids,
             first_token=transfer.first_token,
             num_tokens=num_token_ids - transfer.first_token,
-            num_bytes=transfer.staging.numel(),
+            num_bytes=transfer.kv.num_bytes,
         )
-        if problem is None and transfer.staging.dtype != torch.uint8:
-            problem = f"staging is {transfer.staging.dtype}, not torch.uint8"
         if problem is None and transfer.transfer_id in self._pending:
             problem = "it is pending already"
         if problem is None and self._closed:
@@ -121,6 +123,28 @@ class KvSender:
         link = self._link_to(peer)
         self._pending[transfer.transfer_id] = link
         link.submit(transfer)
+
+    def ask(
+        self, peer: PeerAddress, stream_id: int, version: int, token_ids: Sequence[int]
+    ) -> None:
+        """See `interface.KvSenderInterface.ask`."""
+        if not self._closed:
+            self._link_to(peer).say(
+                Ask(epoch=0, stream_id=stream_id, version=version, token_ids=pack_ids(token_ids))
+            )
+
+    def let_go(self, peer: PeerAddress, stream_id: int) -> None:
+        """See `interface.KvSenderInterface.let_go`."""
+        link = self._links.get((peer.server_id, peer.rank))
+        if link is not None and link.address == peer:
+            link.say(LetGo(epoch=0, stream_id=stream_id))
+
+    def poll_held(self) -> list[HeldNews]:
+        """See `interface.KvSenderInterface.poll_held`."""
+        news = []
+        while self._held:
+            news.append(self._held.popleft())
+        return news
 
     def cancel(self, transfer_id: int) -> None:
         """See `interface.KvSenderInterface.cancel`."""
@@ -195,9 +219,15 @@ class KvSender:
             options=self._options,
             context=self._context,
             publish=self._publish,
+            publish_held=self._publish_held,
             counters=self._counters,
         )
         return link
+
+    def _publish_held(self, news: HeldNews) -> None:
+        """Called by the links' threads."""
+        self._held.append(news)
+        self._waker.set()
 
     def _publish(self, outcome: TransferOutcome) -> None:
         """Called by the links' threads and by our own."""

@@ -26,8 +26,10 @@ from streamfill.errors import TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.delivery import Delivery, SenderJob, TransferEndedError
 from streamfill.kv_transfer.interface import (
+    HeldNews,
     OutgoingTransfer,
     PeerAddress,
+    ReceiverLost,
     TransferOutcome,
     TransferStatus,
 )
@@ -38,9 +40,13 @@ from streamfill.kv_transfer.sender_session import (
 )
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
-from streamfill.messages.handoff import Abort, Hello, Pong, Reject
+from streamfill.messages.handoff import Abort, Ask, Hello, LetGo, Pong, Reject
 
 _log = logging.getLogger(__name__)
+
+
+MAX_NOTES = 1024
+"""Waiting for a receiver that cannot be reached; the oldest are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class SenderLink:
         options: LinkOptions,
         context: zmq.Context[zmq.Socket[bytes]],
         publish: Callable[[TransferOutcome], None],
+        publish_held: Callable[[HeldNews], None],
         counters: Counters[SenderCount],
     ) -> None:
         """Start the thread; it connects when the first transfer comes.
@@ -80,16 +87,19 @@ class SenderLink:
             options: of the sender.
             context: of the sender.
             publish: called once per submitted transfer, by any thread.
+            publish_held: called by the link's thread with what the receiver says that it holds.
             counters: of the sender.
         """
         self.address = address
         self._options = options
         self._context = context
         self._publish = publish
+        self._publish_held = publish_held
         self._counters = counters
         self._waker = Waker()
         self._lock = threading.Lock()
         self._queue: deque[SenderJob] = deque()
+        self._notes: deque[Ask | LetGo] = deque(maxlen=MAX_NOTES)
         self._current: SenderJob | None = None
         self._stop_reason: str | None = None
         self._session: SenderSession | None = None  # the thread's
@@ -112,6 +122,13 @@ class SenderLink:
             self._waker.set()
         else:
             self._publish(job.outcome(TransferStatus.FAILED, refusal))
+
+    def say(self, note: Ask | LetGo) -> None:
+        """Queue a note; it goes out between two transfers."""
+        with self._lock:
+            if self._stop_reason is None:
+                self._notes.append(note)
+        self._waker.set()
 
     def cancel(self, transfer_id: int) -> None:
         """Drop a queued transfer, or tell the thread to give up the current one."""
@@ -156,11 +173,15 @@ class SenderLink:
             with self._lock:
                 if self._stop_reason is not None:
                     return None
-                if self._queue:
+                note = self._notes.popleft() if self._notes else None
+                if note is None and self._queue:
                     self._current = self._queue.popleft()
                     return self._current
             try:
-                self._idle()
+                if note is None:
+                    self._idle()
+                else:
+                    self._send_note(note)
             except TransportError as error:
                 _log.info("session with %s ended: %s", self.address, error)
                 self._end_session()
@@ -178,6 +199,17 @@ class SenderLink:
                 raise SessionLostError(reason)
             case _:
                 self._counters.add(SenderCount.STALE_FRAMES)
+
+    def _send_note(self, note: Ask | LetGo) -> None:
+        """Of a receiver without a session there is nothing to let go of; to ask one opens it."""
+        if self._session is None and isinstance(note, LetGo):
+            return
+        try:
+            session = self._session or self._open_session(None)
+        except (TransportError, TransferEndedError) as error:
+            _log.info("%s was not asked: %s", self.address, error)
+            return
+        session.send(msgspec.structs.replace(note, epoch=session.epoch))
 
     def _carry(self, job: SenderJob) -> None:
         """Carry one transfer to whatever end it takes, and publish that."""
@@ -227,7 +259,7 @@ class SenderLink:
             counters=self._counters,
         )
 
-    def _open_session(self, job: SenderJob) -> SenderSession:
+    def _open_session(self, job: SenderJob | None) -> SenderSession:
         """Say ``Hello`` with back-off until welcome."""
         timeouts = self._options.timeouts
         self._num_attempts += 1
@@ -239,7 +271,9 @@ class SenderLink:
             device=self._options.device,
             timeouts=timeouts,
             counters=self._counters,
+            layout=self._options.hello.layout,
             same_host=self._options.same_host,
+            on_held=self._publish_held,
         )
         deadline_s = time.monotonic() + timeouts.session_s
         retry_s = timeouts.hello_retry_first_s
@@ -248,7 +282,7 @@ class SenderLink:
             while (now_s := time.monotonic()) < deadline_s:
                 if self._stop_reason is not None:
                     raise TransportError(self._stop_reason)
-                if job.cancelled:
+                if job is not None and job.cancelled:
                     raise TransferEndedError(TransferStatus.CANCELLED, "cancelled before the offer")
                 if now_s >= next_hello_s:
                     session.send(hello)
@@ -277,6 +311,7 @@ class SenderLink:
             _log.info("the receiver %s was not told: %s", self.address, error)
         finally:
             session.close()
+            self._publish_held(ReceiverLost(self.address.server_id))
 
     def _fail_queued(self, status: TransferStatus, reason: str) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 
 import torch
 import zmq
@@ -19,7 +20,8 @@ import zmq
 from streamfill.errors import ProtocolError, TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.group import SENDER_RANK, Pair, local_address_towards, make_pair
-from streamfill.kv_transfer.interface import PeerAddress
+from streamfill.kv_transfer.interface import HeldNews, HeldReport, PeerAddress
+from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.shared_memory import SharedMemoryPair
 from streamfill.kv_transfer.timeouts import TransportTimeouts
@@ -27,6 +29,7 @@ from streamfill.kv_transfer.waker import Waker
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
 from streamfill.messages.handoff import (
     Abort,
+    Held,
     Hello,
     Ping,
     Pong,
@@ -68,7 +71,9 @@ class SenderSession:
         device: torch.device,
         timeouts: TransportTimeouts,
         counters: Counters[SenderCount],
+        layout: KvLayout,
         same_host: bool,
+        on_held: Callable[[HeldNews], None],
     ) -> None:
         """Begin to connect; nothing is sent yet.
 
@@ -80,7 +85,9 @@ class SenderSession:
         self._device = device
         self._timeouts = timeouts
         self._counters = counters
+        self._layout = layout
         self._same_host = same_host
+        self._on_held = on_held
         self._decoder: FrameDecoder[ToSender] = FrameDecoder(ToSender)
         self._welcome: Welcome | None = None
         self._group: Pair | None = None
@@ -122,7 +129,8 @@ class SenderSession:
     def receive(self, wait_s: float | None) -> ToSender | None:
         """The next message, or None when there is none within ``wait_s`` or the link was woken.
 
-        What belongs to the group's store goes there and is not returned.
+        What belongs to the group's store goes there and is not returned, nor is what the receiver
+        says that it holds.
 
         Raises:
             TransportError: the socket is broken.
@@ -151,6 +159,17 @@ class SenderSession:
         store = self._store
         if isinstance(message, Rendezvous) and store is not None and message.epoch == self.epoch:
             store.put(message.key, message.value)
+            return None
+        if isinstance(message, Held) and self._welcome is not None and message.epoch == self.epoch:
+            self._on_held(
+                HeldReport(
+                    server_id=self._address.server_id,
+                    stream_id=message.stream_id,
+                    version=message.version,
+                    num_tokens=message.num_tokens,
+                    missed_transfer_id=message.missed_transfer_id,
+                )
+            )
             return None
         return message
 
@@ -209,6 +228,7 @@ class SenderSession:
                 local_host=local_address_towards(self._address.host, self._address.control_port),
                 device=self._device,
                 timeouts=self._timeouts,
+                layout=self._layout,
                 same_host=self._same_host,
             )
             if isinstance(self._group, SharedMemoryPair):

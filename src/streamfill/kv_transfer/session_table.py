@@ -75,6 +75,10 @@ class SessionTable:
         session = self._by_route.get(route)
         return session if session is not None and session.epoch == epoch else None
 
+    def of(self, server_id: str, rank: int) -> InboundSession | None:
+        """The open session of a sender rank."""
+        return self._by_sender.get((server_id, rank))
+
     def knows(self, route: bytes) -> bool:
         """Whether the socket has an open session."""
         return route in self._by_route

@@ -1,9 +1,16 @@
-"""The data path of one pair of ranks on the same machine: a ring in shared memory.
+"""The data path of one pair of ranks on the same machine: shared memory.
 
-The sender copies each part of a chunk into the ring, the receiver out of it, both at once; the ring
-is small enough to stay in the processor's cache. What tells them when is a Unix socket: one byte
-for each part that is there, one for each that was taken. Its end is the end of the peer, which
-is noticed at once.
+There are two ways, and the head of each transfer says which it takes:
+
+* *pages*: the sender's pool lies in memory that the receiver maps (``shared_buffers``). It says
+  which pages, and the receiver copies them into its staging, so that every byte is copied once;
+* *ring*: the sender copies each part of a chunk into a ring, the receiver out of it, both at once.
+  The ring is small enough to stay in the processor's cache.
+
+What tells them when is a Unix socket: of a ring one byte for each part that is there, and one for
+each that was taken; of pages one for each chunk that was read. Its end is the end of the peer,
+which is noticed at once: a receiver that reads pages of a sender that gave up cannot say so any
+more, and its transfer fails, whatever it has read.
 
 How the two find out that they share a machine (entries of the pair's store):
 
@@ -14,7 +21,7 @@ How the two find out that they share a machine (entries of the pair's store):
    container with a network of its own.
 
 The ring belongs to one session. A sender that was given up and writes late writes to memory that
-nobody reads any more.
+nobody reads any more. A receiver never writes to memory of its sender's: it maps pages for reading.
 """
 
 from __future__ import annotations
@@ -27,11 +34,16 @@ import socket
 import struct
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.page_copies import Rows
 from streamfill.kv_transfer.rendezvous import RendezvousStore
+from streamfill.kv_transfer.shared_buffers import SharedBuffers, map_layers
+from streamfill.kv_transfer.source import KvSource, PagedKv
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 
 PART_BYTES = 1 << 20
@@ -43,84 +55,163 @@ _ADDRESS, _ANSWER = "shared", "shared_answer"
 _PREFIX = b"\0streamfill-kv-"
 """Of the addresses, so that nobody can have a sender connect to anything else."""
 _CREDENTIALS = struct.Struct("3i")
+_TOKEN = b"\0"
+_HEAD = struct.Struct("=qq?")
+"""Of a transfer: number of pages, which follow as int64, 0 for the ring; number of slots of the
+pool, and whether its file comes first."""
 
 
 class SharedMemoryPair:
     """A `group.Pair`; used by one thread of each side, like any."""
 
-    def __init__(self, connection: socket.socket, ring_file: int, chunk_s: float) -> None:
+    def __init__(
+        self, connection: socket.socket, ring_file: int, chunk_s: float, layout: KvLayout
+    ) -> None:
         """
         Args:
             connection: to the other side; owned from now on.
             ring_file: descriptor of `_RING_BYTES` shared bytes; the caller closes it.
             chunk_s: how long a wait for the other side may take.
+            layout: of the KV on both sides.
         """
         connection.settimeout(chunk_s)
         self._connection = connection
         self._chunk_s = chunk_s
+        self._layout = layout
         memory = torch.frombuffer(mmap.mmap(ring_file, _RING_BYTES), dtype=torch.uint8)
         self._parts = memory.split(PART_BYTES)  # type: ignore[no-untyped-call]
         self._position = 0
         self._num_there = 0
         """Sender: parts that the other side has not taken. Receiver: parts to be taken."""
         self._failure: str | None = None
+        self._known: SharedBuffers | None = None
+        """Sender: what the receiver has mapped."""
+        self._mapped: list[Rows] = []
+        """Receiver: the sender's pool."""
+        self._pages: PagedKv | None = None
+        """Receiver: where the current transfer is to be read. None: it comes through the ring."""
 
-    def send(self, chunk: Tensor) -> None:
+    def send(self, kv: KvSource, begin: int, end: int) -> None:
         """See `group.Pair.send`."""
-        with self._operation("send", chunk):
-            for part in chunk.split(PART_BYTES):  # type: ignore[no-untyped-call]
+        with self._operation("send", end - begin):
+            buffers = kv.buffers if isinstance(kv, PagedKv) else None
+            if begin == 0:
+                self._send_head(kv, buffers)
+            if buffers is not None:
+                self._take_tokens(1)
+                return
+            for at in range(begin, end, PART_BYTES):
                 while self._num_there == NUM_PARTS:
-                    self._num_there -= self._tokens()
-                self._next_part(part.numel()).copy_(part)
-                self._connection.sendall(b"\0")
+                    self._num_there -= self._take_tokens(NUM_PARTS)
+                kv.read(at, self._next_part(min(PART_BYTES, end - at)))
+                self._connection.sendall(_TOKEN)
                 self._num_there += 1
 
-    def recv(self, chunk: Tensor) -> None:
+    def recv(self, into: Tensor, begin: int, end: int) -> None:
         """See `group.Pair.recv`."""
-        with self._operation("recv", chunk):
-            for part in chunk.split(PART_BYTES):  # type: ignore[no-untyped-call]
+        with self._operation("recv", end - begin):
+            if begin == 0:
+                self._receive_head(into.numel())
+            if self._pages is not None:
+                self._pages.read(begin, into[begin:end])
+                # Fails where the sender gave up meanwhile, whose pages may have changed.
+                self._connection.sendall(_TOKEN)
+                return
+            for at in range(begin, end, PART_BYTES):
                 while not self._num_there:
-                    self._num_there += self._tokens()
+                    self._num_there += self._take_tokens(NUM_PARTS)
+                part = into[at : min(at + PART_BYTES, end)]
                 part.copy_(self._next_part(part.numel()))
-                self._connection.sendall(b"\0")
+                self._connection.sendall(_TOKEN)
                 self._num_there -= 1
+
+    def flush(self) -> None:
+        """See `group.Pair.flush`."""
 
     def close(self) -> None:
         """See `group.Pair.close`."""
         self._failure = self._failure or "it was closed"
         self._connection.close()
         self._parts = ()
+        self._mapped = []
+        self._pages = None
+
+    def _send_head(self, kv: KvSource, buffers: SharedBuffers | None) -> None:
+        while self._num_there:  # or what tells of parts could pass for what tells of pages
+            self._num_there -= self._take_tokens(NUM_PARTS)
+        if buffers is None or not isinstance(kv, PagedKv):
+            self._connection.sendall(_HEAD.pack(0, 0, 0))
+            return
+        is_new = buffers is not self._known
+        pages = kv.pages.tobytes()
+        self._connection.sendall(
+            _HEAD.pack(len(kv.pages), buffers.num_slots if is_new else 0, is_new)
+        )
+        if is_new:
+            socket.send_fds(self._connection, [_TOKEN], [buffers.file])
+            self._known = buffers
+        self._connection.sendall(pages)
+
+    def _receive_head(self, num_bytes: int) -> None:
+        num_pages, num_slots, is_new = _HEAD.unpack(self._receive_exactly(_HEAD.size))
+        self._pages = None
+        if not num_pages:
+            return
+        page_bytes = self._layout.page_size * self._layout.bytes_per_token
+        if num_pages * page_bytes != num_bytes:
+            raise ConnectionError(f"{num_pages} pages are no transfer of {num_bytes} bytes")
+        if is_new:
+            _, files, _, _ = socket.recv_fds(self._connection, 1, 1)
+            try:
+                if len(files) != 1:
+                    raise ConnectionError("the KV buffers did not come")
+                self._mapped = map_layers(files[0], self._layout, num_slots)
+            finally:
+                for file in files:
+                    os.close(file)
+        pages = np.frombuffer(self._receive_exactly(num_pages * 8), dtype=np.int64)
+        try:
+            self._pages = PagedKv(self._mapped, pages)
+        except (IndexError, ValueError) as error:
+            raise ConnectionError(f"the sender named wrong pages: {error}") from error
 
     def _next_part(self, num_bytes: int) -> Tensor:
         part: Tensor = self._parts[self._position % NUM_PARTS]
         self._position += 1
         return part[:num_bytes]
 
-    def _tokens(self) -> int:
+    def _take_tokens(self, at_most: int) -> int:
         """How many bytes the other side sent; waits for the first."""
-        tokens = self._connection.recv(NUM_PARTS)
+        tokens = self._connection.recv(at_most)
         if not tokens:
             raise ConnectionError("the other side is gone")
         return len(tokens)
 
+    def _receive_exactly(self, num_bytes: int) -> bytes:
+        received = bytearray()
+        while len(received) < num_bytes:
+            some = self._connection.recv(num_bytes - len(received))
+            if not some:
+                raise ConnectionError("the other side is gone")
+            received += some
+        return bytes(received)
+
     @contextlib.contextmanager
-    def _operation(self, name: str, chunk: Tensor) -> Iterator[None]:
+    def _operation(self, name: str, num_bytes: int) -> Iterator[None]:
         if self._failure is not None:
-            raise TransportError(f"{name} on a ring of shared memory: {self._failure}")
+            raise TransportError(f"{name} by shared memory: {self._failure}")
         try:
             yield
         except TimeoutError as error:
             self._failure = f"Timed out, the other side did nothing for {self._chunk_s} s"
-            raise TransportError(
-                f"{name} of {chunk.numel()} bytes failed: {self._failure}"
-            ) from error
+            raise TransportError(f"{name} of {num_bytes} bytes failed: {self._failure}") from error
         except OSError as error:
             self._failure = str(error)
-            raise TransportError(f"{name} of {chunk.numel()} bytes failed: {error}") from error
+            raise TransportError(f"{name} of {num_bytes} bytes failed: {error}") from error
 
 
 def offer_shared_memory(
-    store: RendezvousStore, timeouts: TransportTimeouts, *, wanted: bool
+    store: RendezvousStore, timeouts: TransportTimeouts, layout: KvLayout, *, wanted: bool
 ) -> SharedMemoryPair | None:
     """The receiver's half of the meeting. None: there will be no ring.
 
@@ -153,7 +244,7 @@ def offer_shared_memory(
         _, files, _, _ = socket.recv_fds(connection, 1, 1)
         if len(files) != 1 or os.fstat(files[0]).st_size != _RING_BYTES:
             raise ConnectionError(f"not a ring of {_RING_BYTES} bytes")
-        return SharedMemoryPair(connection, files[0], timeouts.chunk_s)
+        return SharedMemoryPair(connection, files[0], timeouts.chunk_s, layout)
     except OSError as error:
         connection.close()
         raise TransportError(f"the ring of shared memory was not set up: {error}") from error
@@ -163,7 +254,7 @@ def offer_shared_memory(
 
 
 def take_shared_memory(
-    store: RendezvousStore, timeouts: TransportTimeouts, *, wanted: bool
+    store: RendezvousStore, timeouts: TransportTimeouts, layout: KvLayout, *, wanted: bool
 ) -> SharedMemoryPair | None:
     """The sender's half of the meeting. None: there will be no ring.
 
@@ -183,7 +274,7 @@ def take_shared_memory(
         try:
             os.ftruncate(file, _RING_BYTES)
             socket.send_fds(connection, [b"\0"], [file])
-            pair = SharedMemoryPair(connection, file, timeouts.chunk_s)
+            pair = SharedMemoryPair(connection, file, timeouts.chunk_s, layout)
         finally:
             os.close(file)
     except OSError:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.page_copies import copy_on_host, pages_of
+from streamfill.kv_transfer.source import page_numbers, paged_kv
 
 _CARRIER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Elements move as integers of the same size: not every kernel exists for every float8."""
@@ -92,7 +94,7 @@ def gather(
         layout: of the buffers.
         k_buffers: ``num_layers`` tensors [num_slots, num_kv_heads, head_dim].
         v_buffers: ``num_layers`` tensors [num_slots, num_kv_heads, v_head_dim].
-        slots: int64 [num_tokens], on the buffers' device.
+        slots: int64 [num_tokens], on the buffers' device; whole pages.
         out: staging tensor to write to; pinned memory or the buffers' device is fast. None
             allocates one.
 
@@ -100,7 +102,7 @@ def gather(
         The staging tensor.
 
     Raises:
-        ValueError: ``out`` has the wrong length.
+        ValueError: ``out`` has the wrong length, or the slots are not whole pages.
         IndexError: a slot is outside the buffers; ``out`` may then be half written.
     """
     num_bytes = slots.numel() * layout.bytes_per_token
@@ -110,6 +112,9 @@ def gather(
         raise ValueError(
             f"staging of {out.numel()} bytes, {num_bytes} needed for {slots.numel()} tokens"
         )
+    if k_buffers[0].device.type == "cpu" and out.device.type == "cpu":
+        paged_kv(layout, k_buffers, v_buffers, slots).read(0, out)
+        return out
     for buffers, views in zip((k_buffers, v_buffers), staging_views(layout, out), strict=True):
         for buffer, view in zip(buffers, views, strict=True):
             rows = buffer.view(view.dtype)
@@ -136,7 +141,8 @@ def scatter(
         staging: as `gather` makes it; on any device.
         k_buffers: ``num_layers`` tensors [num_slots, num_kv_heads, head_dim]; written to.
         v_buffers: ``num_layers`` tensors [num_slots, num_kv_heads, v_head_dim]; written to.
-        slots: int64 [num_tokens - skip_tokens], on the buffers' device, without repetitions.
+        slots: int64 [num_tokens - skip_tokens], on the buffers' device; whole pages, without
+            repetitions.
         skip_tokens: staged tokens to leave out at the beginning: the receiver has them already.
 
     Raises:
@@ -148,7 +154,30 @@ def scatter(
         raise ValueError(
             f"{slots.numel()} slots for {views.k.shape[1]} staged tokens less {skip_tokens}"
         )
+    if k_buffers[0].device.type == "cpu" and staging.device.type == "cpu":
+        _scatter_on_host(layout, views, [*k_buffers, *v_buffers], slots, skip_tokens)
+        return
     for buffers, staged in zip((k_buffers, v_buffers), views, strict=True):
         for buffer, view in zip(buffers, staged, strict=True):
             rows = buffer.view(view.dtype)
             rows.index_copy_(0, slots, view[skip_tokens:].to(rows.device, non_blocking=True))
+
+
+def _scatter_on_host(
+    layout: KvLayout, views: StagingViews, buffers: Sequence[Tensor], slots: Tensor, skip: int
+) -> None:
+    page_size = layout.page_size
+    if not slots.numel():
+        return
+    if skip % page_size:
+        raise ValueError(f"{skip} tokens are not whole pages of {page_size}")
+    target = pages_of(buffers, page_size)
+    pages = page_numbers(slots, page_size)
+    if not 0 <= pages.min() <= pages.max() < len(target[0]):
+        raise IndexError(f"page {pages.max()} is outside a pool of {len(target[0])}")
+    staged = [
+        view.reshape(-1).view(torch.uint8).view(-1, layer.shape[1])
+        for view, layer in zip((*views.k, *views.v), target, strict=True)
+    ]
+    first = skip // page_size
+    copy_on_host(staged, range(first, first + len(pages)), target, pages.tolist())

@@ -232,6 +232,7 @@ def _server_config(
         policy=section.policy,
         policy_options=section.policy_options,
         preemption=section.preemption,
+        early_push=section.early_push,
         cost_profile=section.cost_profile,
         host_pool_tokens=section.host_pool_tokens,
         max_requests=section.max_requests,

@@ -81,6 +81,20 @@ class HandoffTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     control_ports: tuple[int, ...]
     """Transfer control port of each rank."""
 
+    @property
+    def peer(self) -> KvPeer:
+        """The server alone."""
+        return KvPeer(server_id=self.server_id, host=self.host, control_ports=self.control_ports)
+
+
+class KvPeer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A decode server, as somebody to send KV to."""
+
+    server_id: str
+    host: str
+    control_ports: tuple[int, ...]
+    """Transfer control port of each rank."""
+
 
 class ComputeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run of a stream's prompt in the engine. Ages are seconds before the message was sent."""
@@ -194,7 +208,9 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How often committed prompts were computed between two layers of a step of context. Since the
     start."""
     num_handoff_bytes: int = 0
-    """KV that completed hand-offs sent to decode servers, from all ranks. Since the start."""
+    """KV that was sent to decode servers, from all ranks. Since the start."""
+    num_early_bytes: int = 0
+    """Of them, sent before the commit. Since the start."""
     num_swap_outs: int = 0
     """Groups of KV pages copied to host memory. Since the start, as the next three."""
     num_swap_ins: int = 0

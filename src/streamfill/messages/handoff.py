@@ -7,6 +7,11 @@ or ``Abort`` if the data cannot be used. The sender may say ``Abort`` in between
 travel, their content is thrown away, and the answer is ``Abort``. Whatever breaks the data path
 ends the session; the next ``Hello`` opens one with a new epoch. ``Ping`` is answered with ``Pong``;
 anything outside a session with ``Reject``.
+
+Beside transfers, at any time: the sender may ``Ask`` how much of a stream's prompt the receiver's
+tree holds, and is told by ``Held``, then and whenever that changes, until it says ``LetGo``. So
+only what is missing is sent, and nothing depends on it: what was evicted meanwhile is missed when
+the transfer is put into the tree, and said by another ``Held``.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import msgspec
 
 from streamfill.kv_transfer.layout import KvLayout
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -79,6 +84,12 @@ class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
     """Bytes of every chunk but the last."""
     checksum: int | None = None
     """CRC-32 of all bytes."""
+    version: _Count = 0
+    """Of the stream's prompt; see ``Ask``."""
+    is_early: bool = False
+    """The prompt is not committed yet. There is less room for such KV, and more of it follows."""
+    replaces: int | None = None
+    """A transfer that missed what it goes on behind, and that this one is in place of."""
 
 
 class Accept(_Message, frozen=True, kw_only=True, tag="kv_accept"):
@@ -132,5 +143,39 @@ class Pong(_Message, frozen=True, kw_only=True, tag="kv_pong"):
     epoch: int
 
 
-ToReceiver: TypeAlias = Hello | Offer | Abort | Rendezvous | Ping
-ToSender: TypeAlias = Welcome | Reject | Accept | Refuse | Abort | Rendezvous | Complete | Pong
+class Ask(_Message, frozen=True, kw_only=True, tag="kv_ask"):
+    """Sender to receiver: how much of this prompt do you hold? Answered with ``Held``."""
+
+    epoch: int
+    stream_id: int
+    version: _Count
+    """Of the prompt: counts how often tokens of it were replaced. News about an older version say
+    nothing about what replaced them."""
+    token_ids: bytes
+    """All that is known of it (`codec.pack_ids`)."""
+
+
+class Held(_Message, frozen=True, kw_only=True, tag="kv_held"):
+    """Receiver to sender: what its tree holds of a stream's prompt now."""
+
+    epoch: int
+    stream_id: int
+    version: _Count
+    """The newest that it was told."""
+    num_tokens: _Count
+    """Leading tokens, of those that it was told."""
+    missed_transfer_id: int | None = None
+    """A transfer whose KV goes on behind tokens that are not there, and was of no use."""
+
+
+class LetGo(_Message, frozen=True, kw_only=True, tag="kv_let_go"):
+    """Sender to receiver: it needs to know no more about this stream."""
+
+    epoch: int
+    stream_id: int
+
+
+ToReceiver: TypeAlias = Hello | Offer | Abort | Rendezvous | Ping | Ask | LetGo
+ToSender: TypeAlias = (
+    Welcome | Reject | Accept | Refuse | Abort | Rendezvous | Complete | Pong | Held
+)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from streamfill.messages.common import HandoffTarget, Sampling, StreamMode
+from streamfill.messages.common import HandoffTarget, KvPeer, Sampling, StreamMode
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +65,15 @@ class Splice(_Message, frozen=True, kw_only=True, tag="splice"):
     step."""
     next_in_s: float | None = None
     """The client's hint when its next piece comes, from now."""
+
+
+class PushTo(_Message, frozen=True, kw_only=True, tag="push_to"):
+    """To this decode server the stream will be handed over, in all likelihood: KV may go there
+    ahead of the commit. Neither acknowledged nor repeated: nothing depends on it."""
+
+    stream_id: int
+    attempt: int
+    peer: KvPeer
 
 
 class Commit(_Message, frozen=True, kw_only=True, tag="commit"):
@@ -162,6 +171,7 @@ RouterToServer: TypeAlias = (
     | RouterHeartbeat
     | OpenStream
     | Splice
+    | PushTo
     | Commit
     | Generate
     | HandoffFailed

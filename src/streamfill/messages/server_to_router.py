@@ -113,9 +113,11 @@ class HandoffReport(_Message, frozen=True, kw_only=True, tag="handoff_report"):
     reason: str
     num_tokens: int
     num_bytes: int
-    """From all ranks of the prefill server."""
+    """From all ranks of the prefill server, what went ahead of the commit included."""
     seconds: float
-    """By the prefill server's clock."""
+    """By the prefill server's clock; of what was sent after the commit."""
+    num_early_bytes: int = 0
+    """Of the bytes, those that went ahead of the commit."""
 
 
 class StreamFailed(_Message, frozen=True, kw_only=True, tag="stream_failed"):

@@ -112,7 +112,8 @@ class ServingCore:
         self.swap_out_bytes = 0
         self.swap_in_bytes = 0
         self.num_handoff_bytes = 0
-        """Sent by hand-offs that succeeded; stays 0 on decode servers."""
+        """Sent to decode servers; stays 0 on these."""
+        self.num_early_bytes = 0
         self.draining = False
 
     @property
@@ -169,14 +170,16 @@ class ServingCore:
                 self.num_swap_ins += 1
                 self.swap_in_bytes += copy.num_bytes
 
-    def note_losses(self) -> None:
-        """Look for the KV of streams from which some was taken."""
-        for stream_id in self.engine.take_losers():
+    def note_losses(self) -> frozenset[int]:
+        """Look for the KV of streams from which some was taken; returns those streams."""
+        losers = self.engine.take_losers()
+        for stream_id in losers:
             record = self._records.get(stream_id) or self._kept.get(stream_id)
             if record is None or record.phase is Phase.ANSWERING:
                 continue  # its account is closed; what it lacks the engine computes
             if record.phase is not Phase.DONE or record.keep_s:
                 self._find_kv(record)
+        return losers
 
     def schedule(self) -> None:
         """Decide what to compute (phase 1), then acquire memory for it and start it (phase 2).
@@ -272,6 +275,7 @@ class ServingCore:
             num_preemptions=self.num_preemptions,
             num_interruptions=self.num_interruptions,
             num_handoff_bytes=self.num_handoff_bytes,
+            num_early_bytes=self.num_early_bytes,
             num_swap_outs=self.num_swap_outs,
             num_swap_ins=self.num_swap_ins,
             swap_out_bytes=self.swap_out_bytes,
@@ -292,6 +296,8 @@ class ServingCore:
                 self._open(message)
             case r.Splice():
                 self._splice(message)
+            case r.PushTo():
+                self._push_to(message)
             case r.Commit():
                 self._commit(message)
             case r.Generate():
@@ -453,6 +459,10 @@ class ServingCore:
         record.committed_s = self._clock()
         record.advance(Phase.COMMITTED)
         self._look_again(record)
+
+    def _push_to(self, message: r.PushTo) -> None:
+        """Only prefill servers send KV."""
+        del message
 
     def _handoff_failed(self, message: r.HandoffFailed) -> None:
         """Only decode servers wait for KV."""

@@ -8,6 +8,7 @@ their decisions.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,9 @@ class RankMailbox:
 
     def __init__(self, endpoint: str, rank: int, num_ranks: int) -> None:
         """``endpoint``: a ZeroMQ ``ipc://`` address that only this server uses."""
+        digest = hashlib.blake2b(endpoint.encode(), digest_size=7).digest()
+        self.shared_number = int.from_bytes(digest)
+        """The same on all ranks of the server, and on no other server."""
         self._rank = rank
         self._num_ranks = num_ranks
         self._partial: dict[int, _Partial] = {}

@@ -36,14 +36,14 @@ from streamfill.messages.control import Plan
 from streamfill.observability.logging import log_event
 from streamfill.serving.core import ServingCore
 from streamfill.serving.rank_mailbox import RankMailbox
-from streamfill.serving.turn import Turn
+from streamfill.serving.turn import TransportEvent, Turn
 
 logger = logging.getLogger(__name__)
 
 STAGING_LIMIT_BYTES = 1 << 30
 """Of KV on its way in or out. Beyond it a transfer is refused and the decode server recomputes."""
 COUNTERS_INTERVAL_S = 0.2
-_STREAM_MESSAGES = (r.OpenStream, r.Splice, r.Commit, r.Cancel, r.Forget, r.ResendOutput)
+_STREAM_MESSAGES = (r.OpenStream, r.Splice, r.PushTo, r.Commit, r.Cancel, r.Forget, r.ResendOutput)
 """What can be taken in the middle of a step. The others concern the server as a whole."""
 DRAIN_TIMEOUT_S = 25.0
 """Less than the launcher's, so that a server ends by itself."""
@@ -93,6 +93,15 @@ class SchedulerRuntime(abc.ABC):
     def poll_transport(self) -> list[int]:
         """Look after the transport; returns transfers that arrived completely on this rank."""
         return []
+
+    def poll_transport_events(self) -> list[TransportEvent]:
+        """On rank 0, after ``poll_transport``: what all ranks have to know."""
+        return []
+
+    def take_transport_events(  # noqa: B027  optional
+        self, events: tuple[TransportEvent, ...]
+    ) -> None:
+        """What rank 0 noticed."""
 
     def take_transfers(self, transfer_ids: tuple[int, ...]) -> None:  # noqa: B027  optional
         """Transfers that arrived completely on every rank."""
@@ -152,6 +161,7 @@ class SchedulerRuntime(abc.ABC):
             controller_alive=controller_alive,
             copies=tuple(core.engine.poll_copies()),
             shut_down=self._must_stop(now_s),
+            transport=tuple(self.poll_transport_events()),
         )
 
     def take(self, turn: Turn) -> None:
@@ -162,6 +172,8 @@ class SchedulerRuntime(abc.ABC):
         if self.rank != 0:
             core.engine.poll_copies()  # rank 0's count
             self.mailbox.report(self.poll_transport())
+        if turn.transport:
+            self.take_transport_events(turn.transport)
         if turn.transfer_ids:
             self.take_transfers(turn.transfer_ids)
         if turn.lost_transfer_ids:

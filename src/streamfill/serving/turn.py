@@ -4,11 +4,14 @@ moment."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from streamfill.engine.interface import CopyReport
+from streamfill.kv_transfer.interface import HeldNews, SenderNote, TransferOutcome
 from streamfill.links.server_link import Inbound
 from streamfill.messages.control import Plan
+
+TransportEvent: TypeAlias = HeldNews | SenderNote | TransferOutcome
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Turn:
     copies: tuple[CopyReport, ...]
     """Swaps that ended on rank 0."""
     shut_down: bool
+    transport: tuple[TransportEvent, ...] = ()
+    """What the KV transport of rank 0 noticed, or was told by other servers."""
 
 
 class ServerRuntime(Protocol):

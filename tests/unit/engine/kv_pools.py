@@ -11,12 +11,13 @@ import torch
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 
 from prefill_server.swap import SwapEngine
+from streamfill.engine.exports import KvExports
 from streamfill.engine.paged_allocator import CpuPagedAllocator
 from streamfill.engine.radix import KvPool, StreamRadixCache
+from streamfill.engine.shared_kv_pool import SharedMhaTokenToKvPool
 from streamfill.kv_transfer.interface import IncomingTransfer
 
 NUM_LAYERS, NUM_HEADS, HEAD_DIM = 2, 1, 2
@@ -45,7 +46,7 @@ class PoolUnderTest:
     def __init__(self, num_pages: int, page_size: int, *, paged: bool = True) -> None:
         self.page_size = page_size
         self.num_tokens = num_pages * page_size
-        self.kv = MHATokenToKVPool(
+        self.kv = SharedMhaTokenToKvPool(
             size=self.num_tokens,
             page_size=page_size,
             dtype=torch.float32,
@@ -82,6 +83,7 @@ class PoolUnderTest:
             )
         )
         self.pool = KvPool(self.tree, self.allocator)
+        self.exports = KvExports(self.pool, self.tree, staging_limit_bytes=1 << 20)
         self.held: list[Held] = []
 
     def swap_to(self, num_host_blocks: int) -> SwapEngine:

@@ -12,13 +12,14 @@ import torch
 pytest.importorskip("sglang")
 
 from sglang.srt.layers.attention import attention_registry
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
 from sglang.srt.platforms.interface import SRTPlatform
 
 from streamfill.engine import platform
 from streamfill.engine.attention import ATTENTION_BACKEND_NAME, create_attention
 from streamfill.engine.host_memory import HostMemory
 from streamfill.engine.paged_allocator import CpuPagedAllocator
+from streamfill.engine.shared_kv_pool import SharedMhaTokenToKvPool
 
 
 @pytest.fixture
@@ -103,9 +104,10 @@ def test_the_backend_takes_over_sglangs_name(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_pools_and_allocator() -> None:
-    """The pools are SGLang's plain ones, the allocator is ours, layers run plain torch."""
+    """The pools are SGLang's, one in shared memory; the allocator is ours, layers run plain
+    torch."""
     cpu = platform.StreamfillCpuPlatform()
-    assert cpu.get_mha_kv_pool_cls() is MHATokenToKVPool
+    assert cpu.get_mha_kv_pool_cls() is SharedMhaTokenToKvPool
     assert cpu.get_mla_kv_pool_cls() is MLATokenToKVPool
     assert cpu.get_paged_allocator_cls() is CpuPagedAllocator
     assert cpu.get_dispatch_key_name() == "native"

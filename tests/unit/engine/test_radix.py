@@ -16,6 +16,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.registry import get_radix_cache_factory
 
 from streamfill.engine import radix
+from streamfill.engine.interface import ExportedKv
 from streamfill.engine.radix import streams_of
 from tests.unit.engine.kv_pools import PoolUnderTest
 
@@ -40,10 +41,18 @@ def _q(token_ids: list[int]) -> array[int]:
 
 
 def _export(pool: PoolUnderTest, token_ids: list[int]) -> tuple[int, torch.Tensor]:
-    slots = pool.pool.cached_slots(_q(token_ids))
-    staging = torch.empty(len(slots) * pool.pool.layout.bytes_per_token, dtype=torch.uint8)
-    pool.pool.gather(slots, staging)
-    return len(slots), staging
+    exported = pool.exports.lend(_q(token_ids), 0)
+    if exported is None:
+        return 0, torch.empty(0, dtype=torch.uint8)
+    staging = _content(exported)
+    pool.exports.take_back(exported)
+    return exported.num_tokens, staging
+
+
+def _content(exported: ExportedKv) -> torch.Tensor:
+    staging = torch.empty(exported.kv.num_bytes, dtype=torch.uint8)
+    exported.kv.read(0, staging)
+    return staging
 
 
 # Looking
@@ -265,9 +274,10 @@ _NAMES = st.text(alphabet="ab", min_size=1, max_size=5)
 @given(data=st.data())
 def test_every_slot_always_has_one_owner(page_size: int, paged: bool, data: st.DataObject) -> None:
     """free + evictable + protected + held by requests == total, and all KV is that of its tokens,
-    after any mixture of requests, tags, evictions, exports and imports."""
+    after any mixture of requests, tags, evictions, exports and imports. What is lent stays."""
     pool = PoolUnderTest(8, page_size, paged=paged)
-    actions = ["compute", "compute", "tag", "untag", "evict", "import", "export", "hold", "let go"]
+    actions = ["compute", "compute", "tag", "untag", "evict", "import", "lend", "hold", "let go"]
+    lent: list[tuple[ExportedKv, torch.Tensor]] = []
     for _ in range(data.draw(st.integers(1, 15))):
         names = data.draw(_NAMES)
         ids = _pages(pool, names, rest=data.draw(st.integers(0, page_size - 1)))
@@ -289,16 +299,26 @@ def test_every_slot_always_has_one_owner(page_size: int, paged: bool, data: st.D
                 whole = _pages(pool, names)
                 cached = pool.pool.import_kv(pool.incoming(whole, first_token=first))
                 assert pool.peek(whole) == cached
-            case "export":
-                num_tokens, staging = _export(pool, ids)
-                assert num_tokens == pool.peek(ids)
-                assert torch.equal(staging, pool.incoming(ids[:num_tokens]).staging)
+            case "lend":
+                first = data.draw(st.integers(0, len(names))) * page_size
+                exported = pool.exports.lend(_q(ids), first)
+                assert (exported is not None) == (pool.peek(ids) > first)
+                if exported is not None:
+                    assert exported.num_tokens == pool.peek(ids)
+                    content = pool.incoming(ids[: exported.num_tokens], first).staging
+                    lent.append((exported, content))
             case "hold":
                 pool.hold(ids, data.draw(st.integers(0, 2)) * page_size)
             case _:
                 if pool.held:
                     pool.let_go()
         pool.check()
+        assert all(torch.equal(_content(exported), content) for exported, content in lent)
+        gives_back = data.draw(st.booleans())
+        if lent and gives_back:
+            pool.exports.take_back(lent.pop(0)[0])
+    for exported, _ in lent:
+        pool.exports.take_back(exported)
     while pool.held:
         pool.let_go()
     pool.evict(pool.num_tokens)

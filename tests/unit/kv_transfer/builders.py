@@ -21,6 +21,7 @@ from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.sender import KvSender
+from streamfill.kv_transfer.source import StagedKv
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 from streamfill.messages.codec import FrameDecoder, encode, pack_ids
 from streamfill.messages.handoff import (
@@ -94,10 +95,37 @@ def transfer(
         stream_id=7,
         token_ids=range(1000, 1000 + first_token + num_tokens),
         first_token=first_token,
-        staging=torch.randint(
-            0, 256, (num_tokens * layout.bytes_per_token,), dtype=torch.uint8, generator=generator
+        kv=StagedKv(
+            torch.randint(
+                0,
+                256,
+                (num_tokens * layout.bytes_per_token,),
+                dtype=torch.uint8,
+                generator=generator,
+            )
         ),
     )
+
+
+def bytes_of(sent: OutgoingTransfer) -> torch.Tensor:
+    """What a transfer carries, uint8 [number of bytes]."""
+    content = torch.empty(sent.kv.num_bytes, dtype=torch.uint8)
+    sent.kv.read(0, content)
+    return content
+
+
+def send_all(pair: Pair, content: torch.Tensor) -> None:
+    """A transfer of one chunk."""
+    pair.send(StagedKv(content), 0, content.numel())
+    pair.flush()
+
+
+def recv_all(pair: Pair, num_bytes: int) -> torch.Tensor:
+    """The other half of `send_all`."""
+    content = torch.empty(num_bytes, dtype=torch.uint8)
+    pair.recv(content, 0, num_bytes)
+    pair.flush()
+    return content
 
 
 def hello(*, server_id: str = "p0", incarnation: int = 1, attempt: int = 1) -> Hello:
@@ -164,6 +192,7 @@ class RawSender:
             local_host=HOST,
             device=torch.device("cpu"),
             timeouts=QUICK,
+            layout=LAYOUT,
             same_host=True,
         )
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
+import torch
 
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.sender import KvSender
@@ -30,12 +31,16 @@ def _threads() -> set[str]:
 
 @pytest.fixture
 def endpoints() -> Iterator[ExitStack]:
+    # Or torch starts helpers for the first large copy of each of our threads.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     before = _threads()
     with ExitStack() as stack:
         yield stack
     deadline_s = time.monotonic() + PATIENCE_S
     while (left := _threads() - before) and time.monotonic() < deadline_s:
         time.sleep(0.01)
+    torch.set_num_threads(num_threads)
     assert not left, f"{len(left)} threads outlived their endpoints"
 
 

@@ -16,6 +16,7 @@ from tests.unit.kv_transfer.builders import (
     hello,
     offer,
     outcomes_of,
+    send_all,
     transfer,
     wait_until,
 )
@@ -246,7 +247,7 @@ def test_a_wrong_checksum_is_not_delivered(make_receiver: MakeReceiver) -> None:
         peer.send(msgspec.structs.replace(given, checksum=1))
         assert isinstance(peer.receive(), Accept)
         group = peer.join_group(welcome.epoch)
-        group.send(torch.zeros(LAYOUT.bytes_per_token, dtype=torch.uint8))
+        send_all(group, torch.zeros(LAYOUT.bytes_per_token, dtype=torch.uint8))
         answer = peer.receive()
         assert isinstance(answer, Abort)
         assert "checksum" in answer.reason

@@ -14,7 +14,8 @@ from streamfill.kv_transfer.interface import (
     PeerAddress,
     TransferStatus,
 )
-from tests.unit.kv_transfer.builders import transfer
+from streamfill.kv_transfer.source import StagedKv
+from tests.unit.kv_transfer.builders import bytes_of, transfer
 
 _TO_D0 = PeerAddress(server_id="d0", host="nowhere", control_port=1)
 
@@ -30,8 +31,9 @@ def test_a_transfer_arrives_at_once() -> None:
     assert [outcome.ok for outcome in sender.poll()] == [True]
     (incoming,) = receiver.poll()
     assert select.select([sender.fileno(), receiver.fileno()], [], [], 0)[0] == []
-    assert torch.equal(incoming.staging, sent.staging)
-    assert incoming.staging.data_ptr() != sent.staging.data_ptr()
+    assert torch.equal(incoming.staging, bytes_of(sent))
+    assert isinstance(sent.kv, StagedKv)
+    assert incoming.staging.data_ptr() != sent.kv.staging.data_ptr()
     assert list(incoming.token_ids) == list(sent.token_ids)
     receiver.release(incoming)
     assert receiver.stats().staging_used_bytes == 0

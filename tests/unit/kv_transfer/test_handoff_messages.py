@@ -11,8 +11,11 @@ from streamfill.messages.codec import FrameDecoder, encode, pack_ids
 from streamfill.messages.handoff import (
     Abort,
     Accept,
+    Ask,
     Complete,
+    Held,
     Hello,
+    LetGo,
     Offer,
     Ping,
     Pong,
@@ -67,10 +70,14 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
             num_bytes=34560,
             chunk_bytes=1024,
             checksum=6,
+            version=2,
+            is_early=True,
+            replaces=8,
         ),
-        b"\x8a\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
+        b"\x8d\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
         b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00\xabfirst_token\x01\xaanum_tokens\x01"
-        b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa8checksum\x06",
+        b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa8checksum\x06"
+        b"\xa7version\x02\xa8is_early\xc3\xa8replaces\x08",
     ),
     (
         Accept(transfer_id=9, epoch=5),
@@ -94,6 +101,20 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
     ),
     (Ping(epoch=5), b"\x82\xa4type\xa7kv_ping\xa5epoch\x05"),
     (Pong(epoch=5), b"\x82\xa4type\xa7kv_pong\xa5epoch\x05"),
+    (
+        Ask(epoch=5, stream_id=3, version=2, token_ids=pack_ids([1, 258])),
+        b"\x85\xa4type\xa6kv_ask\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xa9token_ids"
+        b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00",
+    ),
+    (
+        Held(epoch=5, stream_id=3, version=2, num_tokens=1, missed_transfer_id=9),
+        b"\x86\xa4type\xa7kv_held\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xaanum_tokens"
+        b"\x01\xb2missed_transfer_id\t",
+    ),
+    (
+        LetGo(epoch=5, stream_id=3),
+        b"\x83\xa4type\xa9kv_let_go\xa5epoch\x05\xa9stream_id\x03",
+    ),
 ]
 
 _DECODER: FrameDecoder[ToReceiver | ToSender] = FrameDecoder(ToReceiver | ToSender)

@@ -33,8 +33,9 @@ from streamfill.kv_transfer.interface import (
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.sender import KvSender
+from streamfill.kv_transfer.source import StagedKv
 from streamfill.kv_transfer.timeouts import TransportTimeouts
-from tests.unit.kv_transfer.builders import HOST, LAYOUT, transfer
+from tests.unit.kv_transfer.builders import HOST, LAYOUT, bytes_of, transfer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -130,7 +131,7 @@ def sender(monkeypatch: pytest.MonkeyPatch) -> Iterator[KvSender]:
 
 def _on_gpu(number: int, num_tokens: int) -> OutgoingTransfer:
     made = transfer(number, num_tokens, layout=WIDE)
-    return replace(made, staging=made.staging.to(_sender_gpu()))
+    return replace(made, kv=StagedKv(bytes_of(made).to(_sender_gpu())))
 
 
 def _outcome(sender: KvSender) -> TransferOutcome:
@@ -143,7 +144,7 @@ def _deliver(sender: KvSender, peer: _Peer, sent: OutgoingTransfer) -> None:
     sender.submit(peer.address, sent)
     outcome = _outcome(sender)
     assert outcome.ok, outcome.reason
-    assert peer.word() == (sent.transfer_id, _digest(sent.staging))
+    assert peer.word() == (sent.transfer_id, _digest(bytes_of(sent)))
 
 
 def _submit_huge(sender: KvSender, peer: _Peer, number: int) -> None:

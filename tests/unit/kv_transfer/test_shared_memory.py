@@ -22,13 +22,17 @@ from streamfill.kv_transfer.shared_memory import (
     take_shared_memory,
 )
 from tests.unit.kv_transfer.builders import (
+    LAYOUT,
     QUICK,
     RawSender,
     address_of,
     arrivals_of,
+    bytes_of,
     hello,
     offer,
     outcomes_of,
+    recv_all,
+    send_all,
     transfer,
 )
 from tests.unit.kv_transfer.conftest import MakeReceiver, MakeSender
@@ -52,11 +56,11 @@ def _meet(*, offered: bool = True, taken: bool = True) -> list[SharedMemoryPair 
 
     def receive() -> None:
         receivers.adopt()
-        found[0] = offer_shared_memory(receivers, QUICK, wanted=offered)
+        found[0] = offer_shared_memory(receivers, QUICK, LAYOUT, wanted=offered)
 
     thread = threading.Thread(target=receive)
     thread.start()
-    found[1] = take_shared_memory(senders, QUICK, wanted=taken)
+    found[1] = take_shared_memory(senders, QUICK, LAYOUT, wanted=taken)
     thread.join()
     return found
 
@@ -88,14 +92,12 @@ def test_chunks_of_any_size_arrive(
 
     def send() -> None:
         for chunk in chunks:
-            sender.send(chunk)
+            send_all(sender, chunk)
 
     thread = threading.Thread(target=send)
     thread.start()
     for chunk in chunks:
-        into = torch.empty_like(chunk)
-        receiver.recv(into)
-        assert torch.equal(into, chunk)
+        assert torch.equal(recv_all(receiver, chunk.numel()), chunk)
     thread.join()
 
 
@@ -108,7 +110,7 @@ def test_a_sender_on_another_machine_says_no() -> None:
     """Nobody listens there under the address."""
     receivers, senders = _stores()
     senders.put("shared", b"\0streamfill-kv-somewhere-else")
-    assert take_shared_memory(senders, QUICK, wanted=True) is None
+    assert take_shared_memory(senders, QUICK, LAYOUT, wanted=True) is None
     assert receivers.get("shared_answer") == b"no"
 
 
@@ -120,7 +122,7 @@ def test_a_sender_connects_to_nothing_else() -> None:
         service.listen()
         service.settimeout(0.05)
         senders.put("shared", b"\0another-service")
-        assert take_shared_memory(senders, QUICK, wanted=True) is None
+        assert take_shared_memory(senders, QUICK, LAYOUT, wanted=True) is None
         with pytest.raises(TimeoutError):
             service.accept()
     assert receivers.get("shared_answer") == b"no"
@@ -136,7 +138,7 @@ def test_the_end_of_a_peer_is_noticed_at_once(size: int) -> None:
     begun_s = time.monotonic()
     for _ in range(2):
         with pytest.raises(TransportError):
-            sender.send(torch.zeros(size, dtype=torch.uint8))
+            send_all(sender, torch.zeros(size, dtype=torch.uint8))
     assert time.monotonic() - begun_s < QUICK.chunk_s
     sender.close()
 
@@ -146,9 +148,9 @@ def test_a_silent_peer_is_given_up() -> None:
     assert receiver is not None
     assert sender is not None
     with pytest.raises(TransportError, match=r"Timed out.*1\.0 s"):
-        receiver.recv(torch.empty(10, dtype=torch.uint8))
+        recv_all(receiver, 10)
     with pytest.raises(TransportError, match=r"Timed out"):
-        receiver.recv(torch.empty(10, dtype=torch.uint8))
+        recv_all(receiver, 10)
     receiver.close()
     sender.close()
 
@@ -181,11 +183,11 @@ def test_a_late_write_meets_nobody(make_receiver: MakeReceiver) -> None:
         pair = raw.join_group(new.epoch)
         for part in zombie._parts:
             part.fill_(0xEE)
-        pair.send(sent.staging)
+        send_all(pair, bytes_of(sent))
         for part in zombie._parts:
             part.fill_(0xEE)
         incoming = arrivals_of(receiver)[2]
-        assert torch.equal(incoming.staging, sent.staging)
+        assert torch.equal(incoming.staging, bytes_of(sent))
         receiver.release(incoming)
         pair.close()
         zombie.close()

@@ -17,6 +17,7 @@ from tests.unit.kv_transfer.builders import (
     LAYOUT,
     address_of,
     arrivals_of,
+    bytes_of,
     outcomes_of,
     transfer,
 )
@@ -39,7 +40,7 @@ def test_what_arrives_is_what_was_sent(
     assert outcome.num_bytes == num_tokens * LAYOUT.bytes_per_token
     assert (outcome.bytes_per_s is None) == (num_tokens == 0)
     incoming = arrivals_of(receiver)[1]
-    assert torch.equal(incoming.staging, sent.staging)
+    assert torch.equal(incoming.staging, bytes_of(sent))
     assert incoming.token_ids == array.array("i", sent.token_ids)
     assert (incoming.first_token, incoming.stream_id) == (3, 7)
     assert incoming.source_server_id == "p0"
@@ -66,7 +67,7 @@ def test_transfers_to_one_peer_arrive_in_order_and_whole(
     arrived = arrivals_of(receiver, len(sent))
     assert list(arrived) == [one.transfer_id for one in sent]
     for one in sent:
-        assert torch.equal(arrived[one.transfer_id].staging, one.staging)
+        assert torch.equal(arrived[one.transfer_id].staging, bytes_of(one))
         receiver.release(arrived[one.transfer_id])
     assert receiver.stats().staging_used_bytes == 0
     assert sender.stats().num_sessions == 1
@@ -93,7 +94,7 @@ def test_many_pairs_at_once(make_receiver: MakeReceiver, make_sender: MakeSender
         for number, incoming in arrivals_of(receiver, 12).items():
             assert number // 10 % 10 == r
             assert incoming.source_server_id == f"p{number // 100}"
-            assert torch.equal(incoming.staging, sent[number].staging)
+            assert torch.equal(incoming.staging, bytes_of(sent[number]))
             receiver.release(incoming)
         assert receiver.stats().num_peers == 2
         assert receiver.stats().staging_used_bytes == 0

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefill_server.host_index import block_keys
-from prefill_server.page_copies import copy_on_host, host_side, pages_of, runs_of
 from prefill_server.swap import SwapEngine, host_blocks
+from streamfill.kv_transfer.page_copies import copy_on_host, host_side, pages_of, runs_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_LAYERS, NUM_SLOTS, PAGE = 3, 17 * 16 + 16, 16

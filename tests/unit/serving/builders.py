@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 from decode_server.core import DecodeCore
 from prefill_server.core import PrefillCore
+from prefill_server.pushes import EarlyPush
 from streamfill.kv_transfer.fake import FakeKvReceiver, FakeKvSender, FakeNetwork
 from streamfill.links.server_link import Inbound
 from streamfill.messages import router_to_server as r
@@ -131,6 +132,7 @@ class PrefillUnderTest(ServerUnderTest):
         mode: PreemptionMode = PreemptionMode.AUTO,
         *,
         can_interrupt: bool = False,
+        early_push: EarlyPush = EarlyPush.OFF,
     ) -> None:
         super().__init__(engine)
         self.network = network or FakeNetwork()
@@ -144,6 +146,7 @@ class PrefillUnderTest(ServerUnderTest):
             step_tokens=STEP_TOKENS,
             clock=self.clock,
             preemption=PreemptionSetting(mode=mode),
+            early_push=early_push,
         )
 
     def close(self) -> None:
@@ -151,6 +154,7 @@ class PrefillUnderTest(ServerUnderTest):
 
     def turn(self, *messages: Inbound) -> None:
         self.core.poll_transfers()
+        self.core.take_events(self.core.poll_events())
         super().turn(*messages)
 
     def interrupt(self, *messages: Inbound) -> int:
@@ -189,11 +193,14 @@ class DecodeUnderTest(ServerUnderTest):
     """A decode server on one rank."""
 
     def __init__(
-        self, engine: FakeEngine | None = None, network: FakeNetwork | None = None
+        self,
+        engine: FakeEngine | None = None,
+        network: FakeNetwork | None = None,
+        server_id: str = "d0",
     ) -> None:
         super().__init__(engine)
         self.network = network or FakeNetwork()
-        self.receiver = FakeKvReceiver("d0", self.network)
+        self.receiver = FakeKvReceiver(server_id, self.network)
         self.core: DecodeCore = DecodeCore(
             self.engine,
             self.sent.append,
@@ -201,13 +208,16 @@ class DecodeUnderTest(ServerUnderTest):
             self.receiver,
             step_tokens=STEP_TOKENS,
             clock=self.clock,
+            server_id=server_id,
         )
 
     def close(self) -> None:
         self.receiver.close()
 
     def turn(self, *messages: Inbound) -> None:
-        self.core.take_in(self.core.receive())
+        arrived = self.core.receive()
+        self.core.take_events(self.core.poll_events())
+        self.core.take_in(arrived)
         super().turn(*messages)
 
 

@@ -7,7 +7,8 @@ import torch
 
 from decode_server.core import HANDOFF_WAIT_S
 from streamfill.kv_transfer.fake import FakeKvSender, FakeNetwork
-from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress
+from streamfill.kv_transfer.interface import HeldReport, OutgoingTransfer, PeerAddress
+from streamfill.kv_transfer.source import StagedKv
 from streamfill.links.server_link import RouterLost
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -48,7 +49,7 @@ def _send_kv(
     sender = FakeKvSender("p0", server.network)
     content = bytearray(kv_bytes(token_ids)[first_token * KV_BYTES_PER_TOKEN :])
     staging = torch.frombuffer(content, dtype=torch.uint8)
-    transfer = OutgoingTransfer(transfer_id, 1, token_ids, first_token, staging)
+    transfer = OutgoingTransfer(transfer_id, 1, token_ids, first_token, StagedKv(staging))
     sender.submit(PeerAddress("d0", "nowhere", 1), transfer)
     assert [outcome.ok for outcome in sender.poll()] == [True]
     sender.close()
@@ -160,10 +161,20 @@ def test_an_import_that_breaks_gives_its_staging_back(server: DecodeUnderTest) -
 
 
 def test_kv_behind_a_prefix_that_is_gone_is_of_no_use(server: DecodeUnderTest) -> None:
-    """It is released, and the whole prompt computed."""
+    """It is released. Its sender is told, and when nothing comes of it the whole prompt is
+    computed."""
+    sender = FakeKvSender("p0", server.network)
     _send_kv(server, first_token=20)
+    server.network.senders["p0"] = sender
     server.run(generate(PROMPT, [FIRST], transfer_id=TRANSFER))
+    (missed,) = sender.poll_held()
+    assert isinstance(missed, HeldReport)
+    assert (missed.missed_transfer_id, missed.num_tokens) == (TRANSFER, 0)
+    assert server.core.counters(0).staging_bytes == 0
+    assert server.engine.started == []
+    server.run(_failed())
     _assert_answered(server, num_cached=0)
+    sender.close()
 
 
 def test_kv_that_was_evicted_again_is_recomputed(server: DecodeUnderTest) -> None:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Rows: TypeAlias = "npt.NDArray[np.void]"
+"""Pages of one layer, [number of pages]."""
+IntArray: TypeAlias = npt.NDArray[np.int64]
 
 FEW_RUNS = 4
 """Pages per run of neighbours from which on one copy per run is faster than one per page; on one
@@ -73,7 +78,7 @@ def copy_on_host(
     if not source_pages:
         return
     runs = runs_of(source_pages, target_pages)
-    views = [(_array(s), _array(t)) for s, t in zip(source, target, strict=True)]
+    views = [(rows_of(s), rows_of(t)) for s, t in zip(source, target, strict=True)]
     if len(runs) * FEW_RUNS <= len(source_pages):
         for old, new in views:
             for first, to, number in runs:
@@ -83,23 +88,27 @@ def copy_on_host(
     from_one_block, to_one_block = _is_run(source_pages), _is_run(target_pages)
     for old, new in views:
         if to_one_block:
-            block = new[target_pages[0] : target_pages[0] + len(target_pages)]
-            # The numbers were checked by whoever made them; "clip" spares numpy a buffer.
-            np.take(old, picked, axis=0, out=block, mode="clip")
+            take(old, picked, new[target_pages[0] : target_pages[0] + len(target_pages)])
         elif from_one_block:
             new[placed] = old[source_pages[0] : source_pages[0] + len(source_pages)]
         else:
             new[placed] = old[picked]
 
 
+def rows_of(layer: Tensor) -> Rows:
+    """A layer of a side as an array of whole pages, which numpy moves by one copy each."""
+    rows: Rows = layer.numpy().view(np.dtype((np.void, layer.shape[1])))[:, 0]
+    return rows
+
+
+def take(rows: Rows, pages: IntArray, out: Rows) -> None:
+    """``out[i] = rows[pages[i]]``. Pages have to be there: one beyond the end is the last one."""
+    # Any other mode has numpy copy everything twice.
+    np.take(rows, pages, out=out, mode="clip")
+
+
 def _is_run(pages: Sequence[int]) -> bool:
     return all(page == pages[0] + index for index, page in enumerate(pages))
-
-
-def _array(rows: Tensor) -> Any:
-    """The same memory in words of eight bytes, if it can be."""
-    carrier = torch.int64 if rows.shape[1] % 8 == 0 else torch.uint8
-    return rows.view(carrier).numpy()
 
 
 def _huge_pages(num_pages: int, page_bytes: int) -> Tensor:
