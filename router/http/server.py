@@ -67,6 +67,7 @@ class HttpServer:
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
+        self._server.config.load()  # imports more of uvicorn, which in the running loop is a stall
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> int:

@@ -119,7 +119,7 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
         word, _, ports = line.decode().partition(" ")
         assert word == "READY"
         assert set(json.loads(ports)) == {"grpc_port", "http_port", "zmq_port"}
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=PROCESS_TIMEOUT_S) as http:
             reply = await http.get(f"http://127.0.0.1:{json.loads(ports)['http_port']}/ready")
             assert (reply.status_code, reply.json()) == (503, {"ready": False})
         async with Client(f"127.0.0.1:{json.loads(ports)['grpc_port']}") as client:
