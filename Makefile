@@ -6,9 +6,10 @@ BOOTSTRAP := $(PYTHON) deploy/setup/bootstrap.py $(if $(GPU),--gpu)
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 POLICIES_ARGS ?=
+HANDOFF_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption test soak chaos-controller check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak chaos-controller check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -32,6 +33,9 @@ bench-policies: setup  ## every scheduling policy on two traces at three loads; 
 
 bench-scheduling: setup  ## what one decision of the scheduler costs, per policy; seconds
 	@$(BIN)/python -m streamfill.scheduling.bench
+
+bench-handoff: setup  ## KV hand-off beside its baselines: bare send, copy, SGLang's TCP backend; 10 minutes
+	@$(BIN)/streamfill bench handoff $(HANDOFF_ARGS)
 
 test: setup  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

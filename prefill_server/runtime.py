@@ -68,6 +68,7 @@ class PrefillRuntime(SchedulerRuntime):
             rank=self.rank,
             incarnation=self.incarnation,
             device=engine.kv_pool.device,
+            codec=self.config.kv_codec,
         )
         self._prefill_core = PrefillCore(
             engine,

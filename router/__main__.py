@@ -23,6 +23,7 @@ from router.service_server import GrpcServer
 from streamfill.config import RouterConfig, load_process_file
 from streamfill.errors import ConfigError, StreamfillError
 from streamfill.launcher.ready_line import announce_ready
+from streamfill.observability.exposition import MetricsServer
 from streamfill.observability.logging import configure_logging, log_event
 
 logger = logging.getLogger("router")
@@ -77,11 +78,19 @@ async def _run(config: RouterConfig) -> None:
 
         http = HttpServer(manager, config)
     await manager.start()
+    metrics: MetricsServer | None = None
     try:
-        grpc_port, zmq_port = await server.start(), manager.zmq_port
-        http_port = None if http is None else await http.start()
-        log_event(logger, "ready", grpc_port=grpc_port, http_port=http_port, zmq_port=zmq_port)
-        announce_ready({"grpc_port": grpc_port, "http_port": http_port, "zmq_port": zmq_port})
+        ports: dict[str, Any] = {"grpc_port": await server.start(), "zmq_port": manager.zmq_port}
+        if http is not None:
+            ports["http_port"] = await http.start()
+        if config.metrics_port is not None:
+            registry = manager.metrics.set.registry
+            metrics = MetricsServer(
+                registry, host=config.host, port=config.metrics_port, section="router"
+            )
+            ports["metrics_port"] = metrics.port
+        log_event(logger, "ready", **ports)
+        announce_ready(ports)
         await signals.first.wait()
         log_event(logger, "draining", num_open_streams=manager.info().num_open_streams)
         await server.begin_drain()
@@ -93,6 +102,8 @@ async def _run(config: RouterConfig) -> None:
         )
         await asyncio.gather(*stops)
         await manager.close()
+        if metrics is not None:
+            metrics.close()
         log_event(logger, "stopped")
 
 

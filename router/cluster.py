@@ -16,6 +16,7 @@ from router import timing
 from router.admission import AdmissionLimits
 from router.cancels import OutstandingCancels
 from router.link import Identity, RouterLink
+from router.metrics import RouterMetrics
 from router.placement import ServerState, choose_server
 from router.policies import Policies
 from router.prompt import PromptLimits
@@ -63,11 +64,14 @@ class Cluster:
         vocab_size: int,
         context_tokens: int,
         admission: AdmissionLimits,
+        metrics: RouterMetrics,
     ) -> None:
+        self.metrics = metrics
+        """Where the streams count what happens to them."""
         self.incarnation = fresh_incarnation()
         self.registry = ServerRegistry(self.incarnation, vocab_size)
         self.cancels = OutstandingCancels(self.send)
-        self.room = WaitingRoom(admission)
+        self.room = WaitingRoom(admission, metrics)
         self.questions = Questions(self.send)
         self.policies = Policies(self.send, self.questions, self.registry)
         self.num_stale_messages = 0

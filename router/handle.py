@@ -13,7 +13,7 @@ uncommitted any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from streamfill.messages.common import StreamMode
 from streamfill.observability.lifetime import LifetimeEvent
 from streamfill.stream.splice import Splice
 from streamfill.stream.state import StreamState
+from streamfill.stream.token_log import LoggedSplice
 
 T = TypeVar("T")
 
@@ -88,7 +89,9 @@ class ClientHandle:
         ended = session.events.end
         if isinstance(ended, StreamError):
             raise ended
-        session.send_changes(session.prompt.record(first), None)
+        logged = session.prompt.record(first)
+        self._count_tokens(logged)
+        session.send_changes(logged, None)
 
     async def append(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
         """See `interface.StreamHandle`."""
@@ -201,7 +204,9 @@ class ClientHandle:
         except BaseException:
             await _in_thread_if(is_long, prompt.undo_draft)
             raise
-        session.send_changes(prompt.record(splices), number, next_in_s=segment.next_in_s)
+        logged = prompt.record(splices)
+        self._count_segment(logged)
+        session.send_changes(logged, number, next_in_s=segment.next_in_s)
 
     async def _commit(self, options: CommitOptions) -> None:
         session = self._session
@@ -222,8 +227,21 @@ class ClientHandle:
         self._check_open()
         if number is not None:
             session.segments.tokenised(number)
-        session.send_changes(prompt.record(splices), number, commit_follows=True)
+        logged = prompt.record(splices)
+        if number is None:
+            self._count_tokens(logged)
+        else:
+            self._count_segment(logged)
+        session.send_changes(logged, number, commit_follows=True)
         session.commit(options)
+
+    def _count_segment(self, logged: Sequence[LoggedSplice]) -> None:
+        self._cluster.metrics.segments[self.mode].inc()
+        self._count_tokens(logged)
+
+    def _count_tokens(self, logged: Sequence[LoggedSplice]) -> None:
+        num_tokens = sum(len(each.splice.new_token_ids) for each in logged)
+        self._cluster.metrics.tokens_in.inc(num_tokens)
 
     def _check_open(self) -> None:
         session = self._session

@@ -134,6 +134,8 @@ class DoneEvent:
     """None: no hand-off succeeded, or its report is not here yet."""
     handoff_s: float | None = None
     """By the prefill server's clock; None when ``handoff_bytes`` is."""
+    kv_codec: str = "none"
+    """Lossy codec that KV of the answer may have come through."""
 
 
 StreamEvent = Acknowledged | TokenEvent | DoneEvent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 from router import timing
 from router.admission import AdmissionCounters, AdmissionLimits
 from router.cluster import Cluster, StreamMessage
+from router.ended_streams import EndedStream, EndedStreams
 from router.handle import ClientHandle
 from router.interface import (
     ClusterInfo,
@@ -27,9 +29,11 @@ from router.interface import (
     ServerStreams,
     StreamHandle,
 )
+from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
 from router.servers import Server
 from router.session import Session
+from router.traces import start_traces
 from streamfill.config import RouterConfig
 from streamfill.errors import (
     InvalidArgumentError,
@@ -59,6 +63,7 @@ class Manager:
 
         Raises:
             ModelError: the model folder cannot be read, or the model not be served.
+            ConfigError: traces are asked for, and the packages that export them are not there.
         """
         folder = Path(config.model_path)
         facts = describe_model(folder)
@@ -76,7 +81,15 @@ class Manager:
             max_waiting=config.max_waiting_segments,
             wait_s=config.admission_wait_s,
         )
-        self._cluster = Cluster(self, facts.vocab_size, self._context_tokens, admission)
+        self.metrics = RouterMetrics()
+        self.ended_streams = EndedStreams(self.metrics.set)
+        self._traces = start_traces(config.otlp_endpoint, os.environ, self.metrics.spans_lost.inc)
+        if self._traces is not None:
+            self.ended_streams.then = self._traces.add
+        self._published_s = float("-inf")
+        self._cluster = Cluster(
+            self, facts.vocab_size, self._context_tokens, admission, self.metrics
+        )
         self._sessions: dict[StreamId, Session] = {}
         self._handles: dict[StreamId, ClientHandle] = {}
         self._finished: OrderedDict[StreamId, float] = OrderedDict()
@@ -95,6 +108,7 @@ class Manager:
             ConfigError: the port is in use, or the host is no address of this machine.
         """
         self.zmq_port = self._cluster.start(self._config.host, self._config.zmq_port)
+        self.ended_streams.start()
         self._housekeeper = asyncio.create_task(self._housekeep(), name="router-housekeeping")
 
     async def close(self) -> None:
@@ -106,6 +120,13 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
             self._housekeeper = None
         self._cluster.close()
+        await asyncio.to_thread(self._close_ended_streams)
+
+    def _close_ended_streams(self) -> None:
+        self.ended_streams.close()
+        if self._traces is not None:
+            self._traces.close()
+            self._traces = None
 
     # For the service.
 
@@ -134,6 +155,7 @@ class Manager:
         self._sessions[session.stream_id] = session
         self._handles[session.stream_id] = handle
         self._all_ended.clear()
+        self.metrics.opened[options.mode].inc()
         session.try_place(time.monotonic())
         log_event(
             logger,
@@ -165,10 +187,7 @@ class Manager:
             num_open_streams=len(self._sessions),
             num_streams_by_outcome=dict(self._outcomes),
             num_malformed_frames=self._cluster.num_malformed_frames,
-            servers=[
-                _server_info(server, self._cluster.room.counters(server), now_s)
-                for server in self._cluster.registry
-            ],
+            servers=[self._server_info(server, now_s) for server in self._cluster.registry],
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -275,6 +294,8 @@ class Manager:
         for session in list(self._sessions.values()):
             if now_s >= session.due_s:
                 session.tick(now_s)
+        if now_s >= self._published_s + PUBLISH_INTERVAL_S:
+            self._publish(now_s)
         while self._finished:
             stream_id, ended_s = next(iter(self._finished.items()))
             is_old = now_s > ended_s + timing.FINISHED_RETENTION_S
@@ -283,8 +304,28 @@ class Manager:
             del self._finished[stream_id]
             del self._handles[stream_id]
 
-    def _on_end(self, session: Session) -> None:
+    def _publish(self, now_s: float) -> None:
+        self._published_s = now_s
+        servers = list(self._cluster.registry)
+        self.metrics.publish(
+            RouterSnapshot(
+                at_s=now_s,
+                ready=self._is_ready(),
+                num_open_by_state=Counter(each.state for each in self._sessions.values()),
+                servers=tuple(self._server_info(server, now_s) for server in servers),
+                pending_tokens={server.server_id: server.pending_tokens for server in servers},
+                num_malformed_frames=self._cluster.num_malformed_frames,
+                num_stale_messages=self._cluster.num_stale_messages,
+            )
+        )
+
+    def _server_info(self, server: Server, now_s: float) -> ServerInfo:
+        return _server_info(server, self._cluster.room.counters(server), now_s)
+
+    def _on_end(self, session: Session, ended: EndedStream) -> None:
         self._outcomes[session.state.value] += 1
+        self.metrics.ended[session.state].inc()
+        self.ended_streams.add(ended)
         del self._sessions[session.stream_id]
         self._finished[session.stream_id] = time.monotonic()
         if not self._sessions:

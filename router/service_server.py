@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from router.interface import StreamManager
 from router.service import StreamfillService
 from router.service_decode import Undecodable, decoder
+from router.traces import MAX_TRACE_PARENT_CHARS, TRACE_PARENT, TRACE_PARENT_KEY
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.status_details import short_message, status_code, trailing_metadata
 from streamfill.errors import ConfigError, InternalError, StreamError
@@ -160,6 +161,7 @@ def _unary(
 ) -> Callable[[Message | Undecodable[Message], _Context], Awaitable[Message]]:
     async def run(request: Message | Undecodable[Message], context: _Context) -> Message:
         try:
+            _note_trace_parent(context)
             if isinstance(request, Undecodable):
                 raise request.error
             return await behaviour(request)
@@ -177,6 +179,7 @@ def _streaming(
 ) -> Callable[[_Request, _Context], Awaitable[None]]:
     async def run(request: _Request, context: _Context) -> None:
         try:
+            _note_trace_parent(context)
             if isinstance(request, Undecodable):
                 raise request.error
             await behaviour(request, _Writer(context))
@@ -184,6 +187,13 @@ def _streaming(
             await _fail(context, name, error)
 
     return run
+
+
+def _note_trace_parent(context: _Context) -> None:
+    """A call runs in a task of its own, so what is set here ends with it."""
+    for key, value in context.invocation_metadata() or ():
+        if key == TRACE_PARENT_KEY and isinstance(value, str):
+            TRACE_PARENT.set(value[:MAX_TRACE_PARENT_CHARS])
 
 
 async def _fail(context: _Context, name: str, error: Exception) -> NoReturn:

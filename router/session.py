@@ -28,6 +28,7 @@ from router import timing
 from router.accounts import WorkRecord
 from router.answer import Answer
 from router.cluster import Cluster, StreamMessage
+from router.ended_streams import EndedStream
 from router.events import EventQueue
 from router.interface import Acknowledged, CommitOptions, DoneEvent, OpenOptions, Usage
 from router.legs import GenerateLeg, PrefillLeg
@@ -36,6 +37,7 @@ from router.retries import Retries
 from router.sampling import fit_max_new_tokens
 from router.segments import SegmentRecord
 from router.servers import Assignment, Server
+from router.traces import TRACE_PARENT
 from streamfill.errors import (
     CancelledStreamError,
     DeadlineExceededError,
@@ -98,7 +100,7 @@ class Session:
         options: OpenOptions,
         *,
         idle_timeout_s: float,
-        on_end: Callable[[Session], None],
+        on_end: Callable[[Session, EndedStream], None],
     ) -> None:
         now_s = time.monotonic()
         self.stream_id: StreamId = cluster.new_stream_id()
@@ -132,11 +134,13 @@ class Session:
         self._handoff = "none"
         self._handoff_report: s.HandoffReport | None = None
         """Of the newest hand-off, if it went well."""
+        self._kv_codec = "none"
         self._decoded_by_prefill = False
         self._prefill_server = ""
         self._decode_server = ""
         self._last_acknowledged: Acknowledged | None = None
         self._num_output_tokens = 0
+        self._trace_parent = TRACE_PARENT.get()
         self.lifetime.record(LifetimeEvent.OPENED)
 
     # For the client's handle.
@@ -435,6 +439,7 @@ class Session:
             server_id=leg.server.server_id,
             have_seq=have_seq,
         )
+        self._cluster.metrics.resyncs.inc()
         if isinstance(leg, GenerateLeg) or have_seq < 0:
             self._lose_leg(leg, f"server {leg.server.server_id} does not know the stream")
         elif not leg.resync(have_seq, now_s):
@@ -457,13 +462,18 @@ class Session:
         self._note_handoff("done" if report.ok else f"failed: {report.reason}")
 
     def _note_handoff(self, outcome: str) -> None:
-        self._handoff = outcome
+        self._set_handoff(outcome)
         if outcome == "done":
             self.lifetime.record(LifetimeEvent.HANDOFF_DONE)
             return
         log_event(logger, "handoff_failed", stream_id=self.stream_id, outcome=outcome)
         if self._generate is not None:
             self._generate.transfer_failed()
+
+    def _set_handoff(self, outcome: str) -> None:
+        self._handoff = outcome
+        metrics = self._cluster.metrics
+        (metrics.handoffs_done if outcome == "done" else metrics.handoffs_failed).inc()
 
     def _on_failed(self, leg: _Leg, message: s.StreamFailed) -> None:
         try:
@@ -493,6 +503,8 @@ class Session:
         if output.first_index > committed.answer.num_tokens:
             self._ask_for_missing(leg, committed, now_s)
             return
+        if output.kv_codec != "none":
+            self._kv_codec = output.kv_codec
         finish = output.finish
         if finish is not None and finish.reason is FinishReason.ABORT:
             self._lose_leg(leg, f"server {leg.server.server_id} aborted: {finish.message}")
@@ -552,6 +564,7 @@ class Session:
     def _record_token(self, index: int, *, is_last: bool) -> None:
         """As `Lifetime.record_token`, which counts, whereas the index is known here."""
         at_s = time.monotonic()
+        self._cluster.metrics.tokens_out.inc()
         if index < 2:
             first = LifetimeEvent.FIRST_TOKEN if index == 0 else LifetimeEvent.SECOND_TOKEN
             self.lifetime.record(first, at_s=at_s)
@@ -582,9 +595,9 @@ class Session:
         elif self._handoff == "none" and self._generate.transfer_id is not None:
             # A short answer overtakes the report, and tells as well whether the KV was there.
             if self._generate.found_prompt(self.prompt.log.num_tokens):
-                self._handoff = "done"
+                self._set_handoff("done")
             else:
-                self._handoff = "failed: not reported before the end of the answer"
+                self._set_handoff("failed: not reported before the end of the answer")
         report = self._handoff_report
         done = DoneEvent(
             finish_reason=finish.reason.value,
@@ -607,6 +620,7 @@ class Session:
             lifetime=self.lifetime,
             handoff_bytes=None if report is None else report.num_bytes,
             handoff_s=None if report is None else report.seconds,
+            kv_codec=self._kv_codec,
         )
         self._end(StreamState.DONE, done)
 
@@ -632,6 +646,8 @@ class Session:
         """What was to come next will not come: try again, elsewhere if possible."""
         now_s = time.monotonic()
         may_retry = self._retries.failed(leg.began_s, leg.server, now_s)
+        self._cluster.metrics.attempts_failed.inc()
+        self._cluster.metrics.retries.inc(may_retry)
         log_event(
             logger,
             "attempt_failed",
@@ -734,13 +750,28 @@ class Session:
             num_prompt_tokens=self.prompt.log.num_tokens,
             num_attempts=self._attempt,
         )
+        ended = EndedStream(
+            stream_id=self.stream_id,
+            request_id=self.options.request_id,
+            mode=self.options.mode.value,
+            outcome=state.value,
+            error="" if isinstance(end, DoneEvent) else str(end),
+            entries=self.lifetime.entries,
+            prefill_server=self._prefill_server,
+            decode_server="" if self._decoded_by_prefill else self._decode_server,
+            handoff=self._handoff,
+            num_attempts=self._attempt,
+            num_prompt_tokens=self.prompt.log.num_tokens,
+            num_output_tokens=self.num_output_tokens,
+            trace_parent=self._trace_parent,
+        )
         # What is kept for late calls must be small.
         self._num_output_tokens = self.num_output_tokens
         self.prompt = Prompt(self._tokenizer, None)
         self._committed = None
         self.due_s = NEVER_S
         self.events.close(end)
-        self._on_end(self)
+        self._on_end(self, ended)
 
     def _leave_servers(self) -> None:
         legs = [leg for leg in (self._prefill, self._generate) if leg is not None]

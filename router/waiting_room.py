@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from router.admission import (
     ServerAdmission,
     Verdict,
 )
+from router.metrics import RouterMetrics
 from router.servers import Server
 from streamfill.errors import ResourceExhaustedError, StreamError, UnavailableError
 from streamfill.observability.logging import RateLimited, log_event
@@ -46,8 +48,9 @@ class _Wait:
 class WaitingRoom:
     """Owned by the router's loop, one for all servers."""
 
-    def __init__(self, limits: AdmissionLimits) -> None:
+    def __init__(self, limits: AdmissionLimits, metrics: RouterMetrics) -> None:
         self._limits = limits
+        self._metrics = metrics
         self._servers: dict[Server, ServerAdmission] = {}
         self._places: dict[StreamId, Server] = {}
         self._waits: dict[StreamId, _Wait] = {}
@@ -74,6 +77,7 @@ class WaitingRoom:
         outcome: asyncio.Future[StreamError | None] = asyncio.get_running_loop().create_future()
         held_tokens = self._servers[server].tokens_of(stream_id)
         self._waits[stream_id] = _Wait(num_tokens, outcome)
+        began_s = time.monotonic()
         try:
             await asyncio.wait({outcome}, timeout=self._limits.wait_s)
             error = outcome.result() if outcome.done() else self._timeout(stream_id, num_tokens)
@@ -82,6 +86,7 @@ class WaitingRoom:
             raise
         finally:
             del self._waits[stream_id]
+        self._metrics.waited_for_room(time.monotonic() - began_s, refused=error is not None)
         if error is not None:
             raise error
 

@@ -8,6 +8,7 @@ start with its key and what to do.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +23,16 @@ EARLY_PUSHES = ("auto", "on", "off")
 """Values of ``early_push``."""
 
 
+KV_CODECS = ("none", "float16", "bfloat16", "float8_e4m3fn")
+"""Values of ``kv_codec``; ``kv_transfer.codecs`` has them."""
+
+
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
+
+
+MetricsPort = int | str
+"""A port, 0 for any free one, or ``off``."""
 
 
 class ModelSection(_Config, frozen=True, kw_only=True):
@@ -59,6 +68,11 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     RESOURCE_EXHAUSTED."""
     admission_wait_s: float = 30.0
     """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
+    metrics_port: MetricsPort = 0
+    """Of ``/metrics``, for Prometheus, on the same host."""
+    otlp_endpoint: str | None = None
+    """Where the traces of streams go (OTLP over HTTP), such as ``http://127.0.0.1:4318``. None:
+    where OpenTelemetry's environment variables say, else nowhere."""
 
 
 class ControllerSection(_Config, frozen=True, kw_only=True):
@@ -66,6 +80,8 @@ class ControllerSection(_Config, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     zmq_port: int = 0
+    metrics_port: MetricsPort = 0
+    """As of the router."""
 
 
 class ServerSection(_Config, frozen=True, kw_only=True):
@@ -107,6 +123,10 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     early_push: str = "auto"
     """Whether KV goes to a decode server ahead of the commit: auto (what will probably stay), on
     (all that is computed) or off. Of prefill servers only."""
+    kv_codec: str = "none"
+    """How KV may be written on its way to decode servers where the link is slow enough for it to
+    pay: none (exact), float16, bfloat16 or float8_e4m3fn. Answers that may rest on such KV are
+    marked. Of prefill servers only."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -114,6 +134,8 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     """Server i of this role uses GPUs from base_gpu_id + i * tp_size on."""
     sglang: dict[str, Any] = {}
     """Further SGLang server arguments, by their Python names."""
+    metrics_port: MetricsPort = 0
+    """As of the router; server i of this role has this port + i."""
 
 
 class LauncherSection(_Config, frozen=True, kw_only=True):
@@ -161,6 +183,9 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     admission_wait_s: float = 30.0
     context_tokens: int | None = None
     controller_endpoint: str | None = None
+    metrics_port: int | None = None
+    """None: no ``/metrics``. 0: any free port."""
+    otlp_endpoint: str | None = None
     log_level: str = "info"
 
 
@@ -169,6 +194,7 @@ class ControllerConfig(_Config, frozen=True, kw_only=True):
 
     host: str
     zmq_port: int
+    metrics_port: int | None = None
     log_level: str = "info"
 
 
@@ -195,10 +221,12 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     cost_profile: str | None = None
     host_pool_tokens: int | None = None
     early_push: str = "auto"
+    kv_codec: str = "none"
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
     sglang: dict[str, Any] = {}
+    metrics_port: int | None = None
     log_level: str = "info"
 
 
@@ -296,6 +324,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
+    _check_observability(config)
     _check_ports(config)
     page_sizes = (config.prefill.page_size, config.decode.page_size)
     if config.decode.count and page_sizes[0] != page_sizes[1]:
@@ -339,17 +368,42 @@ def _check_roles(config: ClusterConfig) -> None:
             config.prefill.early_push,
             f"must be one of {', '.join(EARLY_PUSHES)}",
         )
+    if config.prefill.kv_codec not in KV_CODECS:
+        raise ConfigError(
+            "prefill.kv_codec", config.prefill.kv_codec, f"must be one of {', '.join(KV_CODECS)}"
+        )
     for key, default in (
         ("preemption", "auto"),
         ("cost_profile", None),
         ("host_pool_tokens", None),
         ("early_push", "auto"),
+        ("kv_codec", "none"),
     ):
         value = getattr(config.decode, key)
         if value != default:
             raise ConfigError(
                 f"decode.{key}", value, f"is of no use to decode servers; set prefill.{key}"
             )
+
+
+def _check_observability(config: ClusterConfig) -> None:
+    endpoint = config.router.otlp_endpoint
+    if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
+        remedy = "must be a URL such as http://127.0.0.1:4318"
+        raise ConfigError("router.otlp_endpoint", endpoint, remedy)
+    for section, base, count in (
+        ("router", config.router.metrics_port, 1),
+        ("controller", config.controller.metrics_port, 1),
+        ("prefill", config.prefill.metrics_port, config.prefill.count),
+        ("decode", config.decode.metrics_port, config.decode.count),
+    ):
+        highest = 65536 - max(1, count)
+        is_port = isinstance(base, int) and 0 <= base <= highest
+        if not is_port and base != "off":
+            remedy = f'must be between 0 (any free port) and {highest}, or "off"'
+            if count > 1:
+                remedy += f"; the last of {count} servers has this port + {count - 1}"
+            raise ConfigError(f"{section}.metrics_port", base, remedy)
 
 
 def _at_least(key: str, value: int, least: int) -> None:

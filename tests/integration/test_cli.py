@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_run_with_bad_files(cluster: RunningCluster, parts: list[Path]) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["run", "status", "down"])
+@pytest.mark.parametrize("command", ["run", "status", "top", "down"])
 def test_no_cluster_of_that_name(parts: list[Path], tmp_path: Path, command: str) -> None:
     """Exit code 2 and one line that says how to start one."""
     words = [parts[0]] if command == "run" else []
@@ -151,7 +152,7 @@ def test_no_cluster_of_that_name(parts: list[Path], tmp_path: Path, command: str
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["run", "status"])
+@pytest.mark.parametrize("command", ["run", "status", "top"])
 def test_nobody_at_that_address(parts: list[Path], command: str) -> None:
     """Exit code 2, and the address is named."""
     words = [parts[0]] if command == "run" else []
@@ -171,6 +172,22 @@ def test_status(cluster: RunningCluster) -> None:
     for name, role in (("prefill-0", "prefill"), ("decode-0", "decode")):
         (row,) = (line.split() for line in lines if line.startswith(name))
         assert row[:4] == [name, role, "alive", str(cluster.process(name).pid)]
+
+
+async def test_top_shows_a_stream_that_is_there(cluster: RunningCluster) -> None:
+    """With its tokens and what the scheduler decided, beside the servers."""
+    async with Client(cluster.address) as client, client.stream(mode="append") as stream:
+        await stream.append("A river and the sea. " * 20)
+        await stream.wait_computed()
+        words = ("top", "--once", "--name", cluster.name)
+        done = await asyncio.to_thread(run_cli, *words, home=cluster.folder)
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines()]
+        number = str(stream.stream_id)
+        (row,) = (line for line in lines if line and line[0] == number)
+        assert row[1:3] == ["prefill-0", "open"]
+        assert row[3] == row[4] != "0"
+        assert {"prefill-0", "decode-0"} <= {line[0] for line in lines if line}
 
 
 def test_status_as_json(cluster: RunningCluster) -> None:

@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "compare": "replay a trace in several modes, side by side",
     "policies": "compare all scheduling policies on several traces at several loads",
     "report": "draw the page of runs that were saved",
+    "handoff": "how fast KV is handed over, and how soon the second token comes",
     "self": "measure the load generator itself against a fake server",
 }
 

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "up": "start a cluster and keep it running",
     "down": "stop a cluster",
     "status": "show the servers and streams of a cluster",
+    "top": "watch the servers, streams, memory and decisions of a cluster, live",
     "policy": "show and change how prefill servers schedule streams",
     "run": "stream files into a cluster and print the answer",
     "demo": "start a cluster, stream a document into it, compare with one shot",

@@ -10,9 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from streamfill.api import Client, ClusterInfo, Server, ServerStreams
-from streamfill.cli.cluster_options import add_target_options, target_address, target_http_url
+from streamfill.cli.cluster_options import (
+    add_target_options,
+    running_cluster_named,
+    target_address,
+    target_http_url,
+)
 from streamfill.cli.stream_tables import UNKNOWN, stream_parts
 from streamfill.cli.tables import Table, show
+from streamfill.launcher.state import ClusterState
+from streamfill.observability.metrics import METRICS_PATH
 
 _COLUMNS: Final = (
     "server",
@@ -56,14 +63,19 @@ def run(args: argparse.Namespace) -> int:
     """Prints the cluster. Exit code 1 when it could not serve a request now."""
     address, http_url = target_address(args), target_http_url(args)
     info, described = asyncio.run(_ask(address, args.streams, args.stream))
+    # Who is asked by address may run on another machine, whose processes only that one knows.
+    metrics = {} if args.address else metrics_urls(running_cluster_named(args.name))
     if args.json:
-        print(json.dumps(_as_data(address, http_url, info, described), indent=2))
+        data = {**_as_data(address, http_url, info, described), "metrics": metrics}
+        print(json.dumps(data, indent=2))
     else:
         parts: list[str | Table] = [
             *summary(info, address, http_url),
             "",
             server_table(info.servers),
         ]
+        if metrics:
+            parts += ["", *(f"metrics of {name}: {url}" for name, url in metrics.items())]
         if described is not None:
             parts += stream_parts(described, args.stream)
         show(parts)
@@ -90,6 +102,15 @@ def _as_data(
     if described is not None:
         data["streams"] = {name: dataclasses.asdict(each) for name, each in described.items()}
     return data
+
+
+def metrics_urls(state: ClusterState) -> dict[str, str]:
+    """Where Prometheus finds each process, by its name."""
+    return {
+        process.name: f"http://{process.metrics_address}{METRICS_PATH}"
+        for process in state.processes
+        if process.metrics_address is not None
+    }
 
 
 def summary(info: ClusterInfo, address: str, http_url: str | None = None) -> list[str]:

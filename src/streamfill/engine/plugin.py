@@ -11,6 +11,8 @@ nothing:
     ranks
 ``managers.scheduler.Scheduler.process_input_requests`` (around)
     take it out again, on every rank, and take a turn
+``managers.scheduler.Scheduler.run_batch`` (after)
+    note when a step ended, for the accounts of streams
 ``managers.scheduler_components.ipc_channels.SchedulerIpcChannels.create`` (after)
     no tokenizer and no detokenizer process: outputs are read off the requests, aborts are caught
     here
@@ -34,6 +36,7 @@ from streamfill.serving.turn import ServerRuntime, Turn
 _COMPONENTS = "sglang.srt.managers.scheduler_components"
 _INIT = "sglang.srt.managers.scheduler.Scheduler.__init__"
 _PROCESS_INPUT = "sglang.srt.managers.scheduler.Scheduler.process_input_requests"
+_RUN_BATCH = "sglang.srt.managers.scheduler.Scheduler.run_batch"
 _PULL = f"{_COMPONENTS}.request_receiver.SchedulerRequestReceiver._pull_raw_reqs"
 _CREATE_CHANNELS = f"{_COMPONENTS}.ipc_channels.SchedulerIpcChannels.create"
 _SAMPLING_INFO = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
@@ -44,6 +47,7 @@ _TARGETS = (
     _INIT,
     _PROCESS_INPUT,
     _PULL,
+    _RUN_BATCH,
     _CREATE_CHANNELS,
     _SAMPLING_INFO,
     _LOGITS,
@@ -75,6 +79,7 @@ def register() -> None:
         (_INIT, _after_init, after),
         (_PROCESS_INPUT, _around_process_input, around),
         (_PULL, _after_pull, after),
+        (_RUN_BATCH, _after_run_batch, after),
         (_CREATE_CHANNELS, _after_create_channels, after),
         (_SAMPLING_INFO, _after_sampling_info, after),
         (_LOGITS, _around_logits, around),
@@ -120,6 +125,13 @@ def _after_pull(result: list[Any] | None, receiver: Any) -> list[Any] | None:
     del receiver
     if result is not None and _runtime is not None:
         result.append(_runtime.gather())
+    return result
+
+
+def _after_run_batch(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    del scheduler, args, kwargs
+    if _runtime is not None:
+        _runtime.on_step_end()
     return result
 
 

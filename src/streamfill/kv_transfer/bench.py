@@ -33,6 +33,7 @@ from streamfill.errors import TransportError
 from streamfill.kv_transfer.group import RECEIVER_RANK, SENDER_RANK, PairGroup, backend_name
 from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress
 from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.page_runs import PageOrder, page_table, slots_of
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.sender import DEFAULT_CHUNK_BYTES, KvSender
@@ -66,7 +67,7 @@ LLAMA_8B = KvLayout(
 )
 """131 kB per token."""
 
-PAGES = ("adjacent", "scattered")
+PAGES = tuple(order.value for order in PageOrder)
 POOL_SHARE = 2
 """Pages of the pool for each one that is sent."""
 
@@ -170,7 +171,7 @@ def _measure(
     most_pages = max(-(-num_tokens // layout.page_size) for num_tokens in options.tokens)
     pool = None
     if device.type == "cpu":
-        pool = SharedBuffers(layout, POOL_SHARE * most_pages * layout.page_size)
+        pool = SharedBuffers(layout, (POOL_SHARE * most_pages + 1) * layout.page_size)
         for buffer in (*pool.k_buffers, *pool.v_buffers):
             buffer.fill_(1)
     rows: list[dict[str, float | str]] = []
@@ -199,7 +200,7 @@ def _measure(
             seconds: dict[str, list[float]] = defaultdict(list)
             kv: KvSource = StagedKv(staging)
             if pool is not None:
-                slots = page_table(kind, num_pages, layout.page_size, pool.num_slots)
+                slots = torch.tensor(bench_slots(kind, num_pages, layout.page_size, pool.num_slots))
                 kv = paged_kv(layout, pool.k_buffers, pool.v_buffers, slots, buffers=pool)
             for _ in range(options.repeats):
                 with _timed(seconds["bare"]):
@@ -234,15 +235,12 @@ def _measure(
     return rows
 
 
-def page_table(kind: str, num_pages: int, page_size: int, num_slots: int) -> torch.Tensor:
-    """Slots, int64 [num_pages * page_size], of pages in a pool: a run of neighbours, or any, as
-    churn leaves them."""
-    if kind == "adjacent":
-        pages = torch.arange(1, num_pages + 1)
-    else:
-        generator = torch.Generator().manual_seed(num_pages)
-        pages = torch.randperm(num_slots // page_size, generator=generator)[:num_pages]
-    return (pages[:, None] * page_size + torch.arange(page_size)).view(-1)
+def bench_slots(kind: str, num_pages: int, page_size: int, num_slots: int) -> list[int]:
+    """Slots of a prompt's tokens in a pool; the same in every run."""
+    table = page_table(
+        PageOrder(kind), num_pages, pool_pages=num_slots // page_size, seed=num_pages
+    )
+    return slots_of(table, page_size)
 
 
 def _row(num_bytes: int, seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -283,6 +283,7 @@ class InboundControl:
         if session.lane is None:
             session.lane = InboundLane(
                 session.epoch,
+                layout=self._options.layout,
                 store=RendezvousStore(
                     publish=lambda key, value: self._post(session, key, value),
                     timeout_s=self._options.timeouts.group_setup_s,
@@ -296,6 +297,8 @@ class InboundControl:
                 staging=answer.staging,
                 chunk_bytes=offer.chunk_bytes,
                 checksum=offer.checksum,
+                encoded=answer.encoded,
+                codec=offer.codec,
             )
         )
 
@@ -341,6 +344,7 @@ class InboundControl:
                     version=offer.version,
                     is_early=offer.is_early,
                     replaces=offer.replaces,
+                    codec=offer.codec,
                 )
             )
             self._socket.reply(

@@ -76,6 +76,8 @@ class TransferOutcome:
     """From `submit` to the beginning: other transfers to this peer, and finding the peer."""
     seconds: float
     """From ``Offer`` to the end, the set-up of the group included where one was needed."""
+    codec: str = "none"
+    """How the KV was written; a name of `codecs`."""
 
     @property
     def ok(self) -> bool:
@@ -110,6 +112,8 @@ class IncomingTransfer:
     """The prompt is not committed yet."""
     replaces: int | None = None
     """A transfer that missed what it goes on behind, and that this one is in place of."""
+    codec: str = "none"
+    """How the KV was written on its way. Other than ``none`` it may not be what was sent."""
 
 
 @dataclass(frozen=True)

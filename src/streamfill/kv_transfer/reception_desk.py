@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from streamfill.kv_transfer.codecs import CODECS, NO_CODEC
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.kv_transfer.inbound_lane import LaneReport
 from streamfill.kv_transfer.layout import KvLayout
@@ -34,6 +35,8 @@ class Reception:
     offer: Offer
     staging: Tensor
     """Reserved; the lane's until it reports."""
+    encoded: Tensor | None = None
+    """The same, for what is written in a codec, and released then."""
     given_up: bool = False
     """By the sender. The chunks still travel, for nobody."""
 
@@ -71,17 +74,24 @@ class ReceptionDesk:
         refusal = self._refusal(session, offer)
         if refusal is not None:
             return refusal
-        staging = self._pool.try_acquire(offer.num_bytes)
+        num_bytes = offer.num_tokens * self._layout.bytes_per_token
+        staging = self._pool.try_acquire(num_bytes)
+        encoded = None
+        if staging is not None and offer.codec != NO_CODEC:
+            encoded = self._pool.try_acquire(offer.num_bytes)
+            if encoded is None:
+                self._pool.release(staging)
+                staging = None
         if staging is None:
             usage = self._pool.usage()
             return (
-                f"staging memory is short: {offer.num_bytes} bytes wanted, "
+                f"staging memory is short: {num_bytes} bytes wanted, "
                 f"{usage.used_bytes} of {usage.limit_bytes} in use"
             )
         self._seen_ids[offer.transfer_id] = None
         if len(self._seen_ids) > MAX_REMEMBERED:
             self._seen_ids.popitem(last=False)
-        reception = self._receptions[session.epoch] = Reception(session, offer, staging)
+        reception = self._receptions[session.epoch] = Reception(session, offer, staging, encoded)
         return reception
 
     def give_up(self, session: InboundSession, transfer_id: int) -> bool:
@@ -94,7 +104,10 @@ class ReceptionDesk:
 
     def finish(self, report: LaneReport) -> Reception:
         """Take an accepted transfer off the books; the caller decides about its staging."""
-        return self._receptions.pop(report.epoch)
+        reception = self._receptions.pop(report.epoch)
+        if reception.encoded is not None:
+            self._pool.release(reception.encoded)
+        return reception
 
     def _refusal(self, session: InboundSession, offer: Offer) -> str | None:
         if offer.transfer_id in self._seen_ids:
@@ -109,11 +122,24 @@ class ReceptionDesk:
                 f"no room for KV ahead of its commit: {offer.num_bytes} bytes, "
                 f"{self.early_room_bytes} left"
             )
+        return self._size_problem(offer)
+
+    def _size_problem(self, offer: Offer) -> str | None:
+        """What is wrong with what is said of the bytes."""
         if len(offer.token_ids) % 4:
             return f"token ids of {len(offer.token_ids)} bytes are not whole 32-bit integers"
+        num_bytes = offer.num_bytes
+        if offer.codec != NO_CODEC:
+            codec = CODECS.get(offer.codec)
+            problem = "it is not known here" if codec is None else codec.problem(self._layout)
+            if codec is None or problem is not None:
+                return f"codec {offer.codec!r}: {problem}"
+            num_bytes = offer.num_tokens * self._layout.bytes_per_token
+            if offer.num_bytes != codec.num_bytes(num_bytes, self._layout):
+                return f"{offer.num_tokens} tokens are not {offer.num_bytes} bytes of {codec.name}"
         return self._layout.transfer_problem(
             num_token_ids=len(offer.token_ids) // 4,
             first_token=offer.first_token,
             num_tokens=offer.num_tokens,
-            num_bytes=offer.num_bytes,
+            num_bytes=num_bytes,
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import zmq
 
+from streamfill.kv_transfer.codecs import NO_CODEC, codec_for, measure_codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.group import backend_name
 from streamfill.kv_transfer.interface import (
@@ -61,6 +62,7 @@ class KvSender:
         with_checksum: bool = False,
         max_queued: int = DEFAULT_MAX_QUEUED,
         same_host: bool = True,
+        codec: str = NO_CODEC,
     ) -> None:
         """Start nothing yet: the first transfer to a peer starts its thread.
 
@@ -75,9 +77,14 @@ class KvSender:
             with_checksum: send a CRC-32 of all bytes, for the receiver to check.
             max_queued: transfers waiting for one peer.
             same_host: as of `KvReceiver`; both sides have to want it.
+            codec: that KV may be written in on a link that is slow enough for it, see `codecs`.
+
+        Raises:
+            ConfigError: there is no such codec, or it makes this KV no smaller.
         """
         self._layout = layout
         device = device or torch.device("cpu")
+        chosen = codec_for(codec, layout)
         self._options = LinkOptions(
             hello=Hello(
                 server_id=server_id,
@@ -94,6 +101,8 @@ class KvSender:
             with_checksum=with_checksum,
             max_queued=max_queued,
             same_host=same_host,
+            codec=chosen,
+            codec_cost=None if chosen is None else measure_codec(chosen, layout),
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()

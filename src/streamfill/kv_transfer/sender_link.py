@@ -23,6 +23,7 @@ import torch
 import zmq
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.codecs import Codec, CodecCost
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.delivery import Delivery, SenderJob, TransferEndedError
 from streamfill.kv_transfer.interface import (
@@ -45,6 +46,9 @@ from streamfill.messages.handoff import Abort, Ask, Hello, LetGo, Pong, Reject
 _log = logging.getLogger(__name__)
 
 
+_MEMORY = 0.8
+"""Weight that what is known of the link's speed keeps with each transfer."""
+
 MAX_NOTES = 1024
 """Waiting for a receiver that cannot be reached; the oldest are forgotten."""
 
@@ -61,6 +65,9 @@ class LinkOptions:
     with_checksum: bool
     max_queued: int
     same_host: bool
+    codec: Codec | None = None
+    """May be used where it pays."""
+    codec_cost: CodecCost | None = None
 
 
 class _UnreachableError(TransportError):
@@ -104,6 +111,7 @@ class SenderLink:
         self._stop_reason: str | None = None
         self._session: SenderSession | None = None  # the thread's
         self._num_attempts = 0
+        self._seconds_per_byte: float | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"kv-send-{address.server_id}-{address.rank}", daemon=True
         )
@@ -234,7 +242,9 @@ class SenderLink:
             self._end_session(job, reason)
         with self._lock:
             self._current = None
-        self._publish(job.outcome(status, reason))
+        outcome = job.outcome(status, reason)
+        self._note_speed(job, outcome)
+        self._publish(outcome)
 
     def _deliver(self, job: SenderJob) -> None:
         delivery = self._delivery(job)
@@ -249,15 +259,40 @@ class SenderLink:
         delivery.carry()
 
     def _delivery(self, job: SenderJob) -> Delivery:
+        session = self._session or self._open_session(job)
         return Delivery(
             job,
-            self._session or self._open_session(job),
+            session,
+            codec=self._codec_for(job),
+            layout=self._options.hello.layout,
             chunk_bytes=self._options.chunk_bytes,
             with_checksum=self._options.with_checksum,
             reply_s=self._options.timeouts.reply_s,
             stop_reason=lambda: self._stop_reason,
             counters=self._counters,
         )
+
+    def _codec_for(self, job: SenderJob) -> Codec | None:
+        """What this transfer is written in: nothing before the link's speed is known."""
+        codec, cost = self._options.codec, self._options.codec_cost
+        if codec is None or cost is None or self._seconds_per_byte is None:
+            return None
+        if not job.transfer.kv.num_bytes:
+            return None
+        pays = cost.pays(codec, self._options.hello.layout, self._seconds_per_byte)
+        return codec if pays else None
+
+    def _note_speed(self, job: SenderJob, outcome: TransferOutcome) -> None:
+        """How long the link needs for a byte as it travels, lately."""
+        if outcome.bytes_per_s is None:
+            return
+        num_bytes = job.transfer.kv.num_bytes
+        codec = self._options.codec
+        if codec is not None and job.codec == codec.name:
+            num_bytes = codec.num_bytes(num_bytes, self._options.hello.layout)
+        cost = outcome.seconds / num_bytes
+        old = self._seconds_per_byte
+        self._seconds_per_byte = cost if old is None else _MEMORY * old + (1 - _MEMORY) * cost
 
     def _open_session(self, job: SenderJob | None) -> SenderSession:
         """Say ``Hello`` with back-off until welcome."""

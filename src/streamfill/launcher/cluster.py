@@ -17,6 +17,7 @@ from streamfill.config import ClusterConfig
 from streamfill.errors import ConfigError, StreamfillError, UnavailableError
 from streamfill.launcher.errors import LaunchError
 from streamfill.launcher.managed_process import ProcessStatus
+from streamfill.launcher.metrics_targets import write_targets
 from streamfill.launcher.plan import ClusterPlan, plan_cluster
 from streamfill.launcher.ports import choose_ports
 from streamfill.launcher.signals import StopRequest
@@ -95,6 +96,7 @@ async def running_cluster(
             state.write(statuses)
             on_change(statuses)
 
+        write_targets(plan, run_dir)
         supervisor = Supervisor(plan, run_dir=run_dir, settings=config.launcher, on_change=changed)
         stop.on_second = supervisor.kill_all
         try:
@@ -180,6 +182,7 @@ class _StateWriter:
         self._plan = plan
         self._model_path = model_path
         self._run_dir = run_dir
+        self._metrics = {spec.name: spec.metrics_address for spec in plan.processes}
 
     def enter(
         self,
@@ -212,6 +215,7 @@ class _StateWriter:
                     pid=status.pid,
                     num_restarts=status.num_restarts,
                     log_file=str(status.log_file),
+                    metrics_address=self._metrics.get(status.name),
                 )
                 for status in statuses
             ),

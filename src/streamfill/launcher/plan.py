@@ -59,6 +59,8 @@ class ProcessSpec:
     config_file: Path
     config_json: bytes
     """What `config_file` must hold before the process starts."""
+    metrics_address: str | None = None
+    """``host:port`` of its ``/metrics`` for this machine. None: it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ def plan_cluster(
         name: str,
         kind: ProcessKind,
         threads: int,
-        process_config: msgspec.Struct,
+        process_config: RouterConfig | ControllerConfig | ServerConfig,
         more_environment: Mapping[str, str] = MappingProxyType({}),
     ) -> ProcessSpec:
         config_file = run_dir / "config" / f"{name}.json"
@@ -113,6 +115,11 @@ def plan_cluster(
             env={**environment(threads), **more_environment},
             config_file=config_file,
             config_json=msgspec.json.format(msgspec.json.encode(process_config), indent=2),
+            metrics_address=(
+                None
+                if process_config.metrics_port is None
+                else _join(reachable_host(process_config.host), process_config.metrics_port)
+            ),
         )
 
     router = RouterConfig(
@@ -131,10 +138,15 @@ def plan_cluster(
         admission_wait_s=config.router.admission_wait_s,
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
+        metrics_port=ports.metrics.get("router"),
+        otlp_endpoint=config.router.otlp_endpoint,
         log_level=config.log_level,
     )
     controller = ControllerConfig(
-        host=config.controller.host, zmq_port=ports.controller_zmq, log_level=config.log_level
+        host=config.controller.host,
+        zmq_port=ports.controller_zmq,
+        metrics_port=ports.metrics.get("controller"),
+        log_level=config.log_level,
     )
     processes = [
         spec("router", ProcessKind.ROUTER, 1, router),
@@ -150,6 +162,7 @@ def plan_cluster(
             share=share,
             model_path=model_path,
             endpoints=(router_endpoint, controller_endpoint),
+            ports=ports,
         )
         for role, section in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode))
         for index in range(section.count)
@@ -214,11 +227,13 @@ def _server_config(
     share: int,
     model_path: Path,
     endpoints: tuple[str, str],
+    ports: Ports,
 ) -> ServerConfig:
     router_endpoint, controller_endpoint = endpoints
+    server_id = f"{role.value}-{index}"
     return ServerConfig(
         role=role,
-        server_id=f"{role.value}-{index}",
+        server_id=server_id,
         model_path=str(model_path),
         router_endpoint=router_endpoint,
         controller_endpoint=controller_endpoint,
@@ -233,12 +248,14 @@ def _server_config(
         policy_options=section.policy_options,
         preemption=section.preemption,
         early_push=section.early_push,
+        kv_codec=section.kv_codec,
         cost_profile=section.cost_profile,
         host_pool_tokens=section.host_pool_tokens,
         max_requests=section.max_requests,
         tp_size=section.tp_size,
         base_gpu_id=section.base_gpu_id + index * section.tp_size,
         sglang=section.sglang,
+        metrics_port=ports.metrics.get(server_id),
         log_level=config.log_level,
     )
 

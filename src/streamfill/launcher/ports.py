@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import random
 import socket
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from streamfill.config import ClusterConfig
+from streamfill.config import ClusterConfig, MetricsPort
 from streamfill.errors import ConfigError
 
 _LOWEST_FREE_PORT: Final = 10_240
@@ -22,6 +23,7 @@ _LOWEST_FREE_PORT: Final = 10_240
 _NUM_TRIES: Final = 200
 _EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _DEFAULT_FIRST_EPHEMERAL: Final = 32_768
+_METRICS: Final = "metrics of "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,12 @@ class Ports:
     """Every port that the launcher assigns, none of them 0."""
 
     router_grpc: int
-    router_http: int | None
+    router_http: int | None = None
     """None: no HTTP."""
     router_zmq: int
     controller_zmq: int
+    metrics: Mapping[str, int] = field(default_factory=dict)
+    """Of ``/metrics``, by the name of the process. Those that have none are left out."""
 
 
 def choose_ports(config: ClusterConfig) -> Ports:
@@ -65,12 +69,41 @@ def choose_ports(config: ClusterConfig) -> Ports:
             "router_zmq": ("router.zmq_port", router.host, router.zmq_port),
             "controller_zmq": ("controller.zmq_port", controller.host, controller.zmq_port),
         }
+        for process, place in _metrics_ports(config):
+            wanted[f"{_METRICS}{process}"] = place
         in_order = sorted(wanted.items(), key=lambda item: item[1][2] == 0)
         chosen = {
-            field: settle(key, host, port) if isinstance(port, int) else None
-            for field, (key, host, port) in in_order
+            name: settle(key, host, port)
+            for name, (key, host, port) in in_order
+            if isinstance(port, int)
         }
-    return Ports(**chosen)  # type: ignore[arg-type]
+    return Ports(
+        router_grpc=chosen["router_grpc"],
+        router_http=chosen.get("router_http"),
+        router_zmq=chosen["router_zmq"],
+        controller_zmq=chosen["controller_zmq"],
+        metrics={
+            name.removeprefix(_METRICS): port
+            for name, port in chosen.items()
+            if name.startswith(_METRICS)
+        },
+    )
+
+
+def _metrics_ports(config: ClusterConfig) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    """Each process that has ``/metrics``, with the key, the host and the port that is wanted."""
+    sections: tuple[tuple[str, str, MetricsPort, int | None], ...] = (
+        ("router", config.router.host, config.router.metrics_port, None),
+        ("controller", config.controller.host, config.controller.metrics_port, None),
+        ("prefill", config.prefill.host, config.prefill.metrics_port, config.prefill.count),
+        ("decode", config.decode.host, config.decode.metrics_port, config.decode.count),
+    )
+    for section, host, base, count in sections:
+        if isinstance(base, str):  # "off"
+            continue
+        names = [section] if count is None else [f"{section}-{n}" for n in range(count)]
+        for number, name in enumerate(names):
+            yield name, (f"{section}.metrics_port", host, base + number if base else 0)
 
 
 def _listen_free(key: str, host: str) -> socket.socket:

@@ -43,6 +43,8 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     num_restarts: int
     log_file: str
+    metrics_address: str | None = None
+    """``host:port`` of its ``/metrics`` for this machine. None: it has none."""
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True):

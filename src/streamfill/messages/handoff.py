@@ -22,7 +22,7 @@ import msgspec
 
 from streamfill.kv_transfer.layout import KvLayout
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -80,10 +80,13 @@ class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
     num_tokens: _Count
     """Tokens whose KV is carried."""
     num_bytes: _Count
+    """As they travel."""
     chunk_bytes: Annotated[int, msgspec.Meta(gt=0)]
     """Bytes of every chunk but the last."""
     checksum: int | None = None
-    """CRC-32 of all bytes."""
+    """CRC-32 of all bytes, as they travel."""
+    codec: str = "none"
+    """How the KV is written; a name of ``kv_transfer.codecs``."""
     version: _Count = 0
     """Of the stream's prompt; see ``Ask``."""
     is_early: bool = False

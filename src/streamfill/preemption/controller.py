@@ -5,6 +5,7 @@
    with the status. A frame that cannot be read is counted, logged, and answered with the status
    too.
 3. Forget the servers that fell silent.
+4. Publish how things are, for the threads that answer ``/metrics``.
 
 An idle controller sleeps in 1.
 """
@@ -32,6 +33,7 @@ from streamfill.messages.control import (
     Telemetry,
 )
 from streamfill.observability.logging import RateLimited, log_event
+from streamfill.preemption.metrics import ControllerMetrics, snapshot_of
 from streamfill.preemption.state import ControllerState
 
 _MAX_MESSAGES_PER_ROUND = 256
@@ -67,6 +69,7 @@ class Controller:
         self.num_malformed_frames = 0
         self._state = ControllerState(time.time_ns() // 1_000_000 if epoch is None else epoch)
         self._clock = clock
+        self.metrics = ControllerMetrics()
         self._decoder: FrameDecoder[ServerToController] = FrameDecoder(ServerToController)
         self._malformed_log = RateLimited()
         self._stopping = False
@@ -102,11 +105,13 @@ class Controller:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
+        self.metrics.publish(snapshot_of(self._state, self.status))
         while not self._stopping:
             poller.poll(self._sleep_ms())
             self._receive()
             for server_id in self._state.expire(self._clock()):
                 log_event(_logger, "server_silent", level=logging.WARNING, server=server_id)
+            self.metrics.publish(snapshot_of(self._state, self.status))
 
     def stop(self) -> None:
         """Make ``run`` return. For any thread and for signal handlers."""

@@ -44,14 +44,19 @@ class ControllerState:
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
+        self.num_reports = 0
         self.num_stale_reports = 0
         """Reports dropped because a newer one, or a newer incarnation, was known."""
+        self.num_victims_ranked = 0
+        """Over all plans, those that changed nothing included."""
+        self.num_plans_sent = 0
         self._num_plans = 0
         self._servers: dict[str, _Server] = {}
 
     def receive(self, telemetry: Telemetry, now_s: float) -> Plan | None:
         """Take a report in. Returns the plan to answer with: one that changed, or whose refresh is
         due."""
+        self.num_reports += 1
         server = self._servers.get(telemetry.server_id)
         if server is None:
             server = self._servers[telemetry.server_id] = _Server(telemetry, now_s)
@@ -70,6 +75,7 @@ class ControllerState:
         if plan is standing and now_s - server.planned_s < REFRESH_S:
             return None
         server.planned_s = now_s
+        self.num_plans_sent += 1
         return plan
 
     def plan_for(self, server_id: str) -> Plan:
@@ -82,12 +88,17 @@ class ControllerState:
         server = self._servers[server_id]
         telemetry = server.telemetry
         victims = rank_victims(telemetry.streams, pricing_of(telemetry))
+        self.num_victims_ranked += len(victims)
         if server.plan is None or _decisions(server.plan.victims) != _decisions(victims):
             self._num_plans += 1
             server.plan = Plan(
                 server_id=server_id, epoch=self.epoch, version=self._num_plans, victims=victims
             )
         return server.plan
+
+    def plans(self) -> tuple[Plan, ...]:
+        """The standing plans of all servers that are known."""
+        return tuple(server.plan for server in self._servers.values() if server.plan is not None)
 
     def expire(self, now_s: float) -> tuple[str, ...]:
         """Forget servers that are silent for too long. Returns their ids."""

@@ -21,15 +21,19 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from types import MappingProxyType
+from typing import NamedTuple, assert_never
 
 import msgspec
 
 from streamfill.engine.interface import CopyReport, Engine, RequestUpdate
 from streamfill.errors import ConfigError, ErrorCode, ProtocolError
+from streamfill.kv_transfer.codecs import NO_CODEC
 from streamfill.links.server_link import Inbound, RouterLost
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -61,6 +65,16 @@ class TransportCounters:
 
     num_transfers: int = 0
     staging_bytes: int = 0
+
+
+class StepCounts(NamedTuple):
+    """What the loop did. All since the start."""
+
+    num_turns: int = 0
+    num_steps: int = 0
+    """Turns behind which the engine had something to compute."""
+    num_runs: Mapping[RunReason, int] = MappingProxyType({})
+    """Requests given to the engine."""
 
 
 class ServingCore:
@@ -95,6 +109,9 @@ class ServingCore:
         """Done and forgotten by the router, but expected to come back."""
         self._num_requests = 0
         self._num_expired = 0
+        self._num_turns = 0
+        self._num_steps = 0
+        self._num_runs: Counter[RunReason] = Counter()
         self.plan = StandingPlan()
         self.decider = Decider(
             engine,
@@ -115,6 +132,10 @@ class ServingCore:
         """Sent to decode servers; stays 0 on these."""
         self.num_early_bytes = 0
         self.draining = False
+        self.kv_codec = NO_CODEC
+        """Lossy codec that KV in the tree may have come through."""
+        self.step_ended_s: float | None = None
+        """When the engine's newest step ended, by ``time.monotonic``. None: nobody says."""
 
     @property
     def num_streams(self) -> int:
@@ -130,6 +151,8 @@ class ServingCore:
         self.note_losses()
         self.schedule()
         self._expire()
+        self._num_turns += 1
+        self._num_steps += bool(self._by_key)
 
     def handle(self, message: Inbound) -> None:
         """Apply one message. A bad one fails its stream, never the server."""
@@ -284,6 +307,10 @@ class ServingCore:
             plan_version=self.plan.version,
         )
 
+    def step_counts(self) -> StepCounts:
+        """What the loop did since the start."""
+        return StepCounts(self._num_turns, self._num_steps, dict(self._num_runs))
+
     def transport_counters(self) -> TransportCounters:
         """Overridden by the roles."""
         return TransportCounters()
@@ -382,6 +409,7 @@ class ServingCore:
                 ok = self.num_streams == 0 and self.engine.flush()
                 if ok:
                     self.decider.forget_experience()
+                    self.kv_codec = NO_CODEC
                 self._send(s.CacheFlushed(request_id=request_id, ok=ok))
             case r.SetPolicy():
                 self._set_policy(message)
@@ -568,7 +596,7 @@ class ServingCore:
         num_losses = record.account.num_losses
         outcome = record.account.ran(
             start_s=in_flight.began_s,
-            end_s=self._clock(),
+            end_s=self._clock() if self.step_ended_s is None else self.step_ended_s,
             up_to=min(in_flight.up_to, num_prompt),
             num_valid=min(in_flight.up_to, in_flight.keep_tokens, num_prompt),
             num_in_tree=min(in_flight.num_in_tree, num_prompt),
@@ -628,8 +656,11 @@ class ServingCore:
                 logprobs=tuple(answer.logprobs[start:]),
                 finish=answer.finish,
                 num_cached_tokens=answer.num_cached_tokens,
+                kv_codec=self.kv_codec,
                 account=(
-                    record.account.message(self._clock())
+                    record.account.message(
+                        self._clock() if self.step_ended_s is None else time.monotonic()
+                    )
                     if start == 0 and answer.token_ids and not record.account.is_empty
                     else None
                 ),
@@ -820,6 +851,7 @@ class ServingCore:
 
     def _start(self, record: StreamRecord, run: StreamRun, num_step_tokens: int) -> None:
         self._num_requests += 1
+        self._num_runs[run.reason] += 1
         # SGLang aborts by prefix of the id; the closing sign keeps .1 from being a prefix of .10.
         key = f"{record.stream_id:x}.{record.attempt}.{self._num_requests};"
         self._by_key[key] = record

@@ -33,8 +33,10 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role
 from streamfill.messages.control import Plan
+from streamfill.observability.exposition import MetricsServer
 from streamfill.observability.logging import log_event
 from streamfill.serving.core import ServingCore
+from streamfill.serving.metrics import ServerMetrics, ServerSnapshot
 from streamfill.serving.rank_mailbox import RankMailbox
 from streamfill.serving.turn import TransportEvent, Turn
 
@@ -75,6 +77,16 @@ class SchedulerRuntime(abc.ABC):
         self._counted_s = 0.0
         self._stop_asked = threading.Event()
         self._drain_until_s: float | None = None
+        self._metrics = ServerMetrics(config.server_id, config.role)
+        self._metrics_server: MetricsServer | None = None
+        if rank == 0 and config.metrics_port is not None:
+            # Here and not in `attach`: a port that is in use is told before the model is loaded.
+            self._metrics_server = MetricsServer(
+                self._metrics.set.registry,
+                host=config.host,
+                port=config.metrics_port,
+                section=config.role.value,
+            )
 
     # Given by the roles
 
@@ -151,7 +163,17 @@ class SchedulerRuntime(abc.ABC):
         if now_s - self._counted_s >= COUNTERS_INTERVAL_S:
             self._counted_s = now_s
             num_malformed_frames = link.num_malformed_frames + self.num_malformed_frames()
-            link.tick(core.counters(num_malformed_frames), controller_alive)
+            counters = core.counters(num_malformed_frames)
+            link.tick(counters, controller_alive)
+            self._metrics.publish(
+                ServerSnapshot(
+                    at_s=now_s,
+                    counters=counters,
+                    steps=core.step_counts(),
+                    controller_alive=controller_alive,
+                    registered=link.registered,
+                )
+            )
         return Turn(
             now_s=now_s,
             messages=tuple(link.drain()),
@@ -183,6 +205,10 @@ class SchedulerRuntime(abc.ABC):
             self._scheduler.gracefully_exit = True
             if self._link is not None:
                 self._link.wake()  # an idle loop would sleep once more before it looks
+
+    def on_step_end(self) -> None:
+        if self._core is not None:
+            self._core.step_ended_s = time.monotonic()
 
     def on_abort(self, message: Any) -> None:
         if self._engine is not None:
@@ -231,6 +257,8 @@ class SchedulerRuntime(abc.ABC):
                 "role": self.config.role.value,
                 "pid": os.getpid(),
             }
+            if self._metrics_server is not None:
+                facts["metrics_port"] = self._metrics_server.port
             announce_ready(facts)
 
     def close(self) -> None:
@@ -239,6 +267,8 @@ class SchedulerRuntime(abc.ABC):
             self._link.close()
         self.close_transport()
         self.mailbox.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
 
     def _wake_on(self, source: Any) -> None:
         sleeper = self._scheduler.idle_sleeper

@@ -52,6 +52,10 @@ class ServerRuntime(Protocol):
         """Act on a turn, before SGLang forms its next batch."""
         ...
 
+    def on_step_end(self) -> None:
+        """A forward pass is over."""
+        ...
+
     def on_abort(self, message: Any) -> None:
         """SGLang gave up a request (``io_struct.AbortReq``)."""
         ...

@@ -100,6 +100,8 @@ def test_values_of_settings(setting: str, value: object) -> None:
         (("--http-port", "70000"), "router.http_port", "between 0"),
         (("--http-port", "on"), "router.http_port", "or off"),
         (("--set", "router.max_body_bytes=5"), "router.max_body_bytes", "at least 1024"),
+        (("--set", "decode.metrics_port=on"), "decode.metrics_port", '"off"'),
+        (("--set", "router.otlp_endpoint=h:4318"), "router.otlp_endpoint", "http://127.0.0.1:4318"),
         (("--name", "a/b"), "name", "use up to 64 letters"),
         (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),
     ],

@@ -61,7 +61,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "down", "status", "policy_list", "policy_set", "run", "demo", "model", "doctor"],
+    ["up", "down", "status", "top", "policy_list", "policy_set", "run", "demo", "model", "doctor"],
 )
 def test_commands_import_neither_torch_nor_sglang(command: str) -> None:
     """The launcher and the client side run without torch and sglang."""
@@ -132,7 +132,19 @@ def test_run_dir_that_cannot_be(
     (tmp_path / "file").write_text("")
     run_dir = f"launcher.run_dir={tmp_path / 'file' / 'x'}"
     for extra in ((), ("--detach",)):
-        line = fails(capsys, "up", "--model", str(model), "--port", "0", "--set", run_dir, *extra)
+        line = fails(
+            capsys,
+            "up",
+            "--model",
+            str(model),
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--set",
+            run_dir,
+            *extra,
+        )
         assert line.startswith("error: launcher.run_dir = ")
 
 

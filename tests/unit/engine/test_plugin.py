@@ -41,6 +41,9 @@ class _Runtime:
     def take(self, turn: Turn) -> None:
         self.notes.append(("take", turn))
 
+    def on_step_end(self) -> None:
+        self.notes.append(("step", None))
+
     def on_abort(self, message: Any) -> None:
         self.notes.append(("abort", message))
 

@@ -173,7 +173,11 @@ def test_no_decode_server() -> None:
 def test_router_options() -> None:
     """What the file says of the router is in its configuration."""
     section = RouterSection(
-        max_streams=5, idle_stream_timeout_s=6.0, max_waiting_segments=7, admission_wait_s=8.0
+        max_streams=5,
+        idle_stream_timeout_s=6.0,
+        max_waiting_segments=7,
+        admission_wait_s=8.0,
+        otlp_endpoint="http://h:4318",
     )
     prefill = ServerSection(max_uncommitted_tokens=99)
     model = ModelSection(context_tokens=77)
@@ -182,6 +186,7 @@ def test_router_options() -> None:
     assert (router.max_streams, router.idle_stream_timeout_s) == (5, 6.0)
     assert (router.max_waiting_segments, router.admission_wait_s) == (7, 8.0)
     assert router.max_uncommitted_tokens == 99
+    assert router.otlp_endpoint == "http://h:4318"
     assert (router.model_path, router.context_tokens) == ("/models/m", 77)
 
 

@@ -40,7 +40,7 @@ def test_version_is_said_once() -> None:
 def test_base_dependencies_are_light() -> None:
     """A router or client installs neither torch nor sglang."""
     assert not names(PROJECT["dependencies"]) & set(HEAVY)
-    for extra in ("client", "router", "dev"):
+    for extra in ("client", "router", "otel", "dev"):
         assert not names(PROJECT["optional-dependencies"][extra]) & set(HEAVY)
 
 

@@ -1,0 +1,162 @@
+"""`/metrics` over a real socket."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from streamfill.errors import ConfigError
+from streamfill.observability.exposition import MAX_CONNECTIONS, MetricsServer
+from streamfill.observability.metric_values import MetricSet, Sample
+from streamfill.observability.metrics import Metric
+from tests.support.metrics import scrape
+from tests.support.waiting import wait_until
+
+PATIENCE_S = 10.0
+
+
+@pytest.fixture
+def metrics() -> MetricSet:
+    return MetricSet("router", lambda: 0.0)
+
+
+@pytest.fixture
+def server(metrics: MetricSet) -> Iterator[MetricsServer]:
+    served = MetricsServer(metrics.registry, host="127.0.0.1", port=0, section="router")
+    yield served
+    served.close()
+
+
+def test_values_move(metrics: MetricSet, server: MetricsServer) -> None:
+    """Each scrape tells what was counted until then."""
+    tokens = metrics.counter(Metric.TOKENS_OUT)
+    assert scrape(server.port).value(Metric.TOKENS_OUT) == 0
+    tokens.inc(5)
+    assert scrape(server.port).value(Metric.TOKENS_OUT) == 5
+
+
+def test_another_path_is_told_the_right_one(server: MetricsServer) -> None:
+    """404, with the path to try."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=PATIENCE_S)
+    with caught.value as reply:
+        assert (reply.code, reply.read()) == (404, b"try /metrics\n")
+
+
+def test_openmetrics_is_spoken_to_those_who_ask(server: MetricsServer) -> None:
+    """By the Accept header, as Prometheus does."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/metrics",
+        headers={"Accept": "application/openmetrics-text; version=1.0.0"},
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
+        assert reply.headers["Content-Type"].startswith("application/openmetrics-text")
+        assert reply.read().endswith(b"# EOF\n")
+
+
+def test_silent_connections_do_not_keep_others_out_for_ever(
+    metrics: MetricSet, server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a bound connections are closed unheard, and those that say nothing run into a
+    time-out."""
+    monkeypatch.setattr("streamfill.observability.exposition._Handler.timeout", 0.5)
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MAX_CONNECTIONS)]
+    try:
+        wait_until("all are counted", lambda: not _is_answered(server.port), PATIENCE_S)
+        wait_until("they ran into the time-out", lambda: _is_answered(server.port), PATIENCE_S)
+    finally:
+        for each in silent:
+            each.close()
+
+
+def _is_answered(port: int) -> bool:
+    try:
+        scrape(port)
+    except OSError:
+        return False
+    return True
+
+
+def test_garbage_is_survived(server: MetricsServer) -> None:
+    """Whoever speaks no HTTP gets an error or nothing, and the next scrape its answer."""
+    post = b"POST /metrics HTTP/1.0\r\n\r\n"
+    for garbage in (bytes(100), b"GET\r\n\r\n", b"A" * 100_000, post):
+        with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+            stranger.settimeout(PATIENCE_S)
+            answer = b""
+            with contextlib.suppress(OSError):  # it hangs up on some of it
+                stranger.sendall(garbage)
+                stranger.shutdown(socket.SHUT_WR)
+                answer = stranger.recv(1000)
+            assert b"200 OK" not in answer
+    assert scrape(server.port).names
+
+
+def test_a_source_that_fails_is_logged(
+    metrics: MetricSet, server: MetricsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its scrape fails, the process and the log line say why, and the server goes on."""
+    broken = [True]
+
+    def samples() -> list[Sample]:
+        if broken[0]:
+            raise RuntimeError("a bug")
+        return [Sample(Metric.READY, 1)]
+
+    metrics.add_source(samples)
+    with caplog.at_level(logging.ERROR):
+        assert not _is_answered(server.port)
+        wait_until("the line", lambda: "scrape_failed" in caplog.text, PATIENCE_S)
+    broken[0] = False
+    assert scrape(server.port).value(Metric.READY) == 1
+
+
+def test_a_port_in_use_is_named(metrics: MetricSet) -> None:
+    """With its key and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match="is in use on 127") as caught:
+            MetricsServer(metrics.registry, host="127.0.0.1", port=port, section="prefill")
+    assert (caught.value.key, caught.value.value) == ("prefill.metrics_port", port)
+
+
+def test_a_foreign_host_is_named(metrics: MetricSet) -> None:
+    """By the key of the host."""
+    with pytest.raises(ConfigError, match="no address of this machine") as caught:
+        MetricsServer(metrics.registry, host="192.0.2.1", port=0, section="decode")
+    assert caught.value.key == "decode.host"
+
+
+def test_close_gives_the_port_back_at_once(metrics: MetricSet) -> None:
+    """And ends the thread, without waiting for a connection."""
+    num_threads = threading.active_count()
+    server = MetricsServer(metrics.registry, host="127.0.0.1", port=0, section="router")
+    scrape(server.port)
+    began_s = time.monotonic()
+    server.close()
+    assert time.monotonic() - began_s < 2.0
+    wait_until("the end of its threads", lambda: threading.active_count() <= num_threads, 5.0)
+    with socket.create_server(("127.0.0.1", server.port)):
+        pass
+
+
+def test_an_ipv6_address_will_do(metrics: MetricSet) -> None:
+    """Where the machine has the loopback one."""
+    try:
+        server = MetricsServer(metrics.registry, host="::1", port=0, section="router")
+    except ConfigError:
+        pytest.skip("no IPv6 here")
+    try:
+        url = f"http://[::1]:{server.port}/metrics"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
+            assert reply.status == 200
+    finally:
+        server.close()
