@@ -40,6 +40,13 @@ class RunningCluster:
         """Where clients connect."""
         return self.state.address
 
+    @property
+    def http_url(self) -> str:
+        """Where HTTP clients connect."""
+        url = self.state.http_url
+        assert url is not None
+        return url
+
     def process(self, name: str) -> ProcessRecord:
         """One of the cluster's processes."""
         return next(record for record in self.state.processes if record.name == name)
@@ -82,7 +89,7 @@ def start_cluster(
         f"[launcher]\nready_timeout_s = {START_TIMEOUT_S}\n{toml}\n"
     )
     command = [sys.executable, "-m", "streamfill.cli.main", "up", "--config", str(config)]
-    command += ["--port", "0"]
+    command += ["--port", "0", "--http-port", "0"]
     for setting in settings:
         command += ["--set", setting]
     with (folder / "up.log").open("wb") as output:
