@@ -29,6 +29,7 @@ import zmq
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
+from streamfill.kv_transfer.faults import Faults
 from streamfill.kv_transfer.group import RECEIVER_RANK, Pair, make_pair
 from streamfill.kv_transfer.inbound_lane import InboundLane, LaneJob, LaneReport
 from streamfill.kv_transfer.interface import IncomingTransfer
@@ -73,6 +74,7 @@ class InboundOptions:
     timeouts: TransportTimeouts
     same_host: bool
     """Share memory with senders on the same machine."""
+    faults: Faults | None
 
 
 class InboundControl:
@@ -249,6 +251,8 @@ class InboundControl:
                 ),
                 make_group=self._make_group,
                 report=self._report,
+                chunk_s=self._options.timeouts.chunk_s,
+                faults=self._options.faults,
             )
         session.lane.start(
             LaneJob(

@@ -11,6 +11,7 @@ import torch
 import zmq
 
 from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.faults import CHUNK_BYTES, Faults
 from streamfill.kv_transfer.group import backend_name
 from streamfill.kv_transfer.interface import (
     OutgoingTransfer,
@@ -58,6 +59,7 @@ class KvSender:
         with_checksum: bool = False,
         max_queued: int = DEFAULT_MAX_QUEUED,
         same_host: bool = True,
+        faults: Faults | None = None,
     ) -> None:
         """Start nothing yet: the first transfer to a peer starts its thread.
 
@@ -72,7 +74,16 @@ class KvSender:
             with_checksum: send a CRC-32 of all bytes, for the receiver to check.
             max_queued: transfers waiting for one peer.
             same_host: as of `KvReceiver`; both sides have to want it.
+            faults: for tests; None: those of the environment, if any. With faults there is always a
+                checksum, and chunks are small.
+
+        Raises:
+            ConfigError: the environment asks for faults that cannot be.
         """
+        faults = faults or Faults.from_environment()
+        if faults is not None:
+            with_checksum = True
+            chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
         self._layout = layout
         device = device or torch.device("cpu")
         self._options = LinkOptions(
@@ -91,6 +102,7 @@ class KvSender:
             with_checksum=with_checksum,
             max_queued=max_queued,
             same_host=same_host,
+            faults=faults,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()

@@ -25,6 +25,7 @@ import zmq
 from streamfill.errors import TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.delivery import Delivery, SenderJob, TransferEndedError
+from streamfill.kv_transfer.faults import Faults
 from streamfill.kv_transfer.interface import (
     OutgoingTransfer,
     PeerAddress,
@@ -55,6 +56,7 @@ class LinkOptions:
     with_checksum: bool
     max_queued: int
     same_host: bool
+    faults: Faults | None
 
 
 class _UnreachableError(TransportError):
@@ -223,6 +225,8 @@ class SenderLink:
             chunk_bytes=self._options.chunk_bytes,
             with_checksum=self._options.with_checksum,
             reply_s=self._options.timeouts.reply_s,
+            chunk_s=self._options.timeouts.chunk_s,
+            faults=self._options.faults,
             stop_reason=lambda: self._stop_reason,
             counters=self._counters,
         )
