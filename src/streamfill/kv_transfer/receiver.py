@@ -160,6 +160,7 @@ class KvReceiver:
             num_failed=count(ReceiverCount.FAILED),
             num_malformed_frames=count(ReceiverCount.MALFORMED_FRAMES),
             num_stale_frames=count(ReceiverCount.STALE_FRAMES),
+            num_late_writes=count(ReceiverCount.LATE_WRITES),
             num_duplicates=count(ReceiverCount.DUPLICATES),
             bytes_received=count(ReceiverCount.BYTES_RECEIVED),
         )
