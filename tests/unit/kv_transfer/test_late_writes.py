@@ -96,6 +96,7 @@ class _HookedPair:
 
 def _hook_pairs(monkeypatch: pytest.MonkeyPatch, before_recv: Callable[[], None]) -> None:
     """Of all receivers."""
+
     def make(**options: Any) -> Pair:
         return _HookedPair(make_pair(**options), before_recv)
 
