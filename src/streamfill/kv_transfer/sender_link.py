@@ -5,7 +5,8 @@ The life of a transfer here:
 1. `submit` queues it; the thread takes it when the ones before it have ended.
 2. Without a session the thread says ``Hello`` until it is welcome or ``session_s`` is over.
 3. A `delivery` carries it over the session. Any failure there ends the session, and the next
-   transfer opens a new one.
+   transfer opens a new one. One that ran into a time-out takes along those that waited behind
+   it for most of that time.
 4. Its outcome is published, exactly once.
 """
 
@@ -88,6 +89,7 @@ class SenderLink:
         self._options = options
         self._context = context
         self._publish = publish
+        self._time_out_s = min(options.timeouts.chunk_s, options.timeouts.reply_s)
         self._counters = counters
         self._waker = Waker()
         self._lock = threading.Lock()
@@ -196,6 +198,14 @@ class SenderLink:
             self._fail_queued(status, reason)
         except TransportError as error:
             status, reason = TransferStatus.FAILED, str(error)
+            if job.outcome(status, reason).seconds >= self._time_out_s:
+                # Another time-out would cost streams that have waited for most of this one more
+                # than to compute the KV again.
+                self._fail_queued(
+                    status,
+                    f"the peer let the one before it wait: {reason}",
+                    after_s=self._time_out_s / 2,
+                )
         except Exception as error:  # noqa: BLE001 - the edge of this thread's loop
             _log.exception("transfer %d failed", job.transfer.transfer_id)
             status, reason = TransferStatus.FAILED, f"internal error: {error!r}"
@@ -283,9 +293,12 @@ class SenderLink:
         finally:
             session.close()
 
-    def _fail_queued(self, status: TransferStatus, reason: str) -> None:
+    def _fail_queued(self, status: TransferStatus, reason: str, *, after_s: float = 0.0) -> None:
+        """End those that have waited for at least so long."""
+        submitted_until_s = time.monotonic() - after_s
         with self._lock:
-            failed = list(self._queue)
-            self._queue.clear()
+            failed = [job for job in self._queue if job.submitted_s <= submitted_until_s]
+            for job in failed:
+                self._queue.remove(job)
         for job in failed:
             self._publish(job.outcome(status, reason))
