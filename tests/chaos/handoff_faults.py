@@ -58,8 +58,9 @@ def run(options: HandoffOptions, folder: Path) -> HandoffReport:
         cluster.stop()
 
 
-def parse(arguments: Sequence[str] | None) -> HandoffOptions:
-    """Read a command line; wrong options end the process, as usual."""
+def parse(arguments: Sequence[str] | None) -> tuple[HandoffOptions, bool]:
+    """Read a command line: what to do, and whether to keep the logs of a run in which all was well.
+    Wrong options end the process, as usual."""
     standard = HandoffOptions(seed=0)
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos.handoff_faults",
@@ -77,6 +78,7 @@ def parse(arguments: Sequence[str] | None) -> HandoffOptions:
     )
     parser.add_argument("--rate", type=float, default=standard.rate, help="streams a second (6)")
     parser.add_argument("--at-once", type=int, default=24, help="streams at the same time (24)")
+    parser.add_argument("--keep-logs", action="store_true", help="also when nothing is wrong")
     given = parser.parse_args(arguments)
     kills = tuple(name.strip() for name in given.kills.split(",") if name.strip())
     unknown = [name for name in kills if name not in standard.kills]
@@ -86,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> HandoffOptions:
         parser.error("--kills: each server is killed once")
     if min(given.streams, given.every, given.at_once) < 1 or given.rate <= 0:
         parser.error("--streams, --every, --at-once and --rate must be above 0")
-    return HandoffOptions(
+    options = HandoffOptions(
         seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
         num_streams=given.streams,
         every=given.every,
@@ -94,11 +96,12 @@ def parse(arguments: Sequence[str] | None) -> HandoffOptions:
         num_at_once=given.at_once,
         rate=given.rate,
     )
+    return options, given.keep_logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    options = parse(arguments)
+    options, keeps_logs = parse(arguments)
     folder = Path(tempfile.mkdtemp(prefix=f"streamfill-handoff-{os.getpid()}-"))
     is_well = False
     try:
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _EXIT_STOPPED
     finally:
-        if is_well:
+        if is_well and not keeps_logs:
             shutil.rmtree(folder)
         else:
             _say(f"Logs are kept in {folder}.")

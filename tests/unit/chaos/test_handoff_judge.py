@@ -184,7 +184,8 @@ def test_streams_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_the_report_of_a_run() -> None:
     """Its line is plain data."""
-    options = parse(["--seed", "4", "--kills", "decode-0", "--streams", "100"])
+    options, keeps_logs = parse(["--seed", "4", "--kills", "decode-0", "--streams", "100"])
+    assert not keeps_logs
     assert (options.fewest_faults, options.most_streams, options.kills) == (16, 130, ("decode-0",))
     streams = [played(0), played(1)]
     report = HandoffReport(
