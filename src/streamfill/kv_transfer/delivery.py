@@ -17,6 +17,7 @@ import torch
 from streamfill.errors import TransportError
 from streamfill.kv_transfer.codecs import NO_CODEC, Codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.faults import BEYOND_S, Faults
 from streamfill.kv_transfer.interface import OutgoingTransfer, TransferOutcome, TransferStatus
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.sender_session import SenderSession, SessionLostError
@@ -80,6 +81,8 @@ class Delivery:
         chunk_bytes: int,
         with_checksum: bool,
         reply_s: float,
+        chunk_s: float,
+        faults: Faults | None,
         stop_reason: Callable[[], str | None],
         counters: Counters[SenderCount],
     ) -> None:
@@ -95,6 +98,8 @@ class Delivery:
         self._chunk_bytes = chunk_bytes
         self._with_checksum = with_checksum
         self._reply_s = reply_s
+        self._chunk_s = chunk_s
+        self._faults = faults
         self._stop_reason = stop_reason
         self._counters = counters
 
@@ -160,11 +165,15 @@ class Delivery:
             TransportError: the link failed, or no answer came in time.
         """
         kv = self._kv
-        for begin in range(0, kv.num_bytes, self._chunk_bytes):
-            self._session.group().send(kv, begin, min(begin + self._chunk_bytes, kv.num_bytes))
-            self._obey()
         if kv.num_bytes:
-            self._session.group().flush()
+            pair = self._session.group()
+            if self._faults is not None:
+                stall_s = self._chunk_s + BEYOND_S
+                pair = self._faults.around(pair, self._transfer.transfer_id, stall_s=stall_s)
+            for begin in range(0, kv.num_bytes, self._chunk_bytes):
+                pair.send(kv, begin, min(begin + self._chunk_bytes, kv.num_bytes))
+                self._obey()
+            pair.flush()
         match self._reply():
             case Complete():
                 return

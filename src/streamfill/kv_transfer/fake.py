@@ -326,6 +326,7 @@ class FakeKvReceiver:
             num_failed=0,
             num_malformed_frames=0,
             num_stale_frames=0,
+            num_late_writes=0,
             num_duplicates=0,
             bytes_received=self._bytes_received,
         )

@@ -6,7 +6,7 @@ The life of a transfer here:
 2. The session's lane receives into the staging, which nobody else touches meanwhile.
 3. The lane reports. Complete: ``Complete``, and the server gets it. Failed: the staging is
    freed, the session ends, ``Abort``. Given up by the sender: the staging is freed, ``Abort``.
-   Session gone meanwhile: the staging is freed, counted as stale.
+   Session gone meanwhile: the staging is freed, counted as a late write.
 4. The server releases the staging.
 
 The thread owns socket, sessions and lanes. What the scheduler's thread shares with it is the
@@ -29,6 +29,7 @@ import zmq
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
+from streamfill.kv_transfer.faults import Faults
 from streamfill.kv_transfer.group import RECEIVER_RANK, Pair, make_pair
 from streamfill.kv_transfer.inbound_lane import InboundLane, LaneJob, LaneReport
 from streamfill.kv_transfer.interface import (
@@ -83,6 +84,7 @@ class InboundOptions:
     timeouts: TransportTimeouts
     same_host: bool
     """Share memory with senders on the same machine."""
+    faults: Faults | None
 
 
 class InboundControl:
@@ -290,6 +292,8 @@ class InboundControl:
                 ),
                 make_group=self._make_group,
                 report=self._report,
+                chunk_s=self._options.timeouts.chunk_s,
+                faults=self._options.faults,
             )
         session.lane.start(
             LaneJob(
@@ -358,7 +362,13 @@ class InboundControl:
         elif reception.given_up:
             self._counters.add(ReceiverCount.ABORTED)
         else:
-            self._counters.add(ReceiverCount.STALE_FRAMES)
+            self._counters.add(ReceiverCount.LATE_WRITES)
+            _log.warning(
+                "transfer %d thrown away: it was written after its session %d with %s had ended",
+                offer.transfer_id,
+                session.epoch,
+                session.server_id,
+            )
         if is_current:
             reason = report.error or "cancelled by the sender"
             self._socket.reply(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from streamfill.errors import TransportError
 from streamfill.kv_transfer.codecs import CODECS, NO_CODEC
+from streamfill.kv_transfer.faults import BEYOND_S, Faults
 from streamfill.kv_transfer.group import Pair
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.rendezvous import RendezvousStore
@@ -66,6 +67,8 @@ class InboundLane:
         store: RendezvousStore,
         make_group: Callable[[RendezvousStore], Pair],
         report: Callable[[LaneReport], None],
+        chunk_s: float,
+        faults: Faults | None,
     ) -> None:
         """Start the thread.
 
@@ -75,12 +78,16 @@ class InboundLane:
             store: for the set-up of the group.
             make_group: called once, in the thread, at the first job; waits for the sender.
             report: called in the thread, exactly once per job.
+            chunk_s: how long either side waits for the other.
+            faults: of the receiver.
         """
         self.epoch = epoch
         self._layout = layout
         self._store = store
         self._make_group = make_group
         self._report = report
+        self._chunk_s = chunk_s
+        self._faults = faults
         self._stopping = False  # set by `stop`
         self._jobs: queue.SimpleQueue[LaneJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"kv-recv-{epoch}", daemon=True)
@@ -137,6 +144,13 @@ class InboundLane:
     def _receive(self, group: Pair, job: LaneJob) -> None:
         into = job.staging if job.encoded is None else job.encoded
         num_bytes = into.numel()
+        if self._faults is not None:
+            group = self._faults.around(
+                group,
+                job.transfer_id,
+                stall_s=self._chunk_s + BEYOND_S,
+                has_checksum=job.checksum is not None,
+            )
         for begin in range(0, num_bytes, job.chunk_bytes):
             if self._stopping:
                 raise TransportError(_ENDED)

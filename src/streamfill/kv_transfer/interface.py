@@ -210,6 +210,8 @@ class ReceiverStats:
     num_malformed_frames: int
     num_stale_frames: int
     """Of an older epoch, or about an unknown transfer or session; thrown away on purpose."""
+    num_late_writes: int
+    """Transfers whose bytes all came, but whose session had ended; thrown away on purpose."""
     num_duplicates: int
     bytes_received: int
 

@@ -13,6 +13,7 @@ import zmq
 
 from streamfill.kv_transfer.codecs import NO_CODEC, codec_for, measure_codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.faults import CHUNK_BYTES, Faults
 from streamfill.kv_transfer.group import backend_name
 from streamfill.kv_transfer.interface import (
     HeldNews,
@@ -63,6 +64,7 @@ class KvSender:
         max_queued: int = DEFAULT_MAX_QUEUED,
         same_host: bool = True,
         codec: str = NO_CODEC,
+        faults: Faults | None = None,
     ) -> None:
         """Start nothing yet: the first transfer to a peer starts its thread.
 
@@ -78,10 +80,17 @@ class KvSender:
             max_queued: transfers waiting for one peer.
             same_host: as of `KvReceiver`; both sides have to want it.
             codec: that KV may be written in on a link that is slow enough for it, see `codecs`.
+            faults: for tests; None: those of the environment, if any. With faults there is always a
+                checksum, and chunks are small.
 
         Raises:
-            ConfigError: there is no such codec, or it makes this KV no smaller.
+            ConfigError: there is no such codec, or it makes this KV no smaller; or the environment
+                asks for faults that cannot be.
         """
+        faults = faults or Faults.from_environment()
+        if faults is not None:
+            with_checksum = True
+            chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
         self._layout = layout
         device = device or torch.device("cpu")
         chosen = codec_for(codec, layout)
@@ -103,6 +112,7 @@ class KvSender:
             same_host=same_host,
             codec=chosen,
             codec_cost=None if chosen is None else measure_codec(chosen, layout, device),
+            faults=faults,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()

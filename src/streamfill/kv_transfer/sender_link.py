@@ -5,7 +5,8 @@ The life of a transfer here:
 1. `submit` queues it; the thread takes it when the ones before it have ended.
 2. Without a session the thread says ``Hello`` until it is welcome or ``session_s`` is over.
 3. A `delivery` carries it over the session. Any failure there ends the session, and the next
-   transfer opens a new one.
+   transfer opens a new one. One that ran into a time-out takes along those that waited behind
+   it for most of that time.
 4. Its outcome is published, exactly once.
 """
 
@@ -26,6 +27,7 @@ from streamfill.errors import TransportError
 from streamfill.kv_transfer.codecs import Codec, CodecCost
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.delivery import Delivery, SenderJob, TransferEndedError
+from streamfill.kv_transfer.faults import Faults
 from streamfill.kv_transfer.interface import (
     HeldNews,
     OutgoingTransfer,
@@ -65,6 +67,7 @@ class LinkOptions:
     with_checksum: bool
     max_queued: int
     same_host: bool
+    faults: Faults | None
     codec: Codec | None = None
     """May be used where it pays."""
     codec_cost: CodecCost | None = None
@@ -102,6 +105,7 @@ class SenderLink:
         self._context = context
         self._publish = publish
         self._publish_held = publish_held
+        self._time_out_s = min(options.timeouts.chunk_s, options.timeouts.reply_s)
         self._counters = counters
         self._waker = Waker()
         self._lock = threading.Lock()
@@ -234,6 +238,14 @@ class SenderLink:
             self._fail_queued(status, reason)
         except TransportError as error:
             status, reason = TransferStatus.FAILED, str(error)
+            if job.outcome(status, reason).seconds >= self._time_out_s:
+                # Another time-out would cost streams that have waited for most of this one more
+                # than to compute the KV again.
+                self._fail_queued(
+                    status,
+                    f"the peer let the one before it wait: {reason}",
+                    after_s=self._time_out_s / 2,
+                )
         except Exception as error:  # noqa: BLE001 - the edge of this thread's loop
             _log.exception("transfer %d failed", job.transfer.transfer_id)
             status, reason = TransferStatus.FAILED, f"internal error: {error!r}"
@@ -268,6 +280,8 @@ class SenderLink:
             chunk_bytes=self._options.chunk_bytes,
             with_checksum=self._options.with_checksum,
             reply_s=self._options.timeouts.reply_s,
+            chunk_s=self._options.timeouts.chunk_s,
+            faults=self._options.faults,
             stop_reason=lambda: self._stop_reason,
             counters=self._counters,
         )
@@ -348,9 +362,12 @@ class SenderLink:
             session.close()
             self._publish_held(ReceiverLost(self.address.server_id))
 
-    def _fail_queued(self, status: TransferStatus, reason: str) -> None:
+    def _fail_queued(self, status: TransferStatus, reason: str, *, after_s: float = 0.0) -> None:
+        """End those that have waited for at least so long."""
+        submitted_until_s = time.monotonic() - after_s
         with self._lock:
-            failed = list(self._queue)
-            self._queue.clear()
+            failed = [job for job in self._queue if job.submitted_s <= submitted_until_s]
+            for job in failed:
+                self._queue.remove(job)
         for job in failed:
             self._publish(job.outcome(status, reason))
