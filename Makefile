@@ -52,7 +52,7 @@ bench-preemption: setup  ## memory for a quarter of the open streams, in each pr
 chaos-controller: setup  ## the preemption controller is killed 20 times under memory pressure; 10 minutes
 	$(BIN)/python -m tests.chaos.controller_kills --trace traces/crawl-small.jsonl $(CHAOS_ARGS)
 
-chaos-handoff: setup  ## every fifth hand-off is spoiled and each server killed once, under 500 streams; 5 minutes
+chaos-handoff: setup  ## every fifth hand-off is spoiled and each server killed once, under 500 streams; 3 minutes
 	$(BIN)/python -m tests.chaos.handoff_faults $(CHAOS_ARGS)
 
 check: setup  ## lint, format, types and the fast tests
