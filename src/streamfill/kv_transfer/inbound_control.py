@@ -320,6 +320,7 @@ class InboundControl:
                         stream_id=report.stream_id,
                         version=report.version,
                         num_tokens=report.num_tokens,
+                        is_loss=report.is_loss,
                         missed_transfer_id=report.missed_transfer_id,
                     ),
                 )

@@ -126,6 +126,9 @@ class HeldReport:
     version: int
     """Of the prompt that the number is about."""
     num_tokens: int
+    is_loss: bool = False
+    """It held more before, or was sent more. Otherwise it may hold more by now, since other KV was
+    under way when it said this."""
     missed_transfer_id: int | None = None
     """A transfer that was of no use, since what it goes on behind is not there."""
 

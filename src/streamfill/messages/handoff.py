@@ -22,7 +22,7 @@ import msgspec
 
 from streamfill.kv_transfer.layout import KvLayout
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -167,6 +167,8 @@ class Held(_Message, frozen=True, kw_only=True, tag="kv_held"):
     """The newest that it was told."""
     num_tokens: _Count
     """Leading tokens, of those that it was told."""
+    is_loss: bool = False
+    """It held more before, or was sent more: not just the answer to what it was told last."""
     missed_transfer_id: int | None = None
     """A transfer whose KV goes on behind tokens that are not there, and was of no use."""
 

@@ -108,9 +108,9 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
         b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00",
     ),
     (
-        Held(epoch=5, stream_id=3, version=2, num_tokens=1, missed_transfer_id=9),
-        b"\x86\xa4type\xa7kv_held\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xaanum_tokens"
-        b"\x01\xb2missed_transfer_id\t",
+        Held(epoch=5, stream_id=3, version=2, num_tokens=1, is_loss=True, missed_transfer_id=9),
+        b"\x87\xa4type\xa7kv_held\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xaanum_tokens"
+        b"\x01\xa7is_loss\xc3\xb2missed_transfer_id\t",
     ),
     (
         LetGo(epoch=5, stream_id=3),
