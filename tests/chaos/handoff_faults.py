@@ -92,6 +92,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[HandoffOptions, bool]:
         seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
         num_streams=given.streams,
         every=given.every,
+        fewest_faults=int(0.8 * given.streams / given.every),
         kills=kills,
         num_at_once=given.at_once,
         rate=given.rate,

@@ -47,6 +47,9 @@ class HandoffOptions:
     num_streams: int = 500
     every: int = 5
     """Of the transfers one is spoiled."""
+    fewest_faults: int = 80
+    """That must happen. Fewer than the transfers divided by ``every``: which ids transfers get is
+    chance, and some end, with their server or their stream, before it is their turn."""
     num_prefill: int = 2
     num_decode: int = 2
     kills: tuple[str, ...] = ("decode-0", "prefill-0", "decode-1", "prefill-1")
@@ -59,11 +62,6 @@ class HandoffOptions:
     def most_streams(self) -> int:
         """The disturbed run goes on with more streams until it was disturbed as it should be."""
         return int(1.3 * self.num_streams)
-
-    @property
-    def fewest_faults(self) -> int:
-        """Four fifths of what is asked for: some transfers end with a server, or carry nothing."""
-        return int(0.8 * self.num_streams / self.every)
 
 
 @dataclass(frozen=True, kw_only=True)

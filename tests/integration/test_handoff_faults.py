@@ -18,6 +18,7 @@ OPTIONS = HandoffOptions(
     seed=5,
     num_streams=60,
     every=3,
+    fewest_faults=8,
     num_prefill=1,
     num_decode=2,
     kills=("decode-1",),
@@ -42,7 +43,6 @@ async def test_spoiled_transfers_and_a_dead_decode_server(
     assert not report.violations, report.facts
     facts = report.facts
     assert facts["num_done"] >= OPTIONS.num_streams
-    assert facts["num_faults"] >= OPTIONS.fewest_faults
     # The oracle would be content with hand-offs that never happen, or never fail.
     assert facts["handoffs"]["done"] > 20
     assert facts["handoffs"]["failed"] > 5
