@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.access.key_ring import KeyRing
 from router.http.app import make_app
 from router.http.errors import error_response
 from router.http.protocol import BoundedH11Protocol
@@ -41,12 +42,14 @@ STOP_SLACK_S = 2.0
 class HttpServer:
     """Serves one core. ``start``, then ``stop``."""
 
-    def __init__(self, manager: StreamManager, config: RouterConfig) -> None:
+    def __init__(
+        self, manager: StreamManager, config: RouterConfig, *, keys: KeyRing | None = None
+    ) -> None:
         self._host = config.http_host or config.host
         self._host_key = "router.host" if config.http_host is None else "router.http_host"
         self._port = config.http_port or 0
         app = _answered_at_the_end(
-            make_app(manager, config.max_body_bytes, config.http_allow_origins)
+            make_app(manager, config.max_body_bytes, config.http_allow_origins, keys)
         )
         self._server = _Server(
             uvicorn.Config(

@@ -58,6 +58,8 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """Web pages of these origins may use the cluster from a browser. ``*``: all; empty: none."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Of one HTTP request or WebSocket message. A streamed upload may be longer."""
+    api_keys_file: str | None = None
+    """File of `streamfill keys`: who may use the cluster. None: everybody who can reach it."""
     zmq_port: int = 0
     max_streams: int = 10_000
     """Open streams beyond this are refused with RESOURCE_EXHAUSTED."""
@@ -176,6 +178,10 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     """None: as ``host``."""
     http_allow_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 64 * 1024 * 1024
+    api_keys_file: str | None = None
+    operator_socket: str | None = None
+    """Path of a Unix socket on which gRPC is served without keys and in the clear, for whoever may
+    write to it: the launcher and the commands of its user. None: there is none."""
     max_streams: int = 10_000
     idle_stream_timeout_s: float = 3600.0
     max_uncommitted_tokens: int | None = None
@@ -311,6 +317,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             config.prefill.cost_profile,
             "is no file; make one with `streamfill profile`, or leave the setting out",
         )
+    _check_access(config)
     _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
@@ -384,6 +391,14 @@ def _check_roles(config: ClusterConfig) -> None:
             raise ConfigError(
                 f"decode.{key}", value, f"is of no use to decode servers; set prefill.{key}"
             )
+
+
+def _check_access(config: ClusterConfig) -> None:
+    """Files that say who may use the cluster. What is in them the router looks at."""
+    keys = config.router.api_keys_file
+    if keys is not None and not Path(keys).is_file():
+        remedy = "is no file; make it with `streamfill keys add NAME --file FILE`"
+        raise ConfigError("router.api_keys_file", keys, remedy)
 
 
 def _check_observability(config: ClusterConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import msgspec.toml
@@ -19,6 +19,9 @@ from streamfill.config import (
 )
 from streamfill.errors import ConfigError
 from streamfill.launcher.state import ClusterState, cluster_folder, find_cluster
+
+if TYPE_CHECKING:
+    from streamfill.api import Client
 
 DEFAULT_NAME: Final = ClusterConfig().name
 
@@ -125,6 +128,20 @@ def target_address(args: argparse.Namespace) -> str:
         ConfigError: no address is given and no cluster of that name runs here.
     """
     return str(args.address) if args.address else running_cluster_named(args.name).address
+
+
+def target_client(args: argparse.Namespace) -> Client:
+    """A client of the cluster of `add_target_options`, to be opened. A cluster of this user is
+    reached without an API key, one that is named by its address with that of STREAMFILL_API_KEY.
+
+    Raises:
+        ConfigError: as `target_address`.
+    """
+    from streamfill.api import Client
+
+    if args.address:
+        return Client(args.address)
+    return Client(running_cluster_named(args.name).own_address)
 
 
 def target_http_url(args: argparse.Namespace) -> str | None:

@@ -150,7 +150,7 @@ async def _own_cluster(
                 stop=stop,
                 on_change=on_change,
             ) as cluster,
-            _answering(StreamfillTarget(cluster.address), stop) as opened,
+            _answering(StreamfillTarget(cluster.own_address), stop) as opened,
         ):
             opened.startup_s = cluster.startup_s
             opened.logs = folder / "logs"

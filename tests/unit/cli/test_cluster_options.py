@@ -102,6 +102,11 @@ def test_values_of_settings(setting: str, value: object) -> None:
         (("--set", "router.max_body_bytes=5"), "router.max_body_bytes", "at least 1024"),
         (("--set", "decode.metrics_port=on"), "decode.metrics_port", '"off"'),
         (("--set", "router.otlp_endpoint=h:4318"), "router.otlp_endpoint", "http://127.0.0.1:4318"),
+        (
+            ("--set", "router.api_keys_file=/nowhere/k"),
+            "router.api_keys_file",
+            "streamfill keys add",
+        ),
         (("--name", "a/b"), "name", "use up to 64 letters"),
         (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),
     ],

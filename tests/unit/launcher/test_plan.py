@@ -190,6 +190,26 @@ def test_router_options() -> None:
     assert (router.model_path, router.context_tokens) == ("/models/m", 77)
 
 
+def test_a_router_that_asks_for_keys_has_a_socket_for_its_user() -> None:
+    """The launcher and its user have no key, and need none; an open router has no such socket."""
+    for section, socket in (
+        (RouterSection(), None),
+        (RouterSection(api_keys_file="/k"), "/state/router.sock"),
+    ):
+        made = plan_cluster(
+            ClusterConfig(router=section),
+            model_path=Path("/models/m"),
+            ports=PORTS,
+            num_cores=8,
+            run_dir=Path("/run/c"),
+            state_dir=Path("/state"),
+        )
+        router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+        assert (router.api_keys_file, router.operator_socket) == (section.api_keys_file, socket)
+        assert made.address == "127.0.0.1:1001"
+        assert made.own_address == (f"unix:{socket}" if socket else made.address)
+
+
 def test_policy_of_prefill_servers() -> None:
     """The policy that the file names reaches every prefill server, with its options."""
     prefill = ServerSection(count=2, policy="lcas", policy_options={"order": "newest"})

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from router.access.key_ring import KeyRing
 from router.interface import (
     Acknowledged,
     ClusterInfo,
@@ -184,6 +185,10 @@ class FakeStream:
     def mode(self) -> StreamMode:
         return self.options.mode
 
+    @property
+    def tenant(self) -> str:
+        return self.options.tenant
+
     def status(self) -> StreamStatus:
         state = StreamState.COMMITTED if self.committed else StreamState.OPEN
         return StreamStatus(
@@ -326,9 +331,9 @@ class FakeStream:
 
 
 @asynccontextmanager
-async def serve(manager: FakeManager) -> AsyncIterator[str]:
+async def serve(manager: FakeManager, keys: KeyRing | None = None) -> AsyncIterator[str]:
     """The real gRPC service over ``manager``, on a free port. Gives ``host:port``."""
-    server = GrpcServer(manager, "127.0.0.1", 0)
+    server = GrpcServer(manager, "127.0.0.1", 0, keys=keys)
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from router.access.key_ring import KeyRing
 from router.http.app import make_app
 from router.http.server import HttpServer
 from streamfill.config import RouterConfig
@@ -19,10 +20,12 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def serve_http(manager: FakeManager, **config: Any) -> AsyncIterator[str]:
+async def serve_http(
+    manager: FakeManager, *, keys: KeyRing | None = None, **config: Any
+) -> AsyncIterator[str]:
     """Gives the URL."""
     values = {"host": "127.0.0.1", "grpc_port": 0, "zmq_port": 0, "http_port": 0, **config}
-    server = HttpServer(manager, RouterConfig(model_path="fake", **values))
+    server = HttpServer(manager, RouterConfig(model_path="fake", **values), keys=keys)
     port = await server.start()
     try:
         yield f"http://127.0.0.1:{port}"
