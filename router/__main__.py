@@ -22,6 +22,7 @@ from router.access.exposure import warn_of_exposure
 from router.access.key_ring import KeyRing
 from router.manager import Manager
 from router.service_server import UNIX_PREFIX, GrpcServer
+from router.tls import router_tls
 from streamfill.config import RouterConfig, load_process_file
 from streamfill.errors import ConfigError, StreamfillError
 from streamfill.launcher.ready_line import announce_ready
@@ -77,7 +78,8 @@ async def _run(config: RouterConfig) -> None:
     signals = _Signals()
     manager = Manager(config)
     keys = None if config.api_keys_file is None else KeyRing(Path(config.api_keys_file))
-    server = GrpcServer(manager, config.host, config.grpc_port, keys=keys)
+    tls = router_tls(config)
+    server = GrpcServer(manager, config.host, config.grpc_port, keys=keys, tls=tls)
     servers: list[GrpcServer | HttpServer] = [server]
     operator = None
     if config.operator_socket is not None:
@@ -87,7 +89,7 @@ async def _run(config: RouterConfig) -> None:
     if config.http_port is not None:
         from router.http.server import HttpServer
 
-        http = HttpServer(manager, config, keys=keys)
+        http = HttpServer(manager, config, keys=keys, tls=tls)
         servers.append(http)
     warn_of_exposure(config)
     await manager.start()

@@ -108,7 +108,9 @@ class Manager:
         Raises:
             ConfigError: the port is in use, or the host is no address of this machine.
         """
-        self.zmq_port = self._cluster.start(self._config.host, self._config.zmq_port)
+        self.zmq_port = self._cluster.start(
+            self._config.zmq_host or self._config.host, self._config.zmq_port
+        )
         self.ended_streams.start()
         self._housekeeper = asyncio.create_task(self._housekeep(), name="router-housekeeping")
 

@@ -27,6 +27,7 @@ from router.access.key_ring import KeyRing
 from router.interface import StreamManager
 from router.service import StreamfillService
 from router.service_decode import Undecodable, decoder
+from router.tls import RouterTls
 from router.traces import MAX_TRACE_PARENT_CHARS, TRACE_PARENT, TRACE_PARENT_KEY
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.status_details import short_message, status_code, trailing_metadata
@@ -74,7 +75,13 @@ class GrpcServer:
     """Serves one core. ``start``, perhaps ``begin_drain``, ``stop``, in this order."""
 
     def __init__(
-        self, manager: StreamManager, host: str, port: int, *, keys: KeyRing | None = None
+        self,
+        manager: StreamManager,
+        host: str,
+        port: int,
+        *,
+        keys: KeyRing | None = None,
+        tls: RouterTls | None = None,
     ) -> None:
         """Args:
         manager: the core.
@@ -82,10 +89,12 @@ class GrpcServer:
             use.
         port: 0 for any free one.
         keys: that are asked for. None: none are.
+        tls: None: in the clear.
         """
         self._manager = manager
         self._host = host
         self._port = port
+        self._tls = tls
         self._service = StreamfillService(manager if keys is None else GuardedManager(manager))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._readiness_task: asyncio.Task[None] | None = None
@@ -126,7 +135,10 @@ class GrpcServer:
             return self._bind_unix()
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            return self._server.add_insecure_port(f"{host}:{self._port}")
+            address = f"{host}:{self._port}"
+            if self._tls is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, self._tls.grpc_credentials())
         except RuntimeError as error:
             remedy = (
                 f"cannot be bound on {self._host}; choose a free port, or 0 for any, "

@@ -17,6 +17,7 @@ from router.http.app import make_app
 from router.http.errors import error_response
 from router.http.protocol import BoundedH11Protocol
 from router.interface import StreamManager
+from router.tls import RouterTls
 from streamfill.config import RouterConfig
 from streamfill.errors import ConfigError, InternalError, UnavailableError
 from streamfill.observability.logging import log_event
@@ -43,8 +44,19 @@ class HttpServer:
     """Serves one core. ``start``, then ``stop``."""
 
     def __init__(
-        self, manager: StreamManager, config: RouterConfig, *, keys: KeyRing | None = None
+        self,
+        manager: StreamManager,
+        config: RouterConfig,
+        *,
+        keys: KeyRing | None = None,
+        tls: RouterTls | None = None,
     ) -> None:
+        """Args:
+        manager: the core.
+        config: says where and how much.
+        keys: that are asked for. None: none are.
+        tls: None: in the clear.
+        """
         self._host = config.http_host or config.host
         self._host_key = "router.host" if config.http_host is None else "router.http_host"
         self._port = config.http_port or 0
@@ -68,6 +80,7 @@ class HttpServer:
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                ssl_context_factory=None if tls is None else lambda *_: tls.ssl_context(),
             )
         )
         self._server.config.load()  # imports more of uvicorn, which in the running loop is a stall

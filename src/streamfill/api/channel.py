@@ -1,18 +1,52 @@
-"""The connection of a client: what is sent with every call on it."""
+"""The connection of a client: how it is encrypted, and what is sent with every call on it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
 
+import grpc
 import grpc.aio
 
 from streamfill.errors import InvalidArgumentError
+from streamfill.tls import TlsFiles, TlsOptions, read_tls
 
+TLS_OPTIONS: Final = TlsOptions(
+    cert_file="tls_cert_file", key_file="tls_key_file", ca_file="tls_ca_file"
+)
 HEADER: Final = "authorization"
 _PLAIN: Final = re.compile(r"[!-~]*")
 """What may stand in a header without being written in another way."""
+
+
+def credentials(files: TlsFiles) -> grpc.ChannelCredentials | None:
+    """What a connection needs to be encrypted; None: it is not to be. Without a ``ca_file`` the
+    authorities that gRPC comes with vouch for the router.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not what it should be.
+    """
+    if not files:
+        return None
+    found = read_tls(files, TLS_OPTIONS)
+    return grpc.ssl_channel_credentials(
+        root_certificates=found.authorities,
+        private_key=found.private_key,
+        certificate_chain=found.certificate,
+    )
+
+
+def open_channel(
+    target: str,
+    options: Sequence[tuple[str, Any]],
+    secured: grpc.ChannelCredentials | None,
+) -> grpc.aio.Channel:
+    """A connection, made when it is needed. To be called in the loop that will use it."""
+    if secured is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, secured, options=options)
 
 
 def with_key(channel: grpc.aio.Channel, api_key: str) -> grpc.aio.Channel:

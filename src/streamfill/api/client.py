@@ -27,7 +27,7 @@ import grpc.aio
 from streamfill.api import replies, requests, scheduling_calls
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
-from streamfill.api.channel import checked_key, with_key
+from streamfill.api.channel import checked_key, credentials, open_channel, with_key
 from streamfill.api.generate_call import GenerateSource
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.stream import Stream
@@ -41,6 +41,7 @@ from streamfill.api.types import (
     ServerStreams,
 )
 from streamfill.errors import ErrorCode, StreamError, UnavailableError
+from streamfill.tls import TlsFiles
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,17 +77,33 @@ _CHANNEL_OPTIONS = (
 class Client:
     """A connection to one router. Used inside ``async with``, in one event loop."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls_ca_file: str | None = None,
+        tls_cert_file: str | None = None,
+        tls_key_file: str | None = None,
+    ) -> None:
         """Args:
         target: ``host:port`` of the router.
         api_key: sent with each call. None: what STREAMFILL_API_KEY says; "": none.
+        tls_ca_file: who vouches for the router's certificate (PEM), which must be for the target's
+            host. With one of these three the connection is encrypted.
+        tls_cert_file: of the client, for a router that asks for it (PEM).
+        tls_key_file: its private key (PEM, not encrypted).
 
         Raises:
             InvalidArgumentError: the key has characters that no key has.
+            ConfigError: a file cannot be read, or is not what it should be.
         """
         self._target = target
-        self._api_key = checked_key(
-            os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
+        if api_key is None:
+            api_key = os.environ.get(API_KEY_VARIABLE, "")
+        self._api_key = checked_key(api_key)
+        self._credentials = credentials(
+            TlsFiles(cert_file=tls_cert_file, key_file=tls_key_file, ca_file=tls_ca_file)
         )
         self._channel: grpc.aio.Channel | None = None
         self._stub: StreamfillStub | None = None
@@ -113,7 +130,7 @@ class Client:
     def stub(self) -> StreamfillStub:
         """The generated stub, for the unary forms of the operations. Raises gRPC's errors."""
         if self._stub is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+            self._channel = open_channel(self._target, _CHANNEL_OPTIONS, self._credentials)
             self._stub = StreamfillStub(with_key(self._channel, self._api_key))
         return self._stub
 

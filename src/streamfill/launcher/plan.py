@@ -108,7 +108,8 @@ def plan_cluster(
         python: the interpreter that runs the processes.
     """
     router_host = reachable_host(config.router.host)
-    router_endpoint = f"tcp://{_join(router_host, ports.router_zmq)}"
+    zmq_host = reachable_host(config.router.zmq_host or config.router.host)
+    router_endpoint = f"tcp://{_join(zmq_host, ports.router_zmq)}"
     controller_endpoint = (
         f"tcp://{_join(reachable_host(config.controller.host), ports.controller_zmq)}"
     )
@@ -145,7 +146,11 @@ def plan_cluster(
         http_allow_origins=config.router.http_allow_origins,
         max_body_bytes=config.router.max_body_bytes,
         api_keys_file=config.router.api_keys_file,
+        tls_cert_file=config.router.tls_cert_file,
+        tls_key_file=config.router.tls_key_file,
+        tls_client_ca_file=config.router.tls_client_ca_file,
         operator_socket=None if socket is None else str(socket),
+        zmq_host=config.router.zmq_host,
         zmq_port=ports.router_zmq,
         max_streams=config.router.max_streams,
         idle_stream_timeout_s=config.router.idle_stream_timeout_s,
@@ -227,7 +232,7 @@ def environment(threads: int) -> dict[str, str]:
 
 def _asks_clients(config: ClusterConfig) -> bool:
     """Whether a client needs something to use the router, which the launcher may not have."""
-    return config.router.api_keys_file is not None
+    return config.router.api_keys_file is not None or config.router.tls_cert_file is not None
 
 
 def _gpus(server: ServerConfig) -> range:
@@ -286,7 +291,8 @@ def _http_url(config: ClusterConfig, ports: Ports) -> str | None:
     if ports.router_http is None:
         return None
     host = reachable_host(config.router.http_host or config.router.host)
-    return f"http://{_join(host, ports.router_http)}"
+    scheme = "http" if config.router.tls_cert_file is None else "https"
+    return f"{scheme}://{_join(host, ports.router_http)}"
 
 
 def _join(host: str, port: int) -> str:

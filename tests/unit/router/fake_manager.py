@@ -28,6 +28,7 @@ from router.interface import (
     Usage,
 )
 from router.service_server import GrpcServer
+from router.tls import RouterTls
 from streamfill.errors import (
     CancelledStreamError,
     FailedPreconditionError,
@@ -331,9 +332,11 @@ class FakeStream:
 
 
 @asynccontextmanager
-async def serve(manager: FakeManager, keys: KeyRing | None = None) -> AsyncIterator[str]:
+async def serve(
+    manager: FakeManager, keys: KeyRing | None = None, tls: RouterTls | None = None
+) -> AsyncIterator[str]:
     """The real gRPC service over ``manager``, on a free port. Gives ``host:port``."""
-    server = GrpcServer(manager, "127.0.0.1", 0, keys=keys)
+    server = GrpcServer(manager, "127.0.0.1", 0, keys=keys, tls=tls)
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}"
