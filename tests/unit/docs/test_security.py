@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from router import service_server
+from router import service_server, stream_call
 from router.access import grpc_guard, key_ring
 from router.http.keys import OPEN_PATHS
 from streamfill.access.keys import KeyLimits
@@ -25,6 +25,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "security.md").read_text(encoding="
         f"begin to speak within {service_server.HANDSHAKE_MS // 1000} s",
         "not answer pings after "
         f"{(service_server.PING_INTERVAL_MS + service_server.PING_TIMEOUT_MS) // 1000} s",
+        f"without a message is ended after {stream_call.FIRST_MESSAGE_S:g} s",
         f"at most every {REPEAT_PERIOD_S:g} s",
         f"`{OPERATOR_SOCKET}`",
         API_KEY_VARIABLE,
