@@ -126,13 +126,11 @@ CALLER: ContextVar[KeyAccount | None] = ContextVar("CALLER", default=None)
 
 
 def _buckets(entry: KeyEntry, clock: Callable[[], float]) -> tuple[Bucket | None, Bucket | None]:
-    requests, tokens = entry.limits.requests_per_s, entry.limits.tokens_per_min
-    return (
+    requests, tokens = None, None
+    per_s, per_min = entry.limits.requests_per_s, entry.limits.tokens_per_min
+    if per_s is not None:
         # A rate below one a second still lets one through.
-        None
-        if requests is None
-        else Bucket(per_s=requests, capacity=max(1.0, requests), clock=clock),
-        None
-        if tokens is None
-        else Bucket(per_s=tokens / SECONDS_PER_MIN, capacity=tokens, clock=clock),
-    )
+        requests = Bucket(per_s=per_s, capacity=max(1.0, per_s), clock=clock)
+    if per_min is not None:
+        tokens = Bucket(per_s=per_min / SECONDS_PER_MIN, capacity=per_min, clock=clock)
+    return requests, tokens
