@@ -16,15 +16,21 @@ import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from router.access.exposure import warn_of_exposure
+from router.access.key_ring import KeyRing
 from router.manager import Manager
-from router.service_server import GrpcServer
+from router.service_server import UNIX_PREFIX, GrpcServer
+from router.tls import router_tls
 from streamfill.config import RouterConfig, load_process_file
 from streamfill.errors import ConfigError, StreamfillError
 from streamfill.launcher.ready_line import announce_ready
 from streamfill.observability.exposition import MetricsServer
 from streamfill.observability.logging import configure_logging, log_event
+
+if TYPE_CHECKING:
+    from router.http.server import HttpServer
 
 logger = logging.getLogger("router")
 
@@ -71,16 +77,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(config: RouterConfig) -> None:
     signals = _Signals()
     manager = Manager(config)
-    server = GrpcServer(manager, config.host, config.grpc_port)
+    keys = None if config.api_keys_file is None else KeyRing(Path(config.api_keys_file))
+    tls = router_tls(config)
+    server = GrpcServer(manager, config.host, config.grpc_port, keys=keys, tls=tls)
+    servers: list[GrpcServer | HttpServer] = [server]
+    operator = None
+    if config.operator_socket is not None:
+        operator = GrpcServer(manager, UNIX_PREFIX + config.operator_socket, 0)
+        servers.append(operator)
     http = None
     if config.http_port is not None:
         from router.http.server import HttpServer
 
-        http = HttpServer(manager, config)
+        http = HttpServer(manager, config, keys=keys, tls=tls)
+        servers.append(http)
+    warn_of_exposure(config)
     await manager.start()
+    if keys is not None:
+        keys.start()
     metrics: MetricsServer | None = None
     try:
         ports: dict[str, Any] = {"grpc_port": await server.start(), "zmq_port": manager.zmq_port}
+        if operator is not None:
+            await operator.start()
         if http is not None:
             ports["http_port"] = await http.start()
         if config.metrics_port is not None:
@@ -97,11 +116,10 @@ async def _run(config: RouterConfig) -> None:
         await signals.run_until_second(manager.drain(DRAIN_TIMEOUT_S))
     finally:
         grace_s = 0.0 if signals.second.is_set() else STOP_GRACE_S
-        stops = (
-            [server.stop(grace_s)] if http is None else [server.stop(grace_s), http.stop(grace_s)]
-        )
-        await asyncio.gather(*stops)
+        await asyncio.gather(*(each.stop(grace_s) for each in servers))
         await manager.close()
+        if keys is not None:
+            await keys.close()
         if metrics is not None:
             metrics.close()
         log_event(logger, "stopped")

@@ -57,6 +57,10 @@ class ClientHandle:
     def mode(self) -> StreamMode:
         return self._session.options.mode
 
+    @property
+    def tenant(self) -> str:
+        return self._session.options.tenant
+
     def status(self) -> StreamStatus:
         """The stream at this moment."""
         session = self._session
@@ -242,6 +246,9 @@ class ClientHandle:
     def _count_tokens(self, logged: Sequence[LoggedSplice]) -> None:
         num_tokens = sum(len(each.splice.new_token_ids) for each in logged)
         self._cluster.metrics.tokens_in.inc(num_tokens)
+        payer = self._session.options.payer
+        if payer is not None:
+            payer.used(num_tokens)
 
     def _check_open(self) -> None:
         session = self._session

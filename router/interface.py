@@ -42,6 +42,18 @@ class Segment:
     """When the client expects to send the next one, from now; 0 or more."""
 
 
+class Payer(Protocol):
+    """On whose account a stream runs. Called by the core, in its loop; never raises."""
+
+    def used(self, num_tokens: int) -> None:
+        """So many tokens came into the prompt or into the answer."""
+        ...
+
+    def ended(self) -> None:
+        """The stream is over, however it ended. Called once."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions:
     """What a client says when it opens a stream."""
@@ -56,6 +68,10 @@ class OpenOptions:
     """From the commit to the first token, as the client wishes it. None: it did not say."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """First chat messages, the last one open."""
+    tenant: str = ""
+    """Whose stream it is; empty where there are no API keys."""
+    payer: Payer | None = None
+    """None: nobody counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +240,11 @@ class StreamHandle(Protocol):
 
     @property
     def mode(self) -> StreamMode: ...
+
+    @property
+    def tenant(self) -> str:
+        """As in the options that it was opened with."""
+        ...
 
     def status(self) -> StreamStatus: ...
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from router import timing
 from router.admission import AdmissionCounters, AdmissionLimits
@@ -107,7 +108,9 @@ class Manager:
         Raises:
             ConfigError: the port is in use, or the host is no address of this machine.
         """
-        self.zmq_port = self._cluster.start(self._config.host, self._config.zmq_port)
+        self.zmq_port = self._cluster.start(
+            self._config.zmq_host or self._config.host, self._config.zmq_port
+        )
         self.ended_streams.start()
         self._housekeeper = asyncio.create_task(self._housekeep(), name="router-housekeeping")
 
@@ -157,12 +160,14 @@ class Manager:
         self._all_ended.clear()
         self.metrics.opened[options.mode].inc()
         session.try_place(time.monotonic())
+        owner: dict[str, Any] = {"tenant": options.tenant} if options.tenant else {}
         log_event(
             logger,
             "stream_opened",
             stream_id=session.stream_id,
             request_id=options.request_id,
             mode=options.mode,
+            **owner,
         )
         await handle.begin(first)
         return handle
@@ -326,6 +331,9 @@ class Manager:
         self._outcomes[session.state.value] += 1
         self.metrics.ended[session.state].inc()
         self.ended_streams.add(ended)
+        payer = session.options.payer
+        if payer is not None:
+            payer.ended()
         del self._sessions[session.stream_id]
         self._finished[session.stream_id] = time.monotonic()
         if not self._sessions:

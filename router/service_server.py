@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
@@ -20,9 +21,13 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from router.access.grpc_guard import KeyInterceptor
+from router.access.guarded import GuardedManager
+from router.access.key_ring import KeyRing
 from router.interface import StreamManager
 from router.service import StreamfillService
 from router.service_decode import Undecodable, decoder
+from router.tls import RouterTls
 from router.traces import MAX_TRACE_PARENT_CHARS, TRACE_PARENT, TRACE_PARENT_KEY
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.status_details import short_message, status_code, trailing_metadata
@@ -32,6 +37,9 @@ from streamfill.observability.logging import log_event
 logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Streamfill"]
+UNIX_PREFIX = "unix:"
+MAX_UNIX_PATH_BYTES = 107
+"""unix(7)"""
 LIVENESS = ""
 READINESS = SERVICE.full_name
 
@@ -42,6 +50,8 @@ PING_INTERVAL_MS = 10_000
 """Clients may ping this often without data, and are pinged this often: a stream may be silent for
 minutes, and a client whose machine went away must be noticed all the same."""
 PING_TIMEOUT_MS = 10_000
+HANDSHAKE_MS = 10_000
+"""From the connection to the first frames. Who says nothing would else be kept for two minutes."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # or a second router would share the port without a word
@@ -50,6 +60,7 @@ _OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -63,14 +74,32 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class GrpcServer:
     """Serves one core. ``start``, perhaps ``begin_drain``, ``stop``, in this order."""
 
-    def __init__(self, manager: StreamManager, host: str, port: int) -> None:
+    def __init__(
+        self,
+        manager: StreamManager,
+        host: str,
+        port: int,
+        *,
+        keys: KeyRing | None = None,
+        tls: RouterTls | None = None,
+    ) -> None:
+        """Args:
+        manager: the core.
+        host: an address of this machine, or ``unix:PATH`` for a socket that only its owner may
+            use.
+        port: 0 for any free one.
+        keys: that are asked for. None: none are.
+        tls: None: in the clear.
+        """
         self._manager = manager
         self._host = host
         self._port = port
-        self._service = StreamfillService(manager)
+        self._tls = tls
+        self._service = StreamfillService(manager if keys is None else GuardedManager(manager))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._readiness_task: asyncio.Task[None] | None = None
-        self._server = grpc.aio.server(options=_OPTIONS)
+        guards = () if keys is None else (KeyInterceptor(keys),)
+        self._server = grpc.aio.server(options=_OPTIONS, interceptors=guards)
 
     async def start(self) -> int:
         """Bind and serve. Returns the port, which differs from the wanted one only if that was 0.
@@ -102,15 +131,34 @@ class GrpcServer:
         await self._service.close()
 
     def _bind(self) -> int:
+        if self._host.startswith(UNIX_PREFIX):
+            return self._bind_unix()
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            return self._server.add_insecure_port(f"{host}:{self._port}")
+            address = f"{host}:{self._port}"
+            if self._tls is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, self._tls.grpc_credentials())
         except RuntimeError as error:
             remedy = (
                 f"cannot be bound on {self._host}; choose a free port, or 0 for any, "
                 "and a router.host that is an address of this machine"
             )
             raise ConfigError("router.grpc_port", self._port, remedy) from error
+
+    def _bind_unix(self) -> int:
+        mask = os.umask(0o177)  # at no moment may anybody else connect
+        try:
+            return self._server.add_insecure_port(self._host)
+        except RuntimeError as error:
+            path = self._host.removeprefix(UNIX_PREFIX)
+            remedy = (
+                "cannot be made; the folder must be there and writable, and the path at most "
+                f"{MAX_UNIX_PATH_BYTES} bytes long: see STREAMFILL_HOME"
+            )
+            raise ConfigError("router.operator_socket", path, remedy) from error
+        finally:
+            os.umask(mask)
 
     async def _follow_readiness(self) -> None:
         told: bool | None = None

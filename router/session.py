@@ -565,6 +565,8 @@ class Session:
         """As `Lifetime.record_token`, which counts, whereas the index is known here."""
         at_s = time.monotonic()
         self._cluster.metrics.tokens_out.inc()
+        if self.options.payer is not None:
+            self.options.payer.used(1)
         if index < 2:
             first = LifetimeEvent.FIRST_TOKEN if index == 0 else LifetimeEvent.SECOND_TOKEN
             self.lifetime.record(first, at_s=at_s)

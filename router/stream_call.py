@@ -1,6 +1,6 @@
 """One stream over one two-way connection: a gRPC ``Stream`` call, or a WebSocket.
 
-1. The first message opens the stream; what goes wrong until then ends the call.
+1. The first message opens the stream, and comes soon; what goes wrong until then ends the call.
 2. Two tasks share the call: the *operations* task reads the client's messages and applies them in
    order, the *events* task passes on what the core reports. A slow client makes both wait. While an
    operation waits for room, one message behind it is read and no more, so that the transport's flow
@@ -38,12 +38,15 @@ from router.call_messages import (
 from router.interface import Acknowledged, StreamHandle, StreamManager
 from streamfill.errors import (
     CancelledStreamError,
+    ErrorCode,
     FailedPreconditionError,
     InternalError,
     StreamError,
 )
 from streamfill.stream.state import StreamState
 
+FIRST_MESSAGE_S = 10.0
+"""A client that connects has something to say; the core looks after streams that are open."""
 TELL_S = 1.0
 """For the last event of a call that ends badly: a client that reads nothing does not keep it."""
 MAX_UNDER_WAY = 2
@@ -125,15 +128,21 @@ class StreamCall:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _open(self) -> StreamHandle:
-        async for first in self._messages:
-            operation = first.operation
-            if isinstance(operation, Unreadable):
-                raise operation.error
-            if not isinstance(operation, Open):
-                got = type(operation).__name__.lower()
-                raise FailedPreconditionError(f"the first message of a call is open, not {got}")
-            return await self._manager.open(operation.read())
-        raise CancelledStreamError("the client ended the call without a message")
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                first = await anext(self._messages, None)
+        except TimeoutError as error:
+            message = f"no message within {FIRST_MESSAGE_S:g} s of the connection"
+            raise StreamError(message, code=ErrorCode.ABORTED) from error
+        if first is None:
+            raise CancelledStreamError("the client ended the call without a message")
+        operation = first.operation
+        if isinstance(operation, Unreadable):
+            raise operation.error
+        if not isinstance(operation, Open):
+            got = type(operation).__name__.lower()
+            raise FailedPreconditionError(f"the first message of a call is open, not {got}")
+        return await self._manager.open(operation.read())
 
     async def _pass_events_on(self, handle: StreamHandle) -> None:
         try:

@@ -17,6 +17,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
+from router.access.guarded import GuardedManager
+from router.access.key_ring import KeyRing
 from router.http import openapi
 from router.http.answers import Answer
 from router.http.bodies import read_body
@@ -26,6 +28,7 @@ from router.http.completion_replies import CompletionForm
 from router.http.completions import CompletionRequest, plan_completion
 from router.http.errors import model_not_found, on_bug, on_http_exception, on_stream_error
 from router.http.fields import parse_body
+from router.http.keys import KeyGuard
 from router.http.logprobs import LogprobWriter
 from router.http.models import ModelCard, ModelList, ReadyReply
 from router.http.origins import OriginGuard
@@ -38,15 +41,21 @@ from router.interface import StreamManager
 from streamfill.errors import StreamError
 
 
-def make_app(manager: StreamManager, max_body_bytes: int, allow_origins: Sequence[str]) -> ASGIApp:
+def make_app(
+    manager: StreamManager,
+    max_body_bytes: int,
+    allow_origins: Sequence[str],
+    keys: KeyRing | None = None,
+) -> ASGIApp:
     """The application on top of one core.
 
     Args:
         manager: the core.
         max_body_bytes: of an ordinary request.
         allow_origins: of web pages that may use it; ``*`` stands for all.
+        keys: that are asked for. None: none are.
     """
-    endpoints = _Endpoints(manager, max_body_bytes)
+    endpoints = _Endpoints(manager if keys is None else GuardedManager(manager), max_body_bytes)
     return Starlette(
         routes=[
             Route("/health", endpoints.health),
@@ -69,6 +78,7 @@ def make_app(manager: StreamManager, max_body_bytes: int, allow_origins: Sequenc
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             ),
+            *([] if keys is None else [Middleware(KeyGuard, keys=keys)]),
         ],
         exception_handlers={
             StreamError: on_stream_error,

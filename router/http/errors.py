@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -15,7 +16,9 @@ from streamfill.errors import ErrorCode, InternalError, InvalidArgumentError, St
 
 RETRY_AFTER_S = 1
 """What is too much now may fit as soon as another stream ends, and a restarted server is back
-within seconds."""
+within seconds. An error that knows better has ``retry_after_s`` among its details."""
+CHALLENGE = 'Bearer realm="streamfill"'
+"""What a client that has no key is told to send (RFC 6750, 3)."""
 
 _STATUSES: Mapping[ErrorCode, int] = MappingProxyType(
     {
@@ -85,7 +88,14 @@ def error_object(error: StreamError) -> ErrorObject:
 
 def error_response(error: StreamError) -> Response:
     """The answer to a request that failed before its answer began."""
-    return _response(status_of(error), error_object(error))
+    status = status_of(error)
+    headers: dict[str, str] = {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = CHALLENGE
+    wait_s = error.details.get("retry_after_s")
+    if isinstance(wait_s, int | float):
+        headers["retry-after"] = str(math.ceil(wait_s))
+    return _response(status, error_object(error), headers)
 
 
 async def on_stream_error(request: Request, error: Exception) -> Response:
@@ -149,4 +159,6 @@ def _code_of(error: StreamError) -> str:
         return "context_length_exceeded"
     if error.code is ErrorCode.NOT_FOUND and error.details.get("field") == "model":
         return "model_not_found"
+    if error.code is ErrorCode.UNAUTHENTICATED:
+        return "invalid_api_key"
     return error.code.value.lower()

@@ -1,8 +1,8 @@
 """Which web pages may use the cluster.
 
-A browser sends the origin of the page with each request that is not the page's own. There is no
-authentication here, so that any page that a user of this network visits could use the cluster. CORS
-alone does not keep pages from sending requests, nor from opening WebSockets.
+A browser sends the origin of the page with each request that is not the page's own. Where no API
+keys are asked for, any page that a user of this network visits could use the cluster. CORS alone
+does not keep pages from sending requests, nor from opening WebSockets.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.access.key_ring import KeyRing
 from router.http.app import make_app
 from router.http.errors import error_response
 from router.http.protocol import BoundedH11Protocol
 from router.interface import StreamManager
+from router.tls import RouterTls
 from streamfill.config import RouterConfig
 from streamfill.errors import ConfigError, InternalError, UnavailableError
 from streamfill.observability.logging import log_event
@@ -41,12 +43,25 @@ STOP_SLACK_S = 2.0
 class HttpServer:
     """Serves one core. ``start``, then ``stop``."""
 
-    def __init__(self, manager: StreamManager, config: RouterConfig) -> None:
+    def __init__(
+        self,
+        manager: StreamManager,
+        config: RouterConfig,
+        *,
+        keys: KeyRing | None = None,
+        tls: RouterTls | None = None,
+    ) -> None:
+        """Args:
+        manager: the core.
+        config: says where and how much.
+        keys: that are asked for. None: none are.
+        tls: None: in the clear.
+        """
         self._host = config.http_host or config.host
         self._host_key = "router.host" if config.http_host is None else "router.http_host"
         self._port = config.http_port or 0
         app = _answered_at_the_end(
-            make_app(manager, config.max_body_bytes, config.http_allow_origins)
+            make_app(manager, config.max_body_bytes, config.http_allow_origins, keys)
         )
         self._server = _Server(
             uvicorn.Config(
@@ -65,6 +80,7 @@ class HttpServer:
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                ssl_context_factory=None if tls is None else lambda *_: tls.ssl_context(),
             )
         )
         self._server.config.load()  # imports more of uvicorn, which in the running loop is a stall

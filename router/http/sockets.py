@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from router.call_messages import CallEvent, ClientMessage, Unreadable
+from router.call_messages import CallEvent, ClientMessage
 from router.http.bodies import while_connected
 from router.http.errors import status_of
 from router.http.socket_events import server_message
@@ -21,10 +21,8 @@ from router.http.socket_messages import client_message
 from router.interface import StreamManager
 from router.service import CLIENT_GONE
 from router.stream_call import StreamCall
-from streamfill.errors import ErrorCode, InternalError, StreamError
+from streamfill.errors import InternalError, StreamError
 
-FIRST_MESSAGE_S = 10.0
-"""A client that connects has something to say; the core looks after streams that are open."""
 CLOSE_DONE = 1000
 CLOSE_FAILED = 4000
 """Plus the HTTP status: codes from here on are for applications (RFC 6455, 7.4.2)."""
@@ -62,14 +60,6 @@ class _Connection:
         await self._close(code)
 
     async def _messages(self) -> AsyncIterator[ClientMessage]:
-        try:
-            async with asyncio.timeout(FIRST_MESSAGE_S):
-                first = await self._receive()
-        except TimeoutError:
-            message = f"no message within {FIRST_MESSAGE_S:g} s of the connection"
-            yield ClientMessage(None, Unreadable(StreamError(message, code=ErrorCode.ABORTED)))
-            return
-        yield client_message(first, self._vocab_size)
         while True:
             yield client_message(await self._receive(), self._vocab_size)
 

@@ -18,6 +18,7 @@ import msgspec
 from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
 from streamfill.scheduling.registry import DEFAULT_POLICY, PREEMPTION_MODES, make_policy
+from streamfill.tls import TlsFiles, TlsOptions, check_pair
 
 EARLY_PUSHES = ("auto", "on", "off")
 """Values of ``early_push``."""
@@ -58,6 +59,16 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """Web pages of these origins may use the cluster from a browser. ``*``: all; empty: none."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Of one HTTP request or WebSocket message. A streamed upload may be longer."""
+    api_keys_file: str | None = None
+    """File of `streamfill keys`: who may use the cluster. None: everybody who can reach it."""
+    tls_cert_file: str | None = None
+    """Certificate of the router (PEM), for gRPC and HTTP. None: no TLS."""
+    tls_key_file: str | None = None
+    """Its private key (PEM, not encrypted)."""
+    tls_client_ca_file: str | None = None
+    """Who vouches for clients (PEM): only those with a certificate are served. None: all are."""
+    zmq_host: str | None = None
+    """None: as ``host``. With all servers on this machine, 127.0.0.1 is enough."""
     zmq_port: int = 0
     max_streams: int = 10_000
     """Open streams beyond this are refused with RESOURCE_EXHAUSTED."""
@@ -176,6 +187,15 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     """None: as ``host``."""
     http_allow_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 64 * 1024 * 1024
+    api_keys_file: str | None = None
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    tls_client_ca_file: str | None = None
+    zmq_host: str | None = None
+    """None: as ``host``."""
+    operator_socket: str | None = None
+    """Path of a Unix socket on which gRPC is served without keys and in the clear, for whoever may
+    write to it: the launcher and the commands of its user. None: there is none."""
     max_streams: int = 10_000
     idle_stream_timeout_s: float = 3600.0
     max_uncommitted_tokens: int | None = None
@@ -231,6 +251,12 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
 
 
 C = TypeVar("C", bound=_Config)
+
+ROUTER_TLS_OPTIONS = TlsOptions(
+    cert_file="router.tls_cert_file",
+    key_file="router.tls_key_file",
+    ca_file="router.tls_client_ca_file",
+)
 
 MIN_BODY_BYTES = 1024
 """Less does not hold an ordinary request."""
@@ -311,6 +337,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             config.prefill.cost_profile,
             "is no file; make one with `streamfill profile`, or leave the setting out",
         )
+    _check_access(config)
     _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
@@ -384,6 +411,33 @@ def _check_roles(config: ClusterConfig) -> None:
             raise ConfigError(
                 f"decode.{key}", value, f"is of no use to decode servers; set prefill.{key}"
             )
+
+
+def router_tls_files(config: RouterSection | RouterConfig) -> TlsFiles:
+    """The TLS files of a router."""
+    return TlsFiles(
+        cert_file=config.tls_cert_file,
+        key_file=config.tls_key_file,
+        ca_file=config.tls_client_ca_file,
+    )
+
+
+def _check_access(config: ClusterConfig) -> None:
+    """Files that say who may use the cluster. What is in them the router looks at."""
+    keys = config.router.api_keys_file
+    if keys is not None and not Path(keys).is_file():
+        remedy = "is no file; make it with `streamfill keys add NAME --file FILE`"
+        raise ConfigError("router.api_keys_file", keys, remedy)
+    files = router_tls_files(config.router)
+    check_pair(files, ROUTER_TLS_OPTIONS)
+    if files.ca_file is not None and files.cert_file is None:
+        remedy = "needs a certificate of the router too: set router.tls_cert_file and tls_key_file"
+        raise ConfigError("router.tls_client_ca_file", files.ca_file, remedy)
+    for field in ("cert_file", "key_file", "ca_file"):
+        path = getattr(files, field)
+        if path is not None and not Path(path).is_file():
+            remedy = "is no file; name one in PEM form"
+            raise ConfigError(getattr(ROUTER_TLS_OPTIONS, field), path, remedy)
 
 
 def _check_observability(config: ClusterConfig) -> None:

@@ -13,9 +13,11 @@
     └── StreamError              a request was refused or ended; carries an `ErrorCode`
         ├── InvalidArgumentError     INVALID_ARGUMENT     the value can never be accepted
         ├── FailedPreconditionError  FAILED_PRECONDITION  right request, wrong state of the stream
+        ├── UnauthenticatedError     UNAUTHENTICATED      no API key, or none that is known
+        ├── PermissionDeniedError    PERMISSION_DENIED    this API key may not do that
         ├── StreamNotFoundError      NOT_FOUND            no such stream
         ├── UnavailableError         UNAVAILABLE          no server to do it; try again later
-        ├── ResourceExhaustedError   RESOURCE_EXHAUSTED   a limit of this cluster is reached
+        ├── ResourceExhaustedError   RESOURCE_EXHAUSTED   a limit of this cluster or key is reached
         ├── DeadlineExceededError    DEADLINE_EXCEEDED    the stream's time is over
         ├── CancelledStreamError     CANCELLED            its client gave it up
         └── InternalError            INTERNAL             an invariant of ours is broken
@@ -158,6 +160,18 @@ class FailedPreconditionError(StreamError):
     code = ErrorCode.FAILED_PRECONDITION
 
 
+class UnauthenticatedError(StreamError):
+    """The call came without an API key, or with one that is not known here. Never shows the key."""
+
+    code = ErrorCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(StreamError):
+    """The API key is known, and may not do this."""
+
+    code = ErrorCode.PERMISSION_DENIED
+
+
 class StreamNotFoundError(StreamError):
     """No stream of this id exists, or not any more."""
 
@@ -171,7 +185,7 @@ class UnavailableError(StreamError):
 
 
 class ResourceExhaustedError(StreamError):
-    """A limit of this cluster is reached."""
+    """A limit of this cluster, or of the API key, is reached."""
 
     code = ErrorCode.RESOURCE_EXHAUSTED
 
@@ -200,6 +214,8 @@ _CLASS_OF: Mapping[ErrorCode, type[StreamError]] = MappingProxyType(
         for error in (
             InvalidArgumentError,
             FailedPreconditionError,
+            UnauthenticatedError,
+            PermissionDeniedError,
             StreamNotFoundError,
             UnavailableError,
             ResourceExhaustedError,

@@ -16,6 +16,7 @@ Errors are those of ``streamfill.errors``. All calls of one client share one con
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -26,6 +27,7 @@ import grpc.aio
 from streamfill.api import replies, requests, scheduling_calls
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
+from streamfill.api.channel import checked_key, credentials, open_channel, with_key
 from streamfill.api.generate_call import GenerateSource
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.stream import Stream
@@ -38,7 +40,8 @@ from streamfill.api.types import (
     SamplingOptions,
     ServerStreams,
 )
-from streamfill.errors import StreamError, UnavailableError
+from streamfill.errors import ErrorCode, StreamError, UnavailableError
+from streamfill.tls import TlsFiles
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,6 +53,9 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 INFO_TIMEOUT_S = 10.0
 """The router answers from memory; a loaded machine may take seconds to schedule it."""
+
+API_KEY_VARIABLE = "STREAMFILL_API_KEY"
+"""Of the environment: the key of clients that are given none."""
 
 READY_POLL_S = 0.1
 """Short against the start of a server, long against one ``ServerInfo`` call."""
@@ -71,8 +77,34 @@ _CHANNEL_OPTIONS = (
 class Client:
     """A connection to one router. Used inside ``async with``, in one event loop."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls_ca_file: str | None = None,
+        tls_cert_file: str | None = None,
+        tls_key_file: str | None = None,
+    ) -> None:
+        """Args:
+        target: ``host:port`` of the router.
+        api_key: sent with each call. None: what STREAMFILL_API_KEY says; "": none.
+        tls_ca_file: who vouches for the router's certificate (PEM), which must be for the target's
+            host. With one of these three the connection is encrypted.
+        tls_cert_file: of the client, for a router that asks for it (PEM).
+        tls_key_file: its private key (PEM, not encrypted).
+
+        Raises:
+            InvalidArgumentError: the key has characters that no key has.
+            ConfigError: a file cannot be read, or is not what it should be.
+        """
         self._target = target
+        if api_key is None:
+            api_key = os.environ.get(API_KEY_VARIABLE, "")
+        self._api_key = checked_key(api_key)
+        self._credentials = credentials(
+            TlsFiles(cert_file=tls_cert_file, key_file=tls_key_file, ca_file=tls_ca_file)
+        )
         self._channel: grpc.aio.Channel | None = None
         self._stub: StreamfillStub | None = None
 
@@ -98,8 +130,8 @@ class Client:
     def stub(self) -> StreamfillStub:
         """The generated stub, for the unary forms of the operations. Raises gRPC's errors."""
         if self._stub is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
-            self._stub = StreamfillStub(self._channel)
+            self._channel = open_channel(self._target, _CHANNEL_OPTIONS, self._credentials)
+            self._stub = StreamfillStub(with_key(self._channel, self._api_key))
         return self._stub
 
     def stream(
@@ -248,6 +280,7 @@ class Client:
 
         Raises:
             UnavailableError: that is not so after ``timeout_s``.
+            UnauthenticatedError: the router wants an API key, or another one.
         """
         end_s = time.monotonic() + timeout_s
         seen = "no prefill server is alive"
@@ -258,6 +291,8 @@ class Client:
                 if info.ready:
                     return info
             except StreamError as error:
+                if error.code is ErrorCode.UNAUTHENTICATED:
+                    raise
                 seen, cause = error.message, error
             if time.monotonic() >= end_s:
                 message = (

@@ -41,8 +41,23 @@ if TYPE_CHECKING:
 class SyncClient:
     """A connection to one router, used inside ``with``. As ``Client``."""
 
-    def __init__(self, target: str = DEFAULT_TARGET) -> None:
-        self._client = Client(target)
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        tls_ca_file: str | None = None,
+        tls_cert_file: str | None = None,
+        tls_key_file: str | None = None,
+    ) -> None:
+        """As ``Client``."""
+        self._client = Client(
+            target,
+            api_key=api_key,
+            tls_ca_file=tls_ca_file,
+            tls_cert_file=tls_cert_file,
+            tls_key_file=tls_key_file,
+        )
         self._loop: LoopThread | None = None
 
     def __enter__(self) -> SyncClient:

@@ -193,7 +193,7 @@ async def _clusters(args: argparse.Namespace, stop: StopRequest) -> dict[str, An
                 on_change=view.show,
             ) as cluster:
                 probes = await unless_stopped(
-                    _probes(cluster.address, args, vocab_size, view.say), stop
+                    _probes(cluster.own_address, args, vocab_size, view.say), stop
                 )
         shutil.rmtree(folder)
         prefix = "" if early_push == "auto" else "without_early_push."

@@ -8,8 +8,10 @@ from typing import Final
 
 from streamfill.cli.cluster_options import (
     add_cluster_options,
+    add_tls_options,
     cluster_from_options,
     parse_settings,
+    tls_files,
     with_changes,
 )
 from streamfill.errors import ConfigError
@@ -24,6 +26,7 @@ API_KEY_VARIABLE: Final = "OPENAI_API_KEY"
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Options that say against what: by default a cluster that is started for it."""
     parser.add_argument("--address", metavar="HOST:PORT", help="router of a running cluster")
+    add_tls_options(parser)
     add_cluster_options(parser)
 
 
@@ -37,6 +40,7 @@ def target_spec(args: argparse.Namespace) -> TargetSpec:
         ModelError: the default model cannot be converted.
     """
     openai: str | None = getattr(args, "openai", None)
+    files = tls_files(args)
     if args.address is None and openai is None:
         return own_cluster(args)
     option = "--address" if args.address is not None else "--openai"
@@ -51,7 +55,7 @@ def target_spec(args: argparse.Namespace) -> TargetSpec:
     if others:
         raise ConfigError(option, value, f"the server is there already; leave --{others[0]} out")
     if args.address is not None:
-        return RunningCluster(address=args.address)
+        return RunningCluster(address=args.address, tls=files)
     assert openai is not None
     return OpenAIServer(url=openai, model=args.model, api_key=os.environ.get(API_KEY_VARIABLE))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import msgspec.toml
@@ -19,6 +20,22 @@ from streamfill.config import (
 )
 from streamfill.errors import ConfigError
 from streamfill.launcher.state import ClusterState, cluster_folder, find_cluster
+from streamfill.tls import TlsFiles, TlsOptions
+
+if TYPE_CHECKING:
+    from streamfill.api import Client
+
+TLS_OPTIONS: Final = TlsOptions(ca_file="--tls-ca", cert_file="--tls-cert", key_file="--tls-key")
+_TLS_VARIABLES: Final = {
+    "ca_file": "STREAMFILL_TLS_CA",
+    "cert_file": "STREAMFILL_TLS_CERT",
+    "key_file": "STREAMFILL_TLS_KEY",
+}
+_TLS_HELP: Final = {
+    "ca_file": "who vouches for the router's certificate",
+    "cert_file": "certificate of this client, where the router asks for one",
+    "key_file": "its private key",
+}
 
 DEFAULT_NAME: Final = ClusterConfig().name
 
@@ -116,6 +133,39 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default=DEFAULT_NAME, help=f"name of a cluster here; default: {DEFAULT_NAME}"
     )
+    add_tls_options(parser)
+
+
+def add_tls_options(parser: argparse.ArgumentParser) -> None:
+    """Options that go with ``--address`` of a router with TLS."""
+    for field, variable in _TLS_VARIABLES.items():
+        parser.add_argument(
+            getattr(TLS_OPTIONS, field),
+            dest=f"tls_{field}",
+            metavar="FILE",
+            help=f"{_TLS_HELP[field]} (PEM), with --address; default: {variable}",
+        )
+
+
+def tls_files(args: argparse.Namespace) -> TlsFiles:
+    """The files of `add_tls_options`, or of the environment; none without an address: a cluster of
+    this user is reached in another way.
+
+    Raises:
+        ConfigError: an option is there without ``--address``.
+    """
+    given = {field: getattr(args, f"tls_{field}") for field in _TLS_VARIABLES}
+    if args.address:
+        named = {
+            field: given[field] or os.environ.get(variable) or None
+            for field, variable in _TLS_VARIABLES.items()
+        }
+        return TlsFiles(**named)
+    for field, path in given.items():
+        if path is not None:
+            remedy = "goes with --address; a cluster that is named needs none"
+            raise ConfigError(getattr(TLS_OPTIONS, field), path, remedy)
+    return TlsFiles()
 
 
 def target_address(args: argparse.Namespace) -> str:
@@ -125,6 +175,26 @@ def target_address(args: argparse.Namespace) -> str:
         ConfigError: no address is given and no cluster of that name runs here.
     """
     return str(args.address) if args.address else running_cluster_named(args.name).address
+
+
+def target_client(args: argparse.Namespace) -> Client:
+    """A client of the cluster of `add_target_options`, to be opened. A cluster of this user is
+    reached without an API key, one that is named by its address with that of STREAMFILL_API_KEY.
+
+    Raises:
+        ConfigError: as `target_address`.
+    """
+    from streamfill.api import Client
+
+    files = tls_files(args)
+    if not args.address:
+        return Client(running_cluster_named(args.name).own_address)
+    return Client(
+        args.address,
+        tls_ca_file=files.ca_file,
+        tls_cert_file=files.cert_file,
+        tls_key_file=files.key_file,
+    )
 
 
 def target_http_url(args: argparse.Namespace) -> str | None:

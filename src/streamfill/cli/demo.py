@@ -104,7 +104,7 @@ async def _demonstrate(prompt: DemoPrompt, delay_s: float, model_path: Path, fol
                 async with context as cluster:
                     view.say(f"Ready after {cluster.startup_s:.1f} s.")
                     streamed, one_shot = await _both_runs(
-                        cluster.address, prompt, delay_s, stop, say=view.say
+                        cluster.own_address, prompt, delay_s, stop, say=view.say
                     )
         except StoppedError:
             return _EXIT_STOPPED

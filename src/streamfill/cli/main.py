@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "status": "show the servers and streams of a cluster",
     "top": "watch the servers, streams, memory and decisions of a cluster, live",
     "policy": "show and change how prefill servers schedule streams",
+    "keys": "make, list and remove the API keys of clients",
     "run": "stream files into a cluster and print the answer",
     "demo": "start a cluster, stream a document into it, compare with one shot",
     "traces": "describe, import, generate and collect traces",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from streamfill.api import Client, PolicyResult
-from streamfill.cli.cluster_options import add_target_options, target_address
+from streamfill.cli.cluster_options import add_target_options, target_client
 from streamfill.errors import ConfigError
 
 _EPILOG: Final = """\
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what is in force then. Exit code 1 when a server kept its policy."""
     options = parse_options(args.option)
-    results = asyncio.run(_set(target_address(args), args.policy, options, args.server))
+    results = asyncio.run(_set(target_client(args), args.policy, options, args.server))
     print("\n".join(result_lines(results)))
     return 0 if all(result.ok for result in results.values()) else 1
 
@@ -79,7 +79,7 @@ def result_lines(results: Mapping[str, PolicyResult]) -> list[str]:
 
 
 async def _set(
-    address: str, policy: str, options: Mapping[str, str], server_id: str | None
+    connection: Client, policy: str, options: Mapping[str, str], server_id: str | None
 ) -> Mapping[str, PolicyResult]:
-    async with Client(address) as client:
+    async with connection as client:
         return await client.set_policy(policy, options, server_id=server_id)

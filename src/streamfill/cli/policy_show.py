@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from streamfill.api import Client, ClusterInfo, Server
-from streamfill.cli.cluster_options import add_target_options, target_address
+from streamfill.cli.cluster_options import add_target_options, target_client
 from streamfill.cli.stream_tables import UNKNOWN
 from streamfill.cli.tables import Table, show
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints them. Exit code 1 when there is no server to show."""
-    servers = asyncio.run(_ask(target_address(args))).servers
+    servers = asyncio.run(_ask(target_client(args))).servers
     if args.json:
         print(json.dumps({server.server_id: server.policy for server in servers}, indent=2))
     else:
@@ -45,6 +45,6 @@ def policy_table(servers: Sequence[Server]) -> Table:
     )
 
 
-async def _ask(address: str) -> ClusterInfo:
-    async with Client(address) as client:
+async def _ask(connection: Client) -> ClusterInfo:
+    async with connection as client:
         return await client.server_info()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from streamfill.api import Answer, Client, Mode, Result, Stream
-from streamfill.cli.cluster_options import add_target_options, target_address
+from streamfill.cli.cluster_options import add_target_options, target_client
 from streamfill.cli.document import read_text
 
 _DEFAULT_MAX_TOKENS: Final = 128
@@ -82,16 +82,16 @@ def run(args: argparse.Namespace) -> int:
         priority=args.priority,
         ttft_slo_ms=args.ttft_slo_ms,
     )
-    result = asyncio.run(_stream(target_address(args), plan))
+    result = asyncio.run(_stream(target_client(args), plan))
     print(describe(result), file=sys.stderr)
     return 0
 
 
-async def _stream(address: str, plan: Plan) -> Result:
+async def _stream(connection: Client, plan: Plan) -> Result:
     # In append mode the last message of a chat is open: text goes into it.
     opening = _user("") if plan.is_chat and plan.mode == "append" else None
     async with (
-        Client(address) as client,
+        connection as client,
         client.stream(
             mode=plan.mode,
             messages=opening,

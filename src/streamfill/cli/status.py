@@ -14,6 +14,7 @@ from streamfill.cli.cluster_options import (
     add_target_options,
     running_cluster_named,
     target_address,
+    target_client,
     target_http_url,
 )
 from streamfill.cli.stream_tables import UNKNOWN, stream_parts
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the cluster. Exit code 1 when it could not serve a request now."""
     address, http_url = target_address(args), target_http_url(args)
-    info, described = asyncio.run(_ask(address, args.streams, args.stream))
+    info, described = asyncio.run(_ask(target_client(args), args.streams, args.stream))
     # Who is asked by address may run on another machine, whose processes only that one knows.
     metrics = {} if args.address else metrics_urls(running_cluster_named(args.name))
     if args.json:
@@ -83,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _ask(
-    address: str, streams: bool, stream_id: int | None
+    connection: Client, streams: bool, stream_id: int | None
 ) -> tuple[ClusterInfo, Mapping[str, ServerStreams] | None]:
-    async with Client(address) as client:
+    async with connection as client:
         described = None
         if streams or stream_id is not None:
             described = await client.describe_streams(stream_id)

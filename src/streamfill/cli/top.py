@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from streamfill.api import Client, ServerStreams
-from streamfill.cli.cluster_options import add_target_options, target_address
+from streamfill.cli.cluster_options import add_target_options, target_address, target_client
 from streamfill.cli.top_frame import Moment, frame
 from streamfill.cli.top_view import FrameView, frame_view
 from streamfill.errors import ConfigError, StreamError
@@ -82,12 +82,14 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--interval", interval_s, remedy)
     if args.rows is not None and args.rows < 1:
         raise ConfigError("--rows", args.rows, "must be at least 1")
-    address = target_address(args)
-    return asyncio.run(_show(address, interval_s, args.rows, once=args.once))
+    address, client = target_address(args), target_client(args)
+    return asyncio.run(_show(client, address, interval_s, args.rows, once=args.once))
 
 
-async def _show(address: str, interval_s: float, rows: int | None, *, once: bool) -> int:
-    async with Client(address) as client:
+async def _show(
+    connection: Client, address: str, interval_s: float, rows: int | None, *, once: bool
+) -> int:
+    async with connection as client:
         watch = Watch(client)
         await watch.begin()
         if once:

@@ -53,6 +53,13 @@ class RunningCluster:
     supervisor: Supervisor
     http_url: str | None = None
     """For HTTP clients on this machine; None: no HTTP."""
+    operator_address: str | None = None
+    """As in `ClusterPlan`."""
+
+    @property
+    def own_address(self) -> str:
+        """Where whoever started the cluster reaches the router, without a key."""
+        return self.operator_address or self.address
 
 
 @asynccontextmanager
@@ -89,6 +96,7 @@ async def running_cluster(
             ports=choose_ports(config),
             num_cores=len(os.sched_getaffinity(0)),
             run_dir=run_dir,
+            state_dir=state_dir,
         )
         state = _StateWriter(plan, model_path, state_dir, run_dir)
 
@@ -101,7 +109,7 @@ async def running_cluster(
         stop.on_second = supervisor.kill_all
         try:
             await unless_stopped(supervisor.start(), stop)
-            await unless_stopped(_wait_registered(plan.address, config, supervisor), stop)
+            await unless_stopped(_wait_registered(plan.own_address, config, supervisor), stop)
             startup_s = time.monotonic() - started
             state.enter(ClusterPhase.READY, supervisor.statuses, startup_s)
             yield RunningCluster(
@@ -110,6 +118,7 @@ async def running_cluster(
                 run_dir=run_dir,
                 supervisor=supervisor,
                 http_url=plan.http_url,
+                operator_address=plan.operator_address,
             )
         finally:
             state.enter(ClusterPhase.DRAINING, supervisor.statuses)
@@ -201,6 +210,7 @@ class _StateWriter:
             name=self._plan.name,
             address=self._plan.address,
             http_url=self._plan.http_url,
+            operator_address=self._plan.operator_address,
             model_path=str(self._model_path),
             phase=self._phase,
             launcher_pid=os.getpid(),

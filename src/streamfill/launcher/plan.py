@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,8 @@ from streamfill.config import (
 )
 from streamfill.launcher.ports import Ports
 from streamfill.messages.common import Role
+
+OPERATOR_SOCKET: Final = "router.sock"
 
 
 class ProcessKind(enum.Enum):
@@ -73,6 +76,14 @@ class ClusterPlan:
     processes: tuple[ProcessSpec, ...]
     http_url: str | None = None
     """Of the router, for clients on this machine; None: no HTTP."""
+    operator_address: str | None = None
+    """Of the router's Unix socket, as gRPC writes it, for the launcher and its user. None: clients
+    need nothing to use `address`, so there is none."""
+
+    @property
+    def own_address(self) -> str:
+        """Where the launcher and its user reach the router."""
+        return self.operator_address or self.address
 
 
 def plan_cluster(
@@ -82,6 +93,7 @@ def plan_cluster(
     ports: Ports,
     num_cores: int,
     run_dir: Path,
+    state_dir: Path | None = None,
     python: str = sys.executable,
 ) -> ClusterPlan:
     """The processes of `config`, in the order in which a table shows them.
@@ -92,10 +104,12 @@ def plan_cluster(
         ports: settled ports; those in `config` are not looked at.
         num_cores: CPU cores that this cluster may use.
         run_dir: absolute folder for the configuration files.
+        state_dir: absolute folder for the router's Unix socket; None: ``run_dir``.
         python: the interpreter that runs the processes.
     """
     router_host = reachable_host(config.router.host)
-    router_endpoint = f"tcp://{_join(router_host, ports.router_zmq)}"
+    zmq_host = reachable_host(config.router.zmq_host or config.router.host)
+    router_endpoint = f"tcp://{_join(zmq_host, ports.router_zmq)}"
     controller_endpoint = (
         f"tcp://{_join(reachable_host(config.controller.host), ports.controller_zmq)}"
     )
@@ -122,6 +136,7 @@ def plan_cluster(
             ),
         )
 
+    socket = (state_dir or run_dir) / OPERATOR_SOCKET if _asks_clients(config) else None
     router = RouterConfig(
         model_path=str(model_path),
         host=config.router.host,
@@ -130,6 +145,12 @@ def plan_cluster(
         http_host=config.router.http_host,
         http_allow_origins=config.router.http_allow_origins,
         max_body_bytes=config.router.max_body_bytes,
+        api_keys_file=config.router.api_keys_file,
+        tls_cert_file=config.router.tls_cert_file,
+        tls_key_file=config.router.tls_key_file,
+        tls_client_ca_file=config.router.tls_client_ca_file,
+        operator_socket=None if socket is None else str(socket),
+        zmq_host=config.router.zmq_host,
         zmq_port=ports.router_zmq,
         max_streams=config.router.max_streams,
         idle_stream_timeout_s=config.router.idle_stream_timeout_s,
@@ -181,6 +202,7 @@ def plan_cluster(
         address=_join(router_host, ports.router_grpc),
         processes=tuple(processes),
         http_url=_http_url(config, ports),
+        operator_address=None if socket is None else f"unix:{socket}",
     )
 
 
@@ -206,6 +228,11 @@ def environment(threads: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     }
+
+
+def _asks_clients(config: ClusterConfig) -> bool:
+    """Whether a client needs something to use the router, which the launcher may not have."""
+    return config.router.api_keys_file is not None or config.router.tls_cert_file is not None
 
 
 def _gpus(server: ServerConfig) -> range:
@@ -264,7 +291,8 @@ def _http_url(config: ClusterConfig, ports: Ports) -> str | None:
     if ports.router_http is None:
         return None
     host = reachable_host(config.router.http_host or config.router.host)
-    return f"http://{_join(host, ports.router_http)}"
+    scheme = "http" if config.router.tls_cert_file is None else "https"
+    return f"{scheme}://{_join(host, ports.router_http)}"
 
 
 def _join(host: str, port: int) -> str:

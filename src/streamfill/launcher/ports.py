@@ -50,14 +50,16 @@ def choose_ports(config: ClusterConfig) -> Ports:
     """
     router, controller = config.router, config.controller
     http_host = router.http_host or router.host
+    zmq_host = router.zmq_host or router.host
     with ExitStack() as held:
 
         def settle(key: str, host: str, port: int) -> int:
             try:
                 listener = _listen_free(key, host) if port == 0 else _listen(key, host, port)
             except ConfigError as error:
-                if error.key == "router.host" and host == router.http_host:
-                    raise ConfigError("router.http_host", error.value, error.remedy) from error
+                own_key = {"router.http_port": "http_host", "router.zmq_port": "zmq_host"}.get(key)
+                if error.key == "router.host" and own_key and getattr(router, own_key) is not None:
+                    raise ConfigError(f"router.{own_key}", error.value, error.remedy) from error
                 raise
             held.enter_context(listener)
             return int(listener.getsockname()[1])
@@ -66,7 +68,7 @@ def choose_ports(config: ClusterConfig) -> Ports:
         wanted: dict[str, tuple[str, str, int | str]] = {
             "router_grpc": ("router.grpc_port", router.host, router.grpc_port),
             "router_http": ("router.http_port", http_host, router.http_port),
-            "router_zmq": ("router.zmq_port", router.host, router.zmq_port),
+            "router_zmq": ("router.zmq_port", zmq_host, router.zmq_port),
             "controller_zmq": ("controller.zmq_port", controller.host, controller.zmq_port),
         }
         for process, place in _metrics_ports(config):

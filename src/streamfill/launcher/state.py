@@ -64,6 +64,13 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     processes: tuple[ProcessRecord, ...]
     http_url: str | None = None
     """None: the router serves no HTTP."""
+    operator_address: str | None = None
+    """As in `ClusterPlan`."""
+
+    @property
+    def own_address(self) -> str:
+        """Where the user who started the cluster reaches the router, without a key."""
+        return self.operator_address or self.address
 
     @property
     def is_alive(self) -> bool:

@@ -21,6 +21,7 @@ from streamfill.launcher.managed_process import ProcessStatus
 from streamfill.launcher.signals import StopRequest
 from streamfill.loadgen.target import Ask, Target, TargetFacts
 from streamfill.loadgen.targets.streamfill import StreamfillTarget
+from streamfill.tls import NO_TLS, TlsFiles
 
 _PRIME_TOKENS: Final = 600
 """More than one prefill step on a CPU, and a hand-off."""
@@ -45,6 +46,7 @@ class RunningCluster:
     """A cluster that runs already, by the address of its router."""
 
     address: str
+    tls: TlsFiles = NO_TLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +105,8 @@ async def open_target(
         case OwnCluster():
             async with _own_cluster(spec, stop, on_change, say) as opened:
                 yield opened
-        case RunningCluster(address=address):
-            async with _answering(StreamfillTarget(address), stop) as opened:
+        case RunningCluster(address=address, tls=tls):
+            async with _answering(StreamfillTarget(address, tls), stop) as opened:
                 yield opened
         case OpenAIServer():
             from streamfill.loadgen.targets.openai import OpenAITarget
@@ -150,7 +152,7 @@ async def _own_cluster(
                 stop=stop,
                 on_change=on_change,
             ) as cluster,
-            _answering(StreamfillTarget(cluster.address), stop) as opened,
+            _answering(StreamfillTarget(cluster.own_address), stop) as opened,
         ):
             opened.startup_s = cluster.startup_s
             opened.logs = folder / "logs"

@@ -13,11 +13,14 @@ import pytest
 
 from streamfill.cli.cluster_options import (
     add_cluster_options,
+    add_target_options,
     cluster_from_options,
     parse_settings,
+    tls_files,
 )
 from streamfill.config import ClusterConfig, load_cluster_file
 from streamfill.errors import ConfigError
+from streamfill.tls import TlsFiles
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
@@ -102,6 +105,23 @@ def test_values_of_settings(setting: str, value: object) -> None:
         (("--set", "router.max_body_bytes=5"), "router.max_body_bytes", "at least 1024"),
         (("--set", "decode.metrics_port=on"), "decode.metrics_port", '"off"'),
         (("--set", "router.otlp_endpoint=h:4318"), "router.otlp_endpoint", "http://127.0.0.1:4318"),
+        (
+            ("--set", "router.api_keys_file=/nowhere/k"),
+            "router.api_keys_file",
+            "streamfill keys add",
+        ),
+        (("--set", "router.tls_cert_file=/c"), "router.tls_cert_file", "needs router.tls_key_file"),
+        (("--set", "router.tls_key_file=/k"), "router.tls_key_file", "needs router.tls_cert_file"),
+        (
+            ("--set", "router.tls_client_ca_file=/k"),
+            "router.tls_client_ca_file",
+            "set router.tls_cert_file",
+        ),
+        (
+            ("--set", "router.tls_cert_file=/c", "--set", "router.tls_key_file=/k"),
+            "router.tls_cert_file",
+            "is no file",
+        ),
         (("--name", "a/b"), "name", "use up to 64 letters"),
         (("--config", "/nowhere/c.toml"), "--config", "cannot be read"),
     ],
@@ -135,6 +155,23 @@ def test_local_file_has_every_key_with_its_default() -> None:
     uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
     shown: dict[str, Any] = tomllib.loads(uncommented)
     assert keys(shown) == keys(msgspec.to_builtins(ClusterConfig()))
+
+
+def test_tls_files_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options go before the environment; both belong to an address, and a named cluster needs
+    none."""
+    parser = argparse.ArgumentParser()
+    add_target_options(parser)
+    monkeypatch.setenv("STREAMFILL_TLS_CA", "/env/ca")
+    monkeypatch.setenv("STREAMFILL_TLS_CERT", "")
+    assert tls_files(parser.parse_args(["--address", "h:1"])) == TlsFiles(ca_file="/env/ca")
+    words = ["--address", "h:1", "--tls-ca", "/ca", "--tls-cert", "/c", "--tls-key", "/k"]
+    expected = TlsFiles(ca_file="/ca", cert_file="/c", key_file="/k")
+    assert tls_files(parser.parse_args(words)) == expected
+    assert not tls_files(parser.parse_args(["--name", "local"]))
+    with pytest.raises(ConfigError, match="goes with --address") as caught:
+        tls_files(parser.parse_args(["--tls-ca", "/ca"]))
+    assert (caught.value.key, caught.value.value) == ("--tls-ca", "/ca")
 
 
 def keys(data: dict[str, Any]) -> set[str]:

@@ -87,6 +87,15 @@ def test_wildcard_hosts_are_reached_by_loopback(bound: str, reached: str) -> Non
     assert servers(made)["prefill-0"].router_endpoint == f"tcp://{reached}:1002"
 
 
+def test_servers_may_be_on_another_address_than_clients() -> None:
+    """What listens to the world need not listen to it for servers."""
+    made = plan(ClusterConfig(router=RouterSection(host="10.0.0.7", zmq_host="127.0.0.1")))
+    router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+    assert (router.host, router.zmq_host) == ("10.0.0.7", "127.0.0.1")
+    assert made.address == "10.0.0.7:1001"
+    assert servers(made)["prefill-0"].router_endpoint == "tcp://127.0.0.1:1002"
+
+
 def test_threads_are_shared_or_given() -> None:
     """Threads 0 means an equal share of the cores, in the file and in the environment."""
     config = ClusterConfig(prefill=ServerSection(count=2), decode=ServerSection(threads=3))
@@ -188,6 +197,34 @@ def test_router_options() -> None:
     assert router.max_uncommitted_tokens == 99
     assert router.otlp_endpoint == "http://h:4318"
     assert (router.model_path, router.context_tokens) == ("/models/m", 77)
+
+
+def test_a_router_that_asks_for_something_has_a_socket_for_its_user() -> None:
+    """The launcher and its user have no key and no certificate, and need none; an open router has
+    no such socket."""
+    for section, socket in (
+        (RouterSection(), None),
+        (RouterSection(api_keys_file="/k"), "/state/router.sock"),
+        (RouterSection(tls_cert_file="/c", tls_key_file="/p"), "/state/router.sock"),
+    ):
+        made = plan_cluster(
+            ClusterConfig(router=section),
+            model_path=Path("/models/m"),
+            ports=PORTS,
+            num_cores=8,
+            run_dir=Path("/run/c"),
+            state_dir=Path("/state"),
+        )
+        router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+        assert (router.api_keys_file, router.operator_socket) == (section.api_keys_file, socket)
+        assert (router.tls_cert_file, router.tls_key_file) == (
+            section.tls_cert_file,
+            section.tls_key_file,
+        )
+        scheme = "https" if section.tls_cert_file else "http"
+        assert made.http_url == f"{scheme}://127.0.0.1:1004"
+        assert made.address == "127.0.0.1:1001"
+        assert made.own_address == (f"unix:{socket}" if socket else made.address)
 
 
 def test_policy_of_prefill_servers() -> None:

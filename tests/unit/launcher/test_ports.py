@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,13 @@ def test_no_http() -> None:
     """Without HTTP there is no port for it."""
     config = ClusterConfig(router=RouterSection(grpc_port=0, http_port="off"))
     assert choose_ports(config).router_http is None
+
+
+@pytest.mark.parametrize("field", ["host", "http_host", "zmq_host"])
+def test_a_host_of_another_machine_is_named_by_its_key(field: str) -> None:
+    """Each address of the router is a key of its own."""
+    named: dict[str, Any] = {field: "192.0.2.1"}
+    router = RouterSection(grpc_port=0, http_port=0, **named)
+    with pytest.raises(ConfigError) as caught:
+        choose_ports(ClusterConfig(router=router))
+    assert (caught.value.key, caught.value.value) == (f"router.{field}", "192.0.2.1")

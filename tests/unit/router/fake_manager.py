@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from router.access.key_ring import KeyRing
 from router.interface import (
     Acknowledged,
     ClusterInfo,
@@ -27,6 +28,7 @@ from router.interface import (
     Usage,
 )
 from router.service_server import GrpcServer
+from router.tls import RouterTls
 from streamfill.errors import (
     CancelledStreamError,
     FailedPreconditionError,
@@ -184,6 +186,10 @@ class FakeStream:
     def mode(self) -> StreamMode:
         return self.options.mode
 
+    @property
+    def tenant(self) -> str:
+        return self.options.tenant
+
     def status(self) -> StreamStatus:
         state = StreamState.COMMITTED if self.committed else StreamState.OPEN
         return StreamStatus(
@@ -326,9 +332,11 @@ class FakeStream:
 
 
 @asynccontextmanager
-async def serve(manager: FakeManager) -> AsyncIterator[str]:
+async def serve(
+    manager: FakeManager, keys: KeyRing | None = None, tls: RouterTls | None = None
+) -> AsyncIterator[str]:
     """The real gRPC service over ``manager``, on a free port. Gives ``host:port``."""
-    server = GrpcServer(manager, "127.0.0.1", 0)
+    server = GrpcServer(manager, "127.0.0.1", 0, keys=keys, tls=tls)
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}"

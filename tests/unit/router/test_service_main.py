@@ -7,16 +7,20 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from router.__main__ import EXIT_BAD_START, main
+from streamfill.access.key_file import change_keys
+from streamfill.access.keys import new_key
 from streamfill.api import Client
-from streamfill.errors import UnavailableError
+from streamfill.errors import UnauthenticatedError, UnavailableError
 from streamfill.models.tiny import make_tiny_model
 from streamfill.observability.metrics import Metric
 from tests.support.metrics import scrape
@@ -143,6 +147,71 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_process_that_asks_for_keys(tmp_path: Path, model: Path) -> None:
+    """Strangers are refused on its port; whoever may write to its socket, its user alone, is not;
+    a key that comes into the file is good while it runs. No key is in its log."""
+    keys, sock = tmp_path / "keys.jsonl", tmp_path / "router.sock"
+    change_keys(keys, lambda _: [], "--file")
+    with socket.socket(socket.AF_UNIX) as dead:  # of a router that was killed
+        dead.bind(str(sock))
+    path = write_config(
+        tmp_path, model, api_keys_file=str(keys), operator_socket=str(sock), log_level="debug"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router", "--config-file", str(path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+    )
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT_S)
+        ports = json.loads(line.decode().partition(" ")[2])
+        address = f"127.0.0.1:{ports['grpc_port']}"
+        assert stat.S_IMODE(sock.stat().st_mode) == 0o600
+        async with Client(f"unix:{sock}", api_key="") as client:
+            assert not (await client.server_info()).ready
+        async with Client(address, api_key="") as client:
+            with pytest.raises(UnauthenticatedError):
+                await client.server_info()
+        key, entry = new_key("late")
+        change_keys(keys, lambda before: [*before, entry], "--file")
+        end_s = time.monotonic() + PROCESS_TIMEOUT_S
+        async with Client(address, api_key=key) as client:
+            while True:
+                try:
+                    await client.server_info()
+                    break
+                except UnauthenticatedError:
+                    assert time.monotonic() < end_s
+                    await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(process.communicate(), PROCESS_TIMEOUT_S)
+        assert process.returncode == 0
+        assert "keys_read" in errors.decode()
+        assert key[-20:] not in errors.decode()
+        assert not sock.exists()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_a_key_file_that_is_none_stops_the_start(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the key of the configuration, the file, and the line; what stands there is not shown."""
+    keys = tmp_path / "keys.jsonl"
+    keys.write_text("sf-SECRET\n")
+    path = write_config(tmp_path, model, api_keys_file=str(keys))
+    assert main(["--config-file", str(path)]) == EXIT_BAD_START
+    errors = capsys.readouterr().err
+    assert f"config_error key=router.api_keys_file value={keys}" in errors
+    assert "line 1" in errors
+    assert "SECRET" not in errors
 
 
 @pytest.mark.parametrize("key", ["grpc_port", "http_port", "metrics_port"])

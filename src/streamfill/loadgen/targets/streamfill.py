@@ -15,6 +15,7 @@ from streamfill.errors import UnavailableError
 from streamfill.loadgen.target import Ask, Reply, ServerAccount, TargetFacts, TargetStream
 from streamfill.messages.common import StreamMode
 from streamfill.scheduling.registry import parse_policy_spec
+from streamfill.tls import NO_TLS, TlsFiles
 from streamfill.traces.format import ChatMessage
 from streamfill.traces.script import Content
 
@@ -32,14 +33,20 @@ class StreamfillTarget:
     name = "streamfill"
     has_streams = True
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: TlsFiles = NO_TLS) -> None:
         """
         Args:
             address: ``host:port`` of the router.
+            tls: how it is to be encrypted.
         """
         self.address = address
         """Of the router."""
-        self._client = Client(address)
+        self._client = Client(
+            address,
+            tls_ca_file=tls.ca_file,
+            tls_cert_file=tls.cert_file,
+            tls_key_file=tls.key_file,
+        )
 
     async def facts(self) -> TargetFacts:
         """As ``Target.facts``; waits until the cluster is ready."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import httpx
 
+from router.access.key_ring import KeyRing
 from router.http.app import make_app
 from router.http.server import HttpServer
+from router.tls import RouterTls
 from streamfill.config import RouterConfig
 from tests.unit.router.fake_manager import STEP_S, FakeManager
 
@@ -19,13 +21,19 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def serve_http(manager: FakeManager, **config: Any) -> AsyncIterator[str]:
+async def serve_http(
+    manager: FakeManager,
+    *,
+    keys: KeyRing | None = None,
+    tls: RouterTls | None = None,
+    **config: Any,
+) -> AsyncIterator[str]:
     """Gives the URL."""
     values = {"host": "127.0.0.1", "grpc_port": 0, "zmq_port": 0, "http_port": 0, **config}
-    server = HttpServer(manager, RouterConfig(model_path="fake", **values))
+    server = HttpServer(manager, RouterConfig(model_path="fake", **values), keys=keys, tls=tls)
     port = await server.start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
     finally:
         await server.stop(0.2)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from router import stream_call
 from router.http import bodies, openapi, protocol, server, sockets
 from router.http.chat import ChatRequest
 from router.http.completions import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -42,7 +43,7 @@ def test_every_path_is_named() -> None:
     [
         f"the head of a request | {protocol.HEAD_S:g} s, {server.MAX_HEAD_BYTES // 1024} KiB",
         f"{bodies.BODY_SILENCE_S:g} s, and {bodies.BODY_TOTAL_S:g} s for all of it",
-        f"the first message on a WebSocket | {sockets.FIRST_MESSAGE_S:g} s",
+        f"the first message on a WebSocket | {stream_call.FIRST_MESSAGE_S:g} s",
         f"a connection without a request | {server.KEEP_ALIVE_S} s",
         f"whose machine is gone | {server.UNREAD_S} s",
         f"is read\nfor {protocol.REST_S:g} s more",

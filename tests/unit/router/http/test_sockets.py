@@ -12,6 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
+from router import stream_call
 from router.http import sockets
 from router.service import CLIENT_GONE
 from streamfill.errors import DeadlineExceededError
@@ -187,7 +188,7 @@ async def test_no_server_is_alive() -> None:
 
 async def test_nothing_is_said_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that opens no stream is closed in time."""
-    monkeypatch.setattr(sockets, "FIRST_MESSAGE_S", 0.2)
+    monkeypatch.setattr(stream_call, "FIRST_MESSAGE_S", 0.2)
     async with serve_http(FakeManager()) as url, socket_of(url) as socket:
         assert "no message within" in (await read(socket, "failed"))["error"]["message"]
         assert await code_of(socket) == 4408
