@@ -21,7 +21,7 @@ from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.page_copies import IntArray, copy_on_host, pages_of
 from streamfill.kv_transfer.slices import HeadRange
 from streamfill.kv_transfer.source import KvSource, PagedKv, StagedKv
-from streamfill.kv_transfer.staging import staging_views
+from streamfill.kv_transfer.staging import scatter, staging_views
 
 
 def layout_of_heads(layout: KvLayout, num_heads: int) -> KvLayout:
@@ -62,6 +62,29 @@ def slice_heads(layout: KvLayout, kv: KvSource, heads: HeadRange) -> KvSource:
     ):
         of_part.copy_(of_all[:, :, heads.first : heads.end])
     return StagedKv(part)
+
+
+def scatter_blocks(
+    layout: KvLayout,
+    staging: Tensor,
+    k_buffers: Sequence[Tensor],
+    v_buffers: Sequence[Tensor],
+    slots: Tensor,
+    *,
+    blocks: Sequence[HeadRange],
+    skip_tokens: int = 0,
+) -> None:
+    """As `staging.scatter`, of a staging tensor that is one part behind the other, of the heads
+    ``blocks``; none: it is all heads in one."""
+    if not blocks:
+        scatter(layout, staging, k_buffers, v_buffers, slots, skip_tokens=skip_tokens)
+        return
+    bytes_per_head = staging.numel() // layout.num_kv_heads
+    sizes = [heads.num * bytes_per_head for heads in blocks]
+    for heads, part in zip(blocks, staging.split_with_sizes(sizes), strict=True):
+        scatter_heads(
+            layout, part, k_buffers, v_buffers, slots, heads=heads, skip_tokens=skip_tokens
+        )
 
 
 def scatter_heads(
