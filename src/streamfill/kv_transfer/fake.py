@@ -71,9 +71,14 @@ class FakeNetwork:
         self._held = [parcel for parcel in self._held if parcel not in dropped]
         return [parcel.peer.rank for parcel in dropped]
 
-    def deliver_held(self) -> None:
-        """Deliver all held transfers, in order of submission."""
-        held, self._held = self._held, []
+    @property
+    def num_held(self) -> int:
+        """Transfers that wait for `deliver_held`."""
+        return len(self._held)
+
+    def deliver_held(self, num: int | None = None) -> None:
+        """Deliver held transfers, in order of submission; the first ``num``, or all."""
+        held, self._held = self._held[:num], self._held[:0] if num is None else self._held[num:]
         for parcel in held:
             parcel.sender.finish(parcel.peer, parcel.transfer, *self._deliver(parcel))
 
