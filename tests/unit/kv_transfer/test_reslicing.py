@@ -143,7 +143,8 @@ def test_every_rank_has_its_heads_in_its_pages(
             torch.randperm(NUM_PAGES, generator=generator)[: 6 + number].tolist() for _ in range(2)
         )
         from_slots, to_slots = _slots(pages, page_size), _slots(others, page_size)
-        for source, rank in zip(sources, senders, strict=True):
+        in_turn = list(zip(sources, senders, strict=True))
+        for source, rank in reversed(in_turn) if number else in_turn:
             kv = paged_kv(
                 rank.layout,
                 rank.pool.k_buffers,
