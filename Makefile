@@ -9,7 +9,7 @@ POLICIES_ARGS ?=
 HANDOFF_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak chaos-controller check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak chaos-controller chaos-handoff check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -51,6 +51,9 @@ bench-preemption: setup  ## memory for a quarter of the open streams, in each pr
 
 chaos-controller: setup  ## the preemption controller is killed 20 times under memory pressure; 10 minutes
 	$(BIN)/python -m tests.chaos.controller_kills --trace traces/crawl-small.jsonl $(CHAOS_ARGS)
+
+chaos-handoff: setup  ## every fifth hand-off is spoiled and each server killed once, under 500 streams; 3 minutes
+	$(BIN)/python -m tests.chaos.handoff_faults $(CHAOS_ARGS)
 
 check: setup  ## lint, format, types and the fast tests
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from decode_server.early import EarlyKv
 from decode_server.peak import AnswerLengths, Holding, peak_tokens
 from streamfill.engine.interface import Engine
+from streamfill.kv_transfer.codecs import CODECS
 from streamfill.kv_transfer.interface import (
     HeldReport,
     IncomingTransfer,
@@ -127,6 +128,10 @@ class DecodeCore(ServingCore):
             self._note_taken_in(incoming, num_cached)
 
     def _note_taken_in(self, incoming: IncomingTransfer, num_cached: int) -> None:
+        codec = CODECS.get(incoming.codec)
+        if codec is not None and codec.is_lossy:
+            # Its nodes may be shared by any prompt that begins alike, so all answers are marked.
+            self.kv_codec = codec.name
         if incoming.is_early:
             self._early.note_import(incoming, self._clock())
             return

@@ -91,7 +91,7 @@ class EarlyKv:
             incoming.source_server_id, incoming.version, ids, touched_s=now_s, is_early=True
         )
         self._put(incoming.stream_id, prompt)
-        self._report(incoming.stream_id)
+        self._report(incoming.stream_id, is_loss=prompt.num_held < len(incoming.token_ids))
 
     def report_missed(self, incoming: IncomingTransfer, num_held: int) -> None:
         """The KV of a hand-off goes on behind tokens that are not there."""
@@ -102,6 +102,7 @@ class EarlyKv:
                 stream_id=incoming.stream_id,
                 version=incoming.version,
                 num_tokens=num_held,
+                is_loss=True,
                 missed_transfer_id=(
                     incoming.transfer_id if incoming.replaces is None else incoming.replaces
                 ),
@@ -117,7 +118,7 @@ class EarlyKv:
             num_before = prompt.num_held
             self._look(prompt)
             if prompt.num_held < num_before:
-                self._report(stream_id)
+                self._report(stream_id, is_loss=True)
 
     def forget(self, stream_id: int) -> None:
         """The stream is over, or its answer goes on here: no news are wanted any more."""
@@ -138,7 +139,7 @@ class EarlyKv:
         """The tree is empty."""
         for stream_id in list(self._prompts):
             self._look(self._prompts[stream_id])
-            self._report(stream_id)
+            self._report(stream_id, is_loss=True)
 
     def _forget_of(self, sender_id: str, stream_ids: Iterable[int]) -> None:
         for stream_id in stream_ids:
@@ -163,7 +164,7 @@ class EarlyKv:
             self._early_tokens += num_held - prompt.num_held
         prompt.num_held = num_held
 
-    def _report(self, stream_id: int) -> None:
+    def _report(self, stream_id: int, *, is_loss: bool = False) -> None:
         prompt = self._prompts[stream_id]
         self._tell(
             prompt.sender_id,
@@ -172,5 +173,6 @@ class EarlyKv:
                 stream_id=stream_id,
                 version=prompt.version,
                 num_tokens=prompt.num_held,
+                is_loss=is_loss,
             ),
         )

@@ -408,7 +408,7 @@ class PrefillCore(ServingCore):
     def _note_held(self, report: HeldReport) -> None:
         record, push = self._records.get(report.stream_id), self._pushes.get(report.stream_id)
         if push is not None and push.peer.server_id == report.server_id:
-            push.hear(report.version, report.num_tokens)
+            push.hear(report.version, report.num_tokens, is_loss=report.is_loss)
             self._may_push.add(report.stream_id)
         if report.missed_transfer_id is None or record is None or record.answer is None:
             return

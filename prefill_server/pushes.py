@@ -106,14 +106,17 @@ class StreamPush:
             self.num_sending = min(self.num_sending, keep_tokens)
             self.num_asked = min(self.num_asked, keep_tokens)
 
-    def hear(self, version: int, num_tokens: int) -> None:
-        """The decode server said what it holds. Of an older version only bad news count: it did not
-        know what replaced those tokens."""
-        if version == self.version:
-            self.num_held = num_tokens
-            self.answer_due_s = None
-        else:
+    def hear(self, version: int, num_tokens: int, *, is_loss: bool = False) -> None:
+        """The decode server said what it holds. Losses count in any case; what it holds beyond that
+        only if it knew this version of the prompt. What was under way when it spoke may be there by
+        now, so a small number alone says nothing."""
+        if is_loss:
             self.num_held = min(self.num_held, num_tokens)
+            self.num_sending = min(self.num_sending, num_tokens)
+        elif version == self.version:
+            self.num_held = max(self.num_held, num_tokens)
+        if version == self.version:
+            self.answer_due_s = None
 
     def ended(self, *, ok: bool, now_s: float) -> None:
         """The push under way is over. What is held now the decode server will say."""

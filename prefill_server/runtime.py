@@ -69,6 +69,7 @@ class PrefillRuntime(SchedulerRuntime):
             share=share,
             incarnation=self.incarnation,
             device=engine.kv_pool.device,
+            codec=self.config.kv_codec,
         )
         self._prefill_core = PrefillCore(
             engine,

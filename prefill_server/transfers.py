@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from streamfill.engine.interface import ExportedKv
+from streamfill.kv_transfer.codecs import codec_of_parts
 from streamfill.kv_transfer.interface import TransferOutcome, TransferStatus
 
 _WORST_FIRST = (
@@ -55,4 +56,5 @@ class PendingTransfer:
             num_bytes=sum(outcome.num_bytes for outcome in self.ended),
             queued_s=max(outcome.queued_s for outcome in self.ended),
             seconds=max(outcome.seconds for outcome in self.ended),
+            codec=codec_of_parts(outcome.codec for outcome in self.ended),
         )

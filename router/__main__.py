@@ -1,7 +1,7 @@
 """``python -m router --config-file FILE``: the router process.
 
 1. Read the configuration; a wrong value ends the process with status 2 and says what to do.
-2. Start the core, then the gRPC server, and write one line ``READY {...}`` to stdout.
+2. Start the core, then both servers, and write one line ``READY {...}`` to stdout.
 3. Serve until SIGTERM or SIGINT.
 4. Drain: take nothing new, let open streams finish, for a bounded time.
 5. Stop. A second signal while draining comes here at once.
@@ -72,10 +72,17 @@ async def _run(config: RouterConfig) -> None:
     signals = _Signals()
     manager = Manager(config)
     server = GrpcServer(manager, config.host, config.grpc_port)
+    http = None
+    if config.http_port is not None:
+        from router.http.server import HttpServer
+
+        http = HttpServer(manager, config)
     await manager.start()
     metrics: MetricsServer | None = None
     try:
         ports: dict[str, Any] = {"grpc_port": await server.start(), "zmq_port": manager.zmq_port}
+        if http is not None:
+            ports["http_port"] = await http.start()
         if config.metrics_port is not None:
             registry = manager.metrics.set.registry
             metrics = MetricsServer(
@@ -89,7 +96,11 @@ async def _run(config: RouterConfig) -> None:
         await server.begin_drain()
         await signals.run_until_second(manager.drain(DRAIN_TIMEOUT_S))
     finally:
-        await server.stop(0.0 if signals.second.is_set() else STOP_GRACE_S)
+        grace_s = 0.0 if signals.second.is_set() else STOP_GRACE_S
+        stops = (
+            [server.stop(grace_s)] if http is None else [server.stop(grace_s), http.stop(grace_s)]
+        )
+        await asyncio.gather(*stops)
         await manager.close()
         if metrics is not None:
             metrics.close()

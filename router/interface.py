@@ -1,9 +1,9 @@
-"""The border between the gRPC service and the router's core: plain data and one Protocol.
+"""The border between the router's two services and its core: plain data and one Protocol.
 
-The service (``router/service.py``) speaks gRPC and knows nothing of servers; the core
-(``router/manager.py``) knows nothing of gRPC. Both run in the router's asyncio loop. All
-methods raise ``errors.StreamError`` subclasses and leave the stream unharmed when they do,
-unless they say otherwise.
+The services (``router/service.py``, ``router/http/``) speak gRPC and HTTP and know nothing of
+servers; the core (``router/manager.py``) knows nothing of gRPC and HTTP. All run in the router's
+asyncio loop. All methods raise ``errors.StreamError`` subclasses and leave the stream unharmed when
+they do, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -134,6 +134,8 @@ class DoneEvent:
     """None: no hand-off succeeded, or its report is not here yet."""
     handoff_s: float | None = None
     """By the prefill server's clock; None when ``handoff_bytes`` is."""
+    kv_codec: str = "none"
+    """Lossy codec that KV of the answer may have come through."""
 
 
 StreamEvent = Acknowledged | TokenEvent | DoneEvent
@@ -285,6 +287,14 @@ class StreamManager(Protocol):
         ...
 
     def info(self) -> ClusterInfo: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for, as UTF-8, perhaps a part of a character; markup by its name.
+
+        Raises:
+            InvalidArgumentError: the id is outside the vocabulary.
+        """
+        ...
 
     async def wait_readiness_change(self) -> bool:
         """Returns the new readiness when it changes: ready means that a prefill server is alive."""

@@ -190,6 +190,13 @@ class Manager:
             servers=[self._server_info(server, now_s) for server in self._cluster.registry],
         )
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `interface.StreamManager`."""
+        found = self._tokenizer.token_bytes(token_id)
+        if found:
+            return found
+        return self._tokenizer.decode((token_id,), skip_special_tokens=False).encode("utf-8")
+
     async def flush_caches(self, timeout_s: float) -> dict[ServerId, bool]:
         """Empty the KV caches of all servers; per server whether it did. Refused by a server that
         has streams, and False for one that did not answer in time."""

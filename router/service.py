@@ -1,7 +1,7 @@
 """The operations of the gRPC API, on top of the router's core. Knows messages, but not gRPC.
 
 A refused request raises ``StreamError``. A call whose client goes away is cancelled by whoever runs
-it; its stream then ends on every server. The bidirectional call is in ``service_stream.py``.
+it; its stream then ends on every server. The bidirectional call is in ``stream_call.py``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Protocol
 from router import service_replies as replies
 from router import service_requests as requests
 from router import service_scheduling as scheduling
+from router.call_messages import CallEvent
 from router.interface import Acknowledged, StreamHandle, StreamManager
 from router.service_decode import Undecodable
-from router.service_stream import StreamCall, refusals_noted
+from router.service_stream import call_event, client_messages
+from router.stream_call import StreamCall, refusals_noted
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.errors import FailedPreconditionError, StreamError
 from streamfill.observability.logging import log_event
@@ -47,7 +49,13 @@ class StreamfillService:
         writer: EventWriter,
     ) -> None:
         """``Stream``"""
-        call = StreamCall(self._manager, self._vocab_size, operations, writer.write)
+
+        async def write(event: CallEvent) -> None:
+            stream_id = 0 if call.handle is None else call.handle.stream_id
+            await writer.write(call_event(event, stream_id))
+
+        messages = client_messages(operations, self._vocab_size)
+        call = StreamCall(self._manager, messages, write)
         try:
             await call.run()
         finally:

@@ -132,6 +132,7 @@ def _done(event: DoneEvent, stream_id: int) -> pb.Done:
             lifetime=_lifetime(event.lifetime),
             handoff_bytes=event.handoff_bytes,
             handoff_s=event.handoff_s,
+            kv_codec=event.kv_codec,
         ),
     )
 

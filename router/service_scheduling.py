@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from router.interface import PolicyOutcome, ServerStreams
-from router.service_requests import server_timeout_s, wrong
+from router.request_checks import wrong
+from router.service_requests import server_timeout_s
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.messages.common import StreamDecision
 from streamfill.stream.ids import ServerId

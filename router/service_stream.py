@@ -1,193 +1,73 @@
-"""One bidirectional ``Stream`` call.
-
-1. The first message opens the stream; what goes wrong until then ends the call.
-2. Two tasks share the call: the *operations* task reads the client's messages and applies them in
-   order, the *events* task passes on what the core reports. A slow client makes both wait. While an
-   operation waits for room, one message behind it is read and no more, so that gRPC's flow control
-   holds the client back; the one, since it may be the commit or a cancellation, which end the wait.
-3. A refused operation is answered in the call by an ``Error`` with its number.
-4. The call ends with ``Done``, or with the error that ended the stream, as an event and as a
-   status. A client that closes its side without a commit, or vanishes, has given the stream up.
-"""
+"""The messages of a bidirectional ``Stream`` call, as ``call_messages``, and back."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from functools import partial
 
 from router import service_replies as replies
 from router import service_requests as requests
-from router.interface import Acknowledged, StreamHandle, StreamManager
+from router.call_messages import (
+    Append,
+    CallEvent,
+    Cancel,
+    ClientMessage,
+    Commit,
+    Failed,
+    Open,
+    Opened,
+    Operation,
+    Refused,
+    Unreadable,
+    Update,
+)
 from router.service_decode import Undecodable
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.status_details import error_event, failed_event
-from streamfill.errors import (
-    CancelledStreamError,
-    FailedPreconditionError,
-    InternalError,
-    InvalidArgumentError,
-    StreamError,
-)
-from streamfill.stream.state import StreamState
-
-TELL_S = 1.0
-"""For the last event of a call that ends badly: a client that reads nothing does not keep it."""
-MAX_UNDER_WAY = 2
-"""Operations of one call that were read and are not applied yet."""
-
-Operation = pb.StreamRequest | Undecodable[pb.StreamRequest]
+from streamfill.errors import InvalidArgumentError
 
 
-@contextmanager
-def refusals_noted(handle: StreamHandle, seq: int | None) -> Iterator[None]:
-    """A refused operation uses its number up, also one that the core never sees."""
-    try:
-        yield
-    except StreamError:
-        if seq is not None:
-            handle.note_refused(seq)
-        raise
+async def client_messages(
+    requests_read: AsyncIterator[pb.StreamRequest | Undecodable[pb.StreamRequest]],
+    vocab_size: int,
+) -> AsyncIterator[ClientMessage]:
+    """What the messages of a call ask for. Their values are checked when they are applied."""
+    async for request in requests_read:
+        if isinstance(request, Undecodable):
+            seq = request.rest.seq if request.rest.HasField("seq") else None
+            yield ClientMessage(seq, Unreadable(request.error))
+        else:
+            seq = request.seq if request.HasField("seq") else None
+            yield ClientMessage(seq, _operation(request, vocab_size))
 
 
-class StreamCall:
-    """Runs one call. ``run`` is awaited once.
+def call_event(event: CallEvent, stream_id: int) -> pb.StreamEvent:
+    """What a client is told.
 
-    Attributes:
-        handle: the stream, as soon as it is open.
-        is_over: nothing of the stream is left to cancel.
+    Args:
+        stream_id: of the call's stream; of no meaning before it is open.
     """
+    match event:
+        case Opened():
+            return pb.StreamEvent(opened=pb.Opened(stream_id=event.stream_id))
+        case Refused():
+            return error_event(event.error, event.seq)
+        case Failed():
+            return failed_event(event.error)
+        case _:
+            return replies.stream_event(event, stream_id)
 
-    def __init__(
-        self,
-        manager: StreamManager,
-        vocab_size: int,
-        operations: AsyncIterator[Operation],
-        write: Callable[[pb.StreamEvent], Awaitable[None]],
-    ) -> None:
-        self._manager = manager
-        self._vocab_size = vocab_size
-        self._operations = operations
-        self._write_unlocked = write
-        self._write_lock = asyncio.Lock()
-        self._last_acknowledged: Acknowledged | None = None
-        self.handle: StreamHandle | None = None
-        self.is_over = False
 
-    async def run(self) -> None:
-        """Ends with the stream. Cancelled when the client goes away.
-
-        Raises:
-            StreamError: the stream could not be opened, or ended badly.
-        """
-        try:
-            await self._run()
-        except Exception as error:
-            told = error
-            if not isinstance(told, StreamError):
-                told = InternalError(f"Stream failed: {error!r}")
-            # Whatever becomes of the telling, the status says it too.
-            with suppress(Exception):
-                async with asyncio.timeout(TELL_S):
-                    await self._write(failed_event(told))
-            raise
-
-    async def _run(self) -> None:
-        handle = self.handle = await self._open()
-        await self._write(pb.StreamEvent(opened=pb.Opened(stream_id=handle.stream_id)))
-        events = asyncio.create_task(self._pass_events_on(handle))
-        operations = asyncio.create_task(self._apply_operations(handle))
-        tasks = {events, operations}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not events.done():
-                operations.result()
-                if handle.status().state is StreamState.OPEN:
-                    raise CancelledStreamError("the client ended the call without a commit")
-            await events
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _open(self) -> StreamHandle:
-        async for first in self._operations:
-            if isinstance(first, Undecodable):
-                raise first.error
-            if first.WhichOneof("operation") != "open":
-                got = first.WhichOneof("operation") or "nothing"
-                raise FailedPreconditionError(f"the first message of a call is open, not {got}")
-            return await self._manager.open(requests.open_options(first.open))
-        raise CancelledStreamError("the client ended the call without a message")
-
-    async def _pass_events_on(self, handle: StreamHandle) -> None:
-        try:
-            async for event in handle.events():
-                if isinstance(event, Acknowledged):
-                    await self._acknowledge(handle, is_answer=False)
-                else:
-                    await self._write(replies.stream_event(event, handle.stream_id))
-        except StreamError:  # the stream is over, or another call took it over
-            self.is_over = True
-            raise
-        self.is_over = True
-
-    async def _apply_operations(self, handle: StreamHandle) -> None:
-        may_read = asyncio.Semaphore(MAX_UNDER_WAY)
-        try:
-            async with asyncio.TaskGroup() as under_way:
-                await may_read.acquire()
-                async for operation in self._operations:
-                    # Tasks begin in the order in which they were made, and the handle keeps it.
-                    task = under_way.create_task(self._apply_or_refuse(handle, operation))
-                    task.add_done_callback(lambda _: may_read.release())
-                    await may_read.acquire()
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
-
-    async def _apply_or_refuse(self, handle: StreamHandle, operation: Operation) -> None:
-        request = operation.rest if isinstance(operation, Undecodable) else operation
-        try:
-            with refusals_noted(handle, request.seq if request.HasField("seq") else None):
-                if isinstance(operation, Undecodable):
-                    raise operation.error
-                await self._apply(handle, operation)
-        except StreamError as error:
-            await self._write(error_event(error, request.seq))
-
-    async def _apply(self, handle: StreamHandle, request: pb.StreamRequest) -> None:
-        seq = request.seq if request.HasField("seq") else None
-        match request.WhichOneof("operation"):
-            case "append":
-                segment = requests.segment(request.append.segment, self._vocab_size)
-                await handle.append(segment, seq)
-                await self._acknowledge(handle, is_answer=True)
-            case "update":
-                segment = requests.segment(request.update.segment, self._vocab_size)
-                await handle.update(segment, seq)
-                await self._acknowledge(handle, is_answer=True)
-            case "commit":
-                await handle.commit(requests.commit_options(request.commit, self._vocab_size), seq)
-            case "cancel":
-                await handle.cancel(request.cancel.reason or "asked by the client")
-            case "open":
-                raise FailedPreconditionError(f"stream {handle.stream_id} is already open")
-            case _:
-                raise InvalidArgumentError("the message has no operation")
-
-    async def _acknowledge(self, handle: StreamHandle, *, is_answer: bool) -> None:
-        """Say how far the prompt is now: one that waited for its turn would be out of date.
-
-        Args:
-            is_answer: to an operation; such a one is sent even when it says nothing new.
-        """
-        async with self._write_lock:
-            event = handle.status().acknowledged
-            if is_answer or event != self._last_acknowledged:
-                self._last_acknowledged = event
-                await self._write_unlocked(replies.stream_event(event, handle.stream_id))
-
-    async def _write(self, event: pb.StreamEvent) -> None:
-        """gRPC takes one write at a time."""
-        async with self._write_lock:
-            await self._write_unlocked(event)
+def _operation(request: pb.StreamRequest, vocab_size: int) -> Operation:
+    match request.WhichOneof("operation"):
+        case "open":
+            return Open(partial(requests.open_options, request.open))
+        case "append":
+            return Append(partial(requests.segment, request.append.segment, vocab_size))
+        case "update":
+            return Update(partial(requests.segment, request.update.segment, vocab_size))
+        case "commit":
+            return Commit(partial(requests.commit_options, request.commit, vocab_size))
+        case "cancel":
+            return Cancel(request.cancel.reason)
+    return Unreadable(InvalidArgumentError("the message has no operation"))

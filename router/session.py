@@ -134,6 +134,7 @@ class Session:
         self._handoff = "none"
         self._handoff_report: s.HandoffReport | None = None
         """Of the newest hand-off, if it went well."""
+        self._kv_codec = "none"
         self._decoded_by_prefill = False
         self._prefill_server = ""
         self._decode_server = ""
@@ -502,6 +503,8 @@ class Session:
         if output.first_index > committed.answer.num_tokens:
             self._ask_for_missing(leg, committed, now_s)
             return
+        if output.kv_codec != "none":
+            self._kv_codec = output.kv_codec
         finish = output.finish
         if finish is not None and finish.reason is FinishReason.ABORT:
             self._lose_leg(leg, f"server {leg.server.server_id} aborted: {finish.message}")
@@ -617,6 +620,7 @@ class Session:
             lifetime=self.lifetime,
             handoff_bytes=None if report is None else report.num_bytes,
             handoff_s=None if report is None else report.seconds,
+            kv_codec=self._kv_codec,
         )
         self._end(StreamState.DONE, done)
 

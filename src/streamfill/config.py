@@ -23,6 +23,10 @@ EARLY_PUSHES = ("auto", "on", "off")
 """Values of ``early_push``."""
 
 
+KV_CODECS = ("none", "float16", "bfloat16", "float8_e4m3fn")
+"""Values of ``kv_codec``; ``kv_transfer.codecs`` has them."""
+
+
 class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -46,6 +50,14 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     """0: any free port."""
+    http_port: int | str = 8000
+    """0: any free port. off: no HTTP."""
+    http_host: str | None = None
+    """None: as ``host``."""
+    http_allow_origins: tuple[str, ...] = ("*",)
+    """Web pages of these origins may use the cluster from a browser. ``*``: all; empty: none."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    """Of one HTTP request or WebSocket message. A streamed upload may be longer."""
     zmq_port: int = 0
     max_streams: int = 10_000
     """Open streams beyond this are refused with RESOURCE_EXHAUSTED."""
@@ -111,6 +123,10 @@ class ServerSection(_Config, frozen=True, kw_only=True):
     early_push: str = "auto"
     """Whether KV goes to a decode server ahead of the commit: auto (what will probably stay), on
     (all that is computed) or off. Of prefill servers only."""
+    kv_codec: str = "none"
+    """How KV may be written on its way to decode servers where the link is slow enough for it to
+    pay: none (exact), float16, bfloat16 or float8_e4m3fn. Answers that may rest on such KV are
+    marked. Of prefill servers only."""
     max_requests: int = 64
     """Requests computed at the same time."""
     tp_size: int = 1
@@ -154,6 +170,12 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     host: str
     grpc_port: int
     zmq_port: int
+    http_port: int | None = None
+    """None: no HTTP."""
+    http_host: str | None = None
+    """None: as ``host``."""
+    http_allow_origins: tuple[str, ...] = ("*",)
+    max_body_bytes: int = 64 * 1024 * 1024
     max_streams: int = 10_000
     idle_stream_timeout_s: float = 3600.0
     max_uncommitted_tokens: int | None = None
@@ -199,6 +221,7 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     cost_profile: str | None = None
     host_pool_tokens: int | None = None
     early_push: str = "auto"
+    kv_codec: str = "none"
     max_requests: int = 64
     tp_size: int = 1
     base_gpu_id: int = 0
@@ -208,6 +231,9 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
 
 
 C = TypeVar("C", bound=_Config)
+
+MIN_BODY_BYTES = 1024
+"""Less does not hold an ordinary request."""
 
 
 def load_cluster_file(path: Path) -> ClusterConfig:
@@ -285,6 +311,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             config.prefill.cost_profile,
             "is no file; make one with `streamfill profile`, or leave the setting out",
         )
+    _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
         raise ConfigError(
@@ -298,13 +325,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
     _check_observability(config)
-    for key, port in (
-        ("router.grpc_port", config.router.grpc_port),
-        ("router.zmq_port", config.router.zmq_port),
-        ("controller.zmq_port", config.controller.zmq_port),
-    ):
-        if not 0 <= port <= 65535:
-            raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
+    _check_ports(config)
     page_sizes = (config.prefill.page_size, config.decode.page_size)
     if config.decode.count and page_sizes[0] != page_sizes[1]:
         raise ConfigError(
@@ -317,6 +338,20 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "log_level", config.log_level, "must be one of debug, info, warning, error"
         )
     return config
+
+
+def _check_ports(config: ClusterConfig) -> None:
+    http_port = config.router.http_port
+    if isinstance(http_port, str) and http_port != "off":
+        raise ConfigError("router.http_port", http_port, "must be a number, or off for no HTTP")
+    for key, port in (
+        ("router.grpc_port", config.router.grpc_port),
+        ("router.http_port", http_port if isinstance(http_port, int) else 0),
+        ("router.zmq_port", config.router.zmq_port),
+        ("controller.zmq_port", config.controller.zmq_port),
+    ):
+        if not 0 <= port <= 65535:
+            raise ConfigError(key, port, "must be between 0 (any free port) and 65535")
 
 
 def _check_roles(config: ClusterConfig) -> None:
@@ -333,11 +368,16 @@ def _check_roles(config: ClusterConfig) -> None:
             config.prefill.early_push,
             f"must be one of {', '.join(EARLY_PUSHES)}",
         )
+    if config.prefill.kv_codec not in KV_CODECS:
+        raise ConfigError(
+            "prefill.kv_codec", config.prefill.kv_codec, f"must be one of {', '.join(KV_CODECS)}"
+        )
     for key, default in (
         ("preemption", "auto"),
         ("cost_profile", None),
         ("host_pool_tokens", None),
         ("early_push", "auto"),
+        ("kv_codec", "none"),
     ):
         value = getattr(config.decode, key)
         if value != default:

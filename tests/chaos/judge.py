@@ -28,6 +28,8 @@ class Rule(enum.StrEnum):
     MEMORY = "the router's memory does not grow"
     PROCESSES = "no process dies or reports an error"
     POLICY = "a policy is changed when asked"
+    FAULTS = "faults and kills happen as often as they should"
+    RECOVERY = "what was killed is replaced in time"
 
 
 @dataclass(frozen=True, kw_only=True)

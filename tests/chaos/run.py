@@ -195,7 +195,9 @@ def _config(options: SoakOptions) -> ClusterConfig:
     return check_cluster(
         ClusterConfig(
             name="soak",
-            router=RouterSection(grpc_port=0, idle_stream_timeout_s=options.idle_timeout_s),
+            router=RouterSection(
+                grpc_port=0, http_port="off", idle_stream_timeout_s=options.idle_timeout_s
+            ),
             prefill=ServerSection(threads=1, pool_tokens=options.prefill_pool_tokens),
             decode=ServerSection(threads=1, pool_tokens=options.decode_pool_tokens),
             launcher=LauncherSection(drain_timeout_s=5.0),

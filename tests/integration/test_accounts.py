@@ -55,7 +55,9 @@ async def test_compute_is_hidden_in_long_gaps(cluster: RunningCluster) -> None:
     assert (overlap_ratio(streamed.timing.lifetime) or 0.0) > 0.5
     assert overlap_ratio(whole.timing.lifetime) == 0.0
     assert whole.usage.num_computed_tokens == whole.usage.num_prompt_tokens
-    assert streamed.metadata.handoff_bytes == whole.metadata.handoff_bytes
+    # A token at a seam that changed when the next piece came was sent ahead, and then again.
+    streamed_bytes, whole_bytes = (r.metadata.handoff_bytes or 0 for r in (streamed, whole))
+    assert whole_bytes <= streamed_bytes < 1.1 * whole_bytes
 
 
 async def test_what_an_earlier_stream_left_is_reused(cluster: RunningCluster) -> None:

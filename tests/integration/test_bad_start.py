@@ -51,12 +51,16 @@ def test_folder_that_is_no_model(tmp_path: Path) -> None:
     assert "config.json" in line
 
 
-@pytest.mark.parametrize("key", ["router.grpc_port", "router.zmq_port", "controller.zmq_port"])
+@pytest.mark.parametrize(
+    "key", ["router.grpc_port", "router.http_port", "router.zmq_port", "controller.zmq_port"]
+)
 def test_port_in_use(tmp_path: Path, tiny_model: Path, taken_port: int, key: str) -> None:
     """The key of the port, its number, and that another one helps."""
     settings = ["--set", f"{key}={taken_port}"]
     if key != "router.grpc_port":
         settings += ["--port", "0"]
+    if key != "router.http_port":
+        settings += ["--http-port", "0"]
     line = up(tmp_path, "--model", tiny_model, *settings)
     assert f"{key} = {taken_port}" in line
     assert "in use" in line
@@ -107,7 +111,18 @@ def test_engine_option_that_sglang_does_not_know(tmp_path: Path, tiny_model: Pat
     """What only a server finds out when it starts is shown too: the key, the value and the reason,
     and nothing of the cluster is left."""
     setting = "prefill.sglang={ no_such_argument = 1 }"
-    done = run_cli("up", "--model", tiny_model, "--port", "0", "--set", setting, home=tmp_path)
+    done = run_cli(
+        "up",
+        "--model",
+        tiny_model,
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--set",
+        setting,
+        home=tmp_path,
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
     assert "prefill.sglang" in output
@@ -119,7 +134,16 @@ def test_engine_option_that_sglang_does_not_know(tmp_path: Path, tiny_model: Pat
 def test_name_of_a_running_cluster(cluster: RunningCluster, tiny_model: Path) -> None:
     """A second cluster of a name is refused, with the first one's process id and what to do."""
     done = run_cli(
-        "up", "--model", tiny_model, "--port", "0", "--name", cluster.name, home=cluster.folder
+        "up",
+        "--model",
+        tiny_model,
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--name",
+        cluster.name,
+        home=cluster.folder,
     )
     assert done.returncode == 2
     assert f"process {cluster.launcher.pid}" in done.stderr

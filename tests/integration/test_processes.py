@@ -190,7 +190,18 @@ def test_ctrl_c_during_the_start(tmp_path: Path, tiny_model: Path) -> None:
 def interrupted_start(home: Path, model: Path) -> None:
     """Start a cluster, and end it as soon as all of its processes are there."""
     folder = home / "run" / "own"
-    command = [sys.executable, "-m", "streamfill.cli.main", "up", "--name", "own", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "streamfill.cli.main",
+        "up",
+        "--name",
+        "own",
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+    ]
     with (home / "up.log").open("wb") as log:
         launcher = subprocess.Popen(
             [*command, "--model", str(model)],

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from streamfill.launcher.state import ClusterState, ProcessRecord, find_cluster
 
@@ -40,6 +41,13 @@ class RunningCluster:
         """Where clients connect."""
         return self.state.address
 
+    @property
+    def http_url(self) -> str:
+        """Where HTTP clients connect."""
+        url = self.state.http_url
+        assert url is not None
+        return url
+
     def process(self, name: str) -> ProcessRecord:
         """One of the cluster's processes."""
         return next(record for record in self.state.processes if record.name == name)
@@ -65,7 +73,13 @@ class RunningCluster:
 
 
 def start_cluster(
-    folder: Path, model: Path, name: str, toml: str = "", settings: Sequence[str] = ()
+    folder: Path,
+    model: Path,
+    name: str,
+    toml: str = "",
+    *,
+    settings: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> RunningCluster:
     """Start a cluster and wait until every process is ready.
 
@@ -75,6 +89,7 @@ def start_cluster(
         name: of the cluster.
         toml: further lines of the cluster file; tables other than [model] and [launcher].
         settings: ``KEY=VALUE`` of any key of the cluster file, as for ``streamfill up --set``.
+        environment: variables of all its processes, besides ours.
     """
     config = folder / f"{name}.toml"
     config.write_text(
@@ -82,7 +97,7 @@ def start_cluster(
         f"[launcher]\nready_timeout_s = {START_TIMEOUT_S}\n{toml}\n"
     )
     command = [sys.executable, "-m", "streamfill.cli.main", "up", "--config", str(config)]
-    command += ["--port", "0"]
+    command += ["--port", "0", "--http-port", "0"]
     for setting in settings:
         command += ["--set", setting]
     with (folder / "up.log").open("wb") as output:
@@ -90,7 +105,12 @@ def start_cluster(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "STREAMFILL_HOME": str(folder)},
+            env={
+                **os.environ,
+                **environment,
+                "PYTHONUNBUFFERED": "1",
+                "STREAMFILL_HOME": str(folder),
+            },
         )
     cluster = RunningCluster(name, folder, launcher)
     end_s = time.monotonic() + START_TIMEOUT_S

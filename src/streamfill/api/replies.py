@@ -63,6 +63,7 @@ class AnswerBuilder:
                 num_attempts=about.num_attempts,
                 handoff_bytes=about.handoff_bytes if about.HasField("handoff_bytes") else None,
                 handoff_s=about.handoff_s if about.HasField("handoff_s") else None,
+                kv_codec=about.kv_codec or "none",
             ),
             timing=Timing(
                 ttft_s=None if first_s is None else first_s - self.commit_sent_s,

@@ -279,7 +279,7 @@ class Usage(_message.Message):
     def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_invalidated_tokens: _Optional[int] = ..., num_computed_tokens: _Optional[int] = ..., num_recomputed_tokens: _Optional[int] = ..., num_reused_tokens: _Optional[int] = ...) -> None: ...
 
 class AnswerMetadata(_message.Message):
-    __slots__ = ("stream_id", "prefill_server", "decode_server", "decoded_by_prefill", "handoff", "num_attempts", "lifetime", "handoff_bytes", "handoff_s")
+    __slots__ = ("stream_id", "prefill_server", "decode_server", "decoded_by_prefill", "handoff", "num_attempts", "lifetime", "handoff_bytes", "handoff_s", "kv_codec")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     PREFILL_SERVER_FIELD_NUMBER: _ClassVar[int]
     DECODE_SERVER_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +289,7 @@ class AnswerMetadata(_message.Message):
     LIFETIME_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_BYTES_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_S_FIELD_NUMBER: _ClassVar[int]
+    KV_CODEC_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
     prefill_server: str
     decode_server: str
@@ -298,7 +299,8 @@ class AnswerMetadata(_message.Message):
     lifetime: _containers.RepeatedCompositeFieldContainer[LifetimeEvent]
     handoff_bytes: int
     handoff_s: float
-    def __init__(self, stream_id: _Optional[int] = ..., prefill_server: _Optional[str] = ..., decode_server: _Optional[str] = ..., decoded_by_prefill: _Optional[bool] = ..., handoff: _Optional[str] = ..., num_attempts: _Optional[int] = ..., lifetime: _Optional[_Iterable[_Union[LifetimeEvent, _Mapping]]] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ...) -> None: ...
+    kv_codec: str
+    def __init__(self, stream_id: _Optional[int] = ..., prefill_server: _Optional[str] = ..., decode_server: _Optional[str] = ..., decoded_by_prefill: _Optional[bool] = ..., handoff: _Optional[str] = ..., num_attempts: _Optional[int] = ..., lifetime: _Optional[_Iterable[_Union[LifetimeEvent, _Mapping]]] = ..., handoff_bytes: _Optional[int] = ..., handoff_s: _Optional[float] = ..., kv_codec: _Optional[str] = ...) -> None: ...
 
 class LifetimeEvent(_message.Message):
     __slots__ = ("name", "time_s", "segment", "num_tokens", "reason", "predicted_s", "actual_s")

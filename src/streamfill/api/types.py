@@ -101,6 +101,9 @@ class Metadata:
     the end of the answer."""
     handoff_s: float | None = None
     """How long it took, by the prefill server's clock; None when ``handoff_bytes`` is."""
+    kv_codec: str = "none"
+    """Lossy codec that KV of the answer may have come through. Other than ``none`` the answer need
+    not be that of the exact KV."""
 
 
 @dataclass(frozen=True, kw_only=True)

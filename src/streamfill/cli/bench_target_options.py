@@ -65,7 +65,10 @@ def own_cluster(args: argparse.Namespace) -> OwnCluster:
         ModelError: the default model cannot be converted.
     """
     config = cluster_from_options(args)
-    changes: dict[str, object] = {"router.grpc_port": args.port or 0}
+    changes: dict[str, object] = {
+        "router.grpc_port": args.port or 0,
+        "router.http_port": "off" if args.http_port is None else config.router.http_port,
+    }
     if args.name is None:
         changes["name"] = f"bench-{os.getpid()}"
     if args.config is None:

@@ -10,7 +10,13 @@ from typing import Any, Final
 import msgspec
 import msgspec.toml
 
-from streamfill.config import ClusterConfig, check_cluster, from_mapping, load_cluster_file
+from streamfill.config import (
+    ClusterConfig,
+    RouterSection,
+    check_cluster,
+    from_mapping,
+    load_cluster_file,
+)
 from streamfill.errors import ConfigError
 from streamfill.launcher.state import ClusterState, cluster_folder, find_cluster
 
@@ -26,6 +32,12 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill", type=int, metavar="N", help="number of prefill servers")
     parser.add_argument("--decode", type=int, metavar="M", help="number of decode servers")
     parser.add_argument("--port", type=int, metavar="P", help="port for clients; 0: any free one")
+    parser.add_argument(
+        "--http-port",
+        metavar="P",
+        help="port for HTTP clients; 0: any free one, off: none; default: "
+        f"{RouterSection().http_port}",
+    )
     parser.add_argument("--name", help=f"name of the cluster; default: {DEFAULT_NAME}")
     parser.add_argument(
         "--set",
@@ -48,6 +60,7 @@ def cluster_from_options(args: argparse.Namespace) -> ClusterConfig:
         "prefill.count": args.prefill,
         "decode.count": args.decode,
         "router.grpc_port": args.port,
+        "router.http_port": _number_or_word(args.http_port),
         "name": args.name,
     }
     changes = {key: value for key, value in given.items() if value is not None}
@@ -73,6 +86,10 @@ def with_changes(config: ClusterConfig, changes: Mapping[str, Any]) -> ClusterCo
     changed = check_cluster(from_mapping(ClusterConfig, data, "the command line"))
     cluster_folder(changed.name)
     return changed
+
+
+def _number_or_word(value: str | None) -> int | str | None:
+    return int(value) if value is not None and value.isdecimal() else value
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -108,6 +125,16 @@ def target_address(args: argparse.Namespace) -> str:
         ConfigError: no address is given and no cluster of that name runs here.
     """
     return str(args.address) if args.address else running_cluster_named(args.name).address
+
+
+def target_http_url(args: argparse.Namespace) -> str | None:
+    """Where the cluster of `add_target_options` serves HTTP; None where it does not, or where only
+    its address is known.
+
+    Raises:
+        ConfigError: as `target_address`.
+    """
+    return None if args.address else running_cluster_named(args.name).http_url
 
 
 def running_cluster_named(name: str) -> ClusterState:

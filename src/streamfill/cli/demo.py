@@ -118,6 +118,7 @@ def demo_cluster() -> ClusterConfig:
     changes = {
         "name": f"demo-{os.getpid()}",
         "router.grpc_port": 0,
+        "router.http_port": "off",
         "prefill.threads": 1,
         "decode.threads": 1,
     }

@@ -14,6 +14,7 @@ from streamfill.cli.cluster_options import (
     add_target_options,
     running_cluster_named,
     target_address,
+    target_http_url,
 )
 from streamfill.cli.stream_tables import UNKNOWN, stream_parts
 from streamfill.cli.tables import Table, show
@@ -60,15 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the cluster. Exit code 1 when it could not serve a request now."""
-    address = target_address(args)
+    address, http_url = target_address(args), target_http_url(args)
     info, described = asyncio.run(_ask(address, args.streams, args.stream))
     # Who is asked by address may run on another machine, whose processes only that one knows.
     metrics = {} if args.address else metrics_urls(running_cluster_named(args.name))
     if args.json:
-        data = {**_as_data(address, info, described), "metrics": metrics}
+        data = {**_as_data(address, http_url, info, described), "metrics": metrics}
         print(json.dumps(data, indent=2))
     else:
-        parts: list[str | Table] = [*summary(info, address), "", server_table(info.servers)]
+        parts: list[str | Table] = [
+            *summary(info, address, http_url),
+            "",
+            server_table(info.servers),
+        ]
         if metrics:
             parts += ["", *(f"metrics of {name}: {url}" for name, url in metrics.items())]
         if described is not None:
@@ -88,9 +93,12 @@ async def _ask(
 
 
 def _as_data(
-    address: str, info: ClusterInfo, described: Mapping[str, ServerStreams] | None
+    address: str,
+    http_url: str | None,
+    info: ClusterInfo,
+    described: Mapping[str, ServerStreams] | None,
 ) -> dict[str, object]:
-    data: dict[str, object] = {"address": address, **dataclasses.asdict(info)}
+    data: dict[str, object] = {"address": address, "http_url": http_url, **dataclasses.asdict(info)}
     if described is not None:
         data["streams"] = {name: dataclasses.asdict(each) for name, each in described.items()}
     return data
@@ -105,9 +113,11 @@ def metrics_urls(state: ClusterState) -> dict[str, str]:
     }
 
 
-def summary(info: ClusterInfo, address: str) -> list[str]:
+def summary(info: ClusterInfo, address: str, http_url: str | None = None) -> list[str]:
     """What matters about the cluster as a whole, one sentence a line."""
     lines = [f"{address} serves {info.model}, context {info.context_tokens} tokens"]
+    if http_url is not None:
+        lines.append(f"HTTP, as of the OpenAI API: {http_url}/v1")
     if not info.ready:
         lines.append("NOT READY: no prefill server is alive; requests get UNAVAILABLE")
     elif not info.decode_available:

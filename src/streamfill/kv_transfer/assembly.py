@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from streamfill.kv_transfer.codecs import codec_of_parts
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.slices import HeadRange, is_covered
 from streamfill.messages.handoff import Offer
@@ -32,6 +33,10 @@ class Assembly:
     """When a part of it was last offered, or came."""
     parts: list[HeadRange] = field(default_factory=list)
     """Offered so far."""
+    codecs: list[str] = field(default_factory=list)
+    """Of the same parts: each sender rank chooses by the speed of its own link."""
+    num_bytes: int = 0
+    """Of the same parts, as they travel."""
     arrived: list[HeadRange] = field(default_factory=list)
     num_receiving: int = 0
     """Parts whose blocks belong to their lanes."""
@@ -49,6 +54,19 @@ class Assembly:
         if self.parts == [self.heads]:
             return ()
         return tuple(part.behind(self.heads.first) for part in sorted(self.parts))
+
+    @property
+    def codec(self) -> str:
+        """How the KV was written."""
+        return codec_of_parts(self.codecs)
+
+    def add(self, part: HeadRange, offer: Offer, now_s: float) -> None:
+        """A part was accepted; its block is its lane's from now on."""
+        self.parts.append(part)
+        self.codecs.append(offer.codec)
+        self.num_bytes += offer.num_bytes
+        self.num_receiving += 1
+        self.touched_s = now_s
 
     def is_new(self, sender_id: str, part: HeadRange) -> bool:
         """Whether such a part belongs to it and was not offered before."""

@@ -30,6 +30,7 @@ class ReceiverCount(enum.Enum):
     FAILED = "failed"
     MALFORMED_FRAMES = "malformed_frames"
     STALE_FRAMES = "stale_frames"
+    LATE_WRITES = "late_writes"
     DUPLICATES = "duplicates"
     BYTES_RECEIVED = "bytes_received"
 

@@ -15,8 +15,11 @@ from collections.abc import Callable
 import torch
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.codecs import NO_CODEC, Codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.faults import BEYOND_S, Faults
 from streamfill.kv_transfer.interface import OutgoingTransfer, TransferOutcome, TransferStatus
+from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.sender_session import SenderSession, SessionLostError
 from streamfill.kv_transfer.source import StagedKv
 from streamfill.messages.codec import pack_ids
@@ -42,6 +45,8 @@ class SenderJob:
         self.submitted_s = time.monotonic()
         self.offered_s: float | None = None
         self.cancelled = False
+        self.codec = NO_CODEC
+        """Chosen when it is offered."""
         self.abort_sent = False
         self.data_ready: torch.cuda.Event | None = None
         """Of the scheduler's stream, which may still be gathering."""
@@ -61,6 +66,7 @@ class SenderJob:
             queued_s=begun_s - self.submitted_s,
             seconds=now_s - begun_s,
             peer_rank=self.peer_rank,
+            codec=self.codec,
         )
 
 
@@ -72,19 +78,30 @@ class Delivery:
         job: SenderJob,
         session: SenderSession,
         *,
+        codec: Codec | None,
+        layout: KvLayout,
         chunk_bytes: int,
         with_checksum: bool,
         reply_s: float,
+        chunk_s: float,
+        faults: Faults | None,
         stop_reason: Callable[[], str | None],
         counters: Counters[SenderCount],
     ) -> None:
-        """Args as in `sender_link.LinkOptions`; ``stop_reason`` is asked after every wait."""
+        """Args as in `sender_link.LinkOptions`; ``codec`` is that of this transfer, None for none;
+        ``stop_reason`` is asked after every wait."""
         self._job = job
         self._transfer = job.transfer
         self._session = session
+        self._kv = job.transfer.kv
+        if codec is not None:
+            job.codec = codec.name
+            self._kv = codec.encode(self._kv, layout)
         self._chunk_bytes = chunk_bytes
         self._with_checksum = with_checksum
         self._reply_s = reply_s
+        self._chunk_s = chunk_s
+        self._faults = faults
         self._stop_reason = stop_reason
         self._counters = counters
 
@@ -111,7 +128,8 @@ class Delivery:
                 token_ids=pack_ids(transfer.token_ids),
                 first_token=transfer.first_token,
                 num_tokens=len(transfer.token_ids) - transfer.first_token,
-                num_bytes=transfer.kv.num_bytes,
+                num_bytes=self._kv.num_bytes,
+                codec=self._job.codec,
                 chunk_bytes=self._chunk_bytes,
                 checksum=checksum,
                 version=transfer.version,
@@ -131,7 +149,7 @@ class Delivery:
 
     def _checksum(self) -> int:
         """CRC-32 of all bytes."""
-        kv, checksum = self._transfer.kv, 0
+        kv, checksum = self._kv, 0
         for begin in range(0, kv.num_bytes, self._chunk_bytes):
             end = min(begin + self._chunk_bytes, kv.num_bytes)
             piece = kv.piece(begin, end)
@@ -148,12 +166,16 @@ class Delivery:
             TransferEndedError: it was cancelled, and the receiver delivered nothing.
             TransportError: the link failed, or no answer came in time.
         """
-        kv = self._transfer.kv
-        for begin in range(0, kv.num_bytes, self._chunk_bytes):
-            self._session.group().send(kv, begin, min(begin + self._chunk_bytes, kv.num_bytes))
-            self._obey()
+        kv = self._kv
         if kv.num_bytes:
-            self._session.group().flush()
+            pair = self._session.group()
+            if self._faults is not None:
+                stall_s = self._chunk_s + BEYOND_S
+                pair = self._faults.around(pair, self._transfer.transfer_id, stall_s=stall_s)
+            for begin in range(0, kv.num_bytes, self._chunk_bytes):
+                pair.send(kv, begin, min(begin + self._chunk_bytes, kv.num_bytes))
+                self._obey()
+            pair.flush()
         match self._reply():
             case Complete():
                 return

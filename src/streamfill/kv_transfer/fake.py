@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streamfill.kv_transfer.codecs import NO_CODEC
 from streamfill.kv_transfer.interface import (
     Farewell,
     HeldNews,
@@ -45,6 +46,8 @@ class FakeNetwork:
         """While set, transfers wait until `deliver_held`."""
         self.next_failures: deque[tuple[TransferStatus, str]] = deque()
         """Ends for the next transfers that would have been delivered."""
+        self.codec = NO_CODEC
+        """What transfers are said to be written in; their bytes stay as they are."""
         self.senders: dict[str, FakeKvSender] = {}
         self._receivers: dict[tuple[str, int], FakeKvReceiver] = {}
         self._held: list[_Parcel] = []
@@ -280,6 +283,7 @@ class FakeKvReceiver:
                 version=transfer.version,
                 is_early=transfer.is_early,
                 replaces=transfer.replaces,
+                codec=self._network.codec,
             )
         )
         self._waker.set()
@@ -334,6 +338,7 @@ class FakeKvReceiver:
             num_failed=0,
             num_malformed_frames=0,
             num_stale_frames=0,
+            num_late_writes=0,
             num_duplicates=0,
             bytes_received=self._bytes_received,
         )

@@ -235,7 +235,7 @@ class PairGroup:
             self._finish_oldest()
         self._buffers.rotate(1)
         if self._buffers[0].numel() < num_bytes:
-            self._buffers[0] = torch.empty(num_bytes, dtype=torch.uint8)
+            self._buffers[0] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return self._buffers[0][:num_bytes]
 
     def _begin(self, operation: str, chunk: Tensor) -> None:

@@ -6,8 +6,9 @@ The life of a transfer here:
 2. The session's lane receives into the staging, which nobody else touches meanwhile.
 3. The lane reports. Complete: ``Complete``, and the server gets it. Failed: the staging is
    freed, the session ends, ``Abort``. Given up by the sender: the staging is freed, ``Abort``.
-   Session gone meanwhile: the staging is freed, counted as stale. Where several sender ranks send
-   a part each (``assembly``), the server gets it with the last one, and what ends one ends all.
+   Session gone meanwhile: the staging is freed, counted as a late write. Where several sender
+   ranks send a part each (``assembly``), the server gets it with the last one, and what ends one
+   ends all.
 4. The server releases the staging.
 
 The thread owns socket, sessions and lanes. What the scheduler's thread shares with it is the
@@ -31,6 +32,7 @@ from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.assembly import Assembly
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
+from streamfill.kv_transfer.faults import Faults
 from streamfill.kv_transfer.group import RECEIVER_RANK, Pair, make_pair
 from streamfill.kv_transfer.inbound_lane import InboundLane, LaneJob, LaneReport
 from streamfill.kv_transfer.interface import (
@@ -87,6 +89,7 @@ class InboundOptions:
     timeouts: TransportTimeouts
     same_host: bool
     """Share memory with senders on the same machine."""
+    faults: Faults | None
 
     @property
     def rank(self) -> int:
@@ -295,12 +298,15 @@ class InboundControl:
         if session.lane is None:
             session.lane = InboundLane(
                 session.epoch,
+                layout=session.layout,
                 store=RendezvousStore(
                     publish=lambda key, value: self._post(session, key, value),
                     timeout_s=self._options.timeouts.group_setup_s,
                 ),
                 make_group=lambda store: self._make_group(session, store),
                 report=self._report,
+                chunk_s=self._options.timeouts.chunk_s,
+                faults=self._options.faults,
             )
         session.lane.start(
             LaneJob(
@@ -308,6 +314,8 @@ class InboundControl:
                 staging=answer.staging,
                 chunk_bytes=offer.chunk_bytes,
                 checksum=offer.checksum,
+                encoded=answer.encoded,
+                codec=offer.codec,
             )
         )
 
@@ -325,6 +333,7 @@ class InboundControl:
                         stream_id=report.stream_id,
                         version=report.version,
                         num_tokens=report.num_tokens,
+                        is_loss=report.is_loss,
                         missed_transfer_id=report.missed_transfer_id,
                     ),
                 )
@@ -347,7 +356,8 @@ class InboundControl:
                 session.route, Complete(transfer_id=offer.transfer_id, epoch=session.epoch)
             )
             return
-        reason = report.error or assembly.problem or "cancelled by the sender"
+        end = "cancelled by the sender" if reception.given_up else "the session of a part ended"
+        reason = report.error or assembly.problem or end
         is_first = self._desk.give_up_all(assembly, reason)
         if report.error is not None:
             self._counters.add(ReceiverCount.FAILED, int(is_first))
@@ -355,7 +365,13 @@ class InboundControl:
         elif reception.given_up:
             self._counters.add(ReceiverCount.ABORTED, int(is_first))
         elif not is_current:
-            self._counters.add(ReceiverCount.STALE_FRAMES)
+            self._counters.add(ReceiverCount.LATE_WRITES)
+            _log.warning(
+                "transfer %d thrown away: it was written after its session %d with %s had ended",
+                offer.transfer_id,
+                session.epoch,
+                session.server_id,
+            )
         if is_current:
             self._socket.reply(
                 session.route,
@@ -368,7 +384,7 @@ class InboundControl:
         """Hand a complete transfer to the server."""
         offer = assembly.offer
         self._counters.add(ReceiverCount.COMPLETED)
-        self._counters.add(ReceiverCount.BYTES_RECEIVED, assembly.staging.numel())
+        self._counters.add(ReceiverCount.BYTES_RECEIVED, assembly.num_bytes)
         self._publish(
             IncomingTransfer(
                 transfer_id=offer.transfer_id,
@@ -382,6 +398,7 @@ class InboundControl:
                 version=offer.version,
                 is_early=offer.is_early,
                 replaces=offer.replaces,
+                codec=assembly.codec,
             )
         )
 

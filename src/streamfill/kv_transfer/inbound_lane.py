@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.codecs import CODECS, NO_CODEC
+from streamfill.kv_transfer.faults import BEYOND_S, Faults
 from streamfill.kv_transfer.group import Pair
+from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 
 _log = logging.getLogger(__name__)
@@ -34,6 +37,9 @@ class LaneJob:
     staging: Tensor
     chunk_bytes: int
     checksum: int | None
+    encoded: Tensor | None = None
+    """Where it arrives, if it is written in a codec."""
+    codec: str = NO_CODEC
 
 
 @dataclass(frozen=True)
@@ -57,22 +63,31 @@ class InboundLane:
         self,
         epoch: int,
         *,
+        layout: KvLayout,
         store: RendezvousStore,
         make_group: Callable[[RendezvousStore], Pair],
         report: Callable[[LaneReport], None],
+        chunk_s: float,
+        faults: Faults | None,
     ) -> None:
         """Start the thread.
 
         Args:
             epoch: of the session.
+            layout: of the KV.
             store: for the set-up of the group.
             make_group: called once, in the thread, at the first job; waits for the sender.
             report: called in the thread, exactly once per job.
+            chunk_s: how long either side waits for the other.
+            faults: of the receiver.
         """
         self.epoch = epoch
+        self._layout = layout
         self._store = store
         self._make_group = make_group
         self._report = report
+        self._chunk_s = chunk_s
+        self._faults = faults
         self._stopping = False  # set by `stop`
         self._jobs: queue.SimpleQueue[LaneJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"kv-recv-{epoch}", daemon=True)
@@ -127,13 +142,23 @@ class InboundLane:
             group.close()
 
     def _receive(self, group: Pair, job: LaneJob) -> None:
-        num_bytes = job.staging.numel()
+        into = job.staging if job.encoded is None else job.encoded
+        num_bytes = into.numel()
+        if self._faults is not None:
+            group = self._faults.around(
+                group,
+                job.transfer_id,
+                stall_s=self._chunk_s + BEYOND_S,
+                has_checksum=job.checksum is not None,
+            )
         for begin in range(0, num_bytes, job.chunk_bytes):
             if self._stopping:
                 raise TransportError(_ENDED)
-            group.recv(job.staging, begin, min(begin + job.chunk_bytes, num_bytes))
+            group.recv(into, begin, min(begin + job.chunk_bytes, num_bytes))
         group.flush()
         if job.checksum is not None:
-            found = zlib.crc32(job.staging.cpu().numpy().data)
+            found = zlib.crc32(into.cpu().numpy().data)
             if found != job.checksum:
                 raise ChecksumError(f"checksum is {found:#010x}, not {job.checksum:#010x}")
+        if job.encoded is not None:
+            CODECS[job.codec].decode(job.encoded, job.staging, self._layout)

@@ -81,6 +81,8 @@ class TransferOutcome:
     """From ``Offer`` to the end, the set-up of the group included where one was needed."""
     peer_rank: int = 0
     """To which it went."""
+    codec: str = "none"
+    """How the KV was written; a name of `codecs`."""
 
     @property
     def ok(self) -> bool:
@@ -118,6 +120,8 @@ class IncomingTransfer:
     """The prompt is not committed yet."""
     replaces: int | None = None
     """A transfer that missed what it goes on behind, and that this one is in place of."""
+    codec: str = "none"
+    """How the KV was written on its way. Other than ``none`` it may not be what was sent."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,9 @@ class HeldReport:
     version: int
     """Of the prompt that the number is about."""
     num_tokens: int
+    is_loss: bool = False
+    """It held more before, or was sent more. Otherwise it may hold more by now, since other KV was
+    under way when it said this."""
     missed_transfer_id: int | None = None
     """A transfer that was of no use, since what it goes on behind is not there."""
 
@@ -214,6 +221,8 @@ class ReceiverStats:
     num_malformed_frames: int
     num_stale_frames: int
     """Of an older epoch, or about an unknown transfer or session; thrown away on purpose."""
+    num_late_writes: int
+    """Transfers whose bytes all came, but whose session had ended; thrown away on purpose."""
     num_duplicates: int
     bytes_received: int
 

@@ -12,6 +12,8 @@ import zmq
 from streamfill.errors import ConfigError, TransportError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
+from streamfill.kv_transfer.faults import BEYOND_S, Faults
+from streamfill.kv_transfer.faulty_socket import FaultySocket
 from streamfill.kv_transfer.inbound_control import InboundControl, InboundOptions
 from streamfill.kv_transfer.interface import (
     HeldReport,
@@ -47,6 +49,7 @@ class KvReceiver:
         device: torch.device | None = None,
         timeouts: TransportTimeouts | None = None,
         same_host: bool = True,
+        faults: Faults | None = None,
     ) -> None:
         """Listen.
 
@@ -63,9 +66,11 @@ class KvReceiver:
             device: of the staging tensors; cpu by default.
             timeouts: see `timeouts`.
             same_host: share memory with senders on the same machine, where both are on the CPU.
+            faults: for tests; None: those of the environment, if any.
 
         Raises:
-            ConfigError: it cannot listen there, or nobody could know where it listens.
+            ConfigError: it cannot listen there, nobody could know where it listens, or the
+                environment asks for faults that cannot be.
             ValueError: the layout does not have the heads of ``share``.
         """
         share = share or HeadShare(layout.num_kv_heads)
@@ -77,6 +82,8 @@ class KvReceiver:
                 f"name this machine's address, since it listens on all of them ({bind_host!r})",
             )
         device = device or torch.device("cpu")
+        timeouts = timeouts or TransportTimeouts()
+        faults = faults or Faults.from_environment()
         self._pool = StagingPool(memory_limit_bytes, device=device)
         self._counters: Counters[ReceiverCount] = Counters()
         self._ready: deque[IncomingTransfer] = deque()
@@ -86,9 +93,19 @@ class KvReceiver:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         socket: ControlSocket | None = None
         try:
-            socket = ControlSocket(
-                self._context, host=bind_host, port=port, counters=self._counters
-            )
+            if faults is None:
+                socket = ControlSocket(
+                    self._context, host=bind_host, port=port, counters=self._counters
+                )
+            else:
+                socket = FaultySocket(
+                    self._context,
+                    host=bind_host,
+                    port=port,
+                    counters=self._counters,
+                    faults=faults,
+                    late_s=timeouts.reply_s + BEYOND_S,
+                )
             self._port = socket.port
             self._control = InboundControl(
                 socket,
@@ -99,8 +116,9 @@ class KvReceiver:
                     share=share,
                     device=device,
                     advertise_host=advertise_host or bind_host,
-                    timeouts=timeouts or TransportTimeouts(),
+                    timeouts=timeouts,
                     same_host=same_host,
+                    faults=faults,
                 ),
                 pool=self._pool,
                 counters=self._counters,
@@ -168,6 +186,7 @@ class KvReceiver:
             num_failed=count(ReceiverCount.FAILED),
             num_malformed_frames=count(ReceiverCount.MALFORMED_FRAMES),
             num_stale_frames=count(ReceiverCount.STALE_FRAMES),
+            num_late_writes=count(ReceiverCount.LATE_WRITES),
             num_duplicates=count(ReceiverCount.DUPLICATES),
             bytes_received=count(ReceiverCount.BYTES_RECEIVED),
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from streamfill.kv_transfer.assembly import Assembly
+from streamfill.kv_transfer.codecs import CODECS, NO_CODEC
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.kv_transfer.inbound_lane import LaneReport
 from streamfill.kv_transfer.layout import KvLayout
@@ -37,6 +38,8 @@ class Reception:
     staging: Tensor
     """Its block; the lane's until it reports."""
     assembly: Assembly
+    encoded: Tensor | None = None
+    """The lane's too, for what is written in a codec; released with its report."""
     given_up: bool = False
     """By the sender. The chunks still travel, for nobody."""
 
@@ -80,22 +83,20 @@ class ReceptionDesk:
         refusal = self._refusal(session, offer)
         if refusal is not None:
             return refusal
-        assembly = self._assemblies.get(offer.transfer_id)
-        if assembly is None:
-            answer = self._begin(session, offer)
-            if isinstance(answer, str):
-                if session.heads != self._heads:
-                    self._remember(offer.transfer_id, answer)
-                return answer
-            assembly = answer
-        elif (difference := assembly.difference(offer)) is not None:
-            self.give_up_all(assembly, difference)
-            return difference
-        assembly.parts.append(session.heads)
-        assembly.num_receiving += 1
-        assembly.touched_s = now_s
+        encoded: Tensor | None = None
+        if offer.codec != NO_CODEC:
+            encoded = self._pool.try_acquire(offer.num_bytes)
+            if encoded is None:
+                return self._refuse(session, offer, self._shortage(offer.num_bytes))
+        assembly = self._assembly_for(session, offer)
+        if isinstance(assembly, str):
+            if encoded is not None:
+                self._pool.release(encoded)
+            return self._refuse(session, offer, assembly)
+        assembly.add(session.heads, offer, now_s)
         block = assembly.block(session.heads, self._layout)
-        reception = self._receptions[session.epoch] = Reception(session, offer, block, assembly)
+        reception = Reception(session, offer, block, assembly, encoded)
+        self._receptions[session.epoch] = reception
         return reception
 
     def give_up(self, session: InboundSession, transfer_id: int) -> bool:
@@ -109,6 +110,8 @@ class ReceptionDesk:
     def finish(self, report: LaneReport, now_s: float) -> Reception:
         """What a lane reported. To be followed by `arrived` or `give_up_all`."""
         reception = self._receptions.pop(report.epoch)
+        if reception.encoded is not None:
+            self._pool.release(reception.encoded)
         reception.assembly.num_receiving -= 1
         reception.assembly.touched_s = now_s
         return reception
@@ -144,6 +147,13 @@ class ReceptionDesk:
             if not assembly.num_receiving and assembly.touched_s < before_s
         ]
 
+    def _assembly_for(self, session: InboundSession, offer: Offer) -> Assembly | str:
+        """Where an offer belongs; with its first part a transfer begins."""
+        assembly = self._assemblies.get(offer.transfer_id)
+        if assembly is None:
+            return self._begin(session, offer)
+        return assembly.difference(offer) or assembly
+
     def _begin(self, session: InboundSession, offer: Offer) -> Assembly | str:
         num_bytes = offer.num_tokens * self._layout.bytes_per_token
         if self._num_ready() >= MAX_READY:
@@ -155,11 +165,7 @@ class ReceptionDesk:
             )
         staging = self._pool.try_acquire(num_bytes)
         if staging is None:
-            usage = self._pool.usage()
-            return (
-                f"staging memory is short: {num_bytes} bytes wanted, "
-                f"{usage.used_bytes} of {usage.limit_bytes} in use"
-            )
+            return self._shortage(num_bytes)
         self._seen_ids[offer.transfer_id] = None
         if len(self._seen_ids) > MAX_REMEMBERED:
             self._seen_ids.popitem(last=False)
@@ -167,6 +173,22 @@ class ReceptionDesk:
             session.server_id, self._heads, offer, staging, touched_s=session.heard_s
         )
         return assembly
+
+    def _shortage(self, num_bytes: int) -> str:
+        usage = self._pool.usage()
+        return (
+            f"staging memory is short: {num_bytes} bytes wanted, "
+            f"{usage.used_bytes} of {usage.limit_bytes} in use"
+        )
+
+    def _refuse(self, session: InboundSession, offer: Offer, reason: str) -> str:
+        """Without this part the others are of no use, whether they are here or still to come."""
+        assembly = self._assemblies.get(offer.transfer_id)
+        if assembly is not None:
+            self.give_up_all(assembly, reason)
+        elif session.heads != self._heads:
+            self._remember(offer.transfer_id, reason)
+        return reason
 
     def _refusal(self, session: InboundSession, offer: Offer) -> str | None:
         given_up = self._given_up.get(offer.transfer_id)
@@ -179,13 +201,27 @@ class ReceptionDesk:
             return f"transfer {offer.transfer_id} was offered before"
         if session.epoch in self._receptions:
             return "another transfer of this session is under way"
+        return self._size_problem(session.layout, offer)
+
+    @staticmethod
+    def _size_problem(layout: KvLayout, offer: Offer) -> str | None:
+        """What is wrong with what is said of the bytes; ``layout`` is that of what is sent."""
         if len(offer.token_ids) % 4:
             return f"token ids of {len(offer.token_ids)} bytes are not whole 32-bit integers"
-        return session.layout.transfer_problem(
+        num_bytes = offer.num_bytes
+        if offer.codec != NO_CODEC:
+            codec = CODECS.get(offer.codec)
+            problem = "it is not known here" if codec is None else codec.problem(layout)
+            if codec is None or problem is not None:
+                return f"codec {offer.codec!r}: {problem}"
+            num_bytes = offer.num_tokens * layout.bytes_per_token
+            if offer.num_bytes != codec.num_bytes(num_bytes, layout):
+                return f"{offer.num_tokens} tokens are not {offer.num_bytes} bytes of {codec.name}"
+        return layout.transfer_problem(
             num_token_ids=len(offer.token_ids) // 4,
             first_token=offer.first_token,
             num_tokens=offer.num_tokens,
-            num_bytes=offer.num_bytes,
+            num_bytes=num_bytes,
         )
 
     def _remember(self, transfer_id: int, reason: str) -> None:

@@ -13,7 +13,9 @@ import msgspec
 import torch
 import zmq
 
+from streamfill.kv_transfer.codecs import NO_CODEC, codec_for, measure_codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
+from streamfill.kv_transfer.faults import CHUNK_BYTES, Faults
 from streamfill.kv_transfer.group import backend_name
 from streamfill.kv_transfer.head_copies import layout_of_heads, slice_heads
 from streamfill.kv_transfer.interface import (
@@ -65,6 +67,8 @@ class KvSender:
         with_checksum: bool = False,
         max_queued: int = DEFAULT_MAX_QUEUED,
         same_host: bool = True,
+        codec: str = NO_CODEC,
+        faults: Faults | None = None,
     ) -> None:
         """Start nothing yet: the first transfer to a peer starts its thread.
 
@@ -79,14 +83,24 @@ class KvSender:
             with_checksum: send a CRC-32 of all bytes, for the receiver to check.
             max_queued: transfers waiting for one peer.
             same_host: as of `KvReceiver`; both sides have to want it.
+            codec: that KV may be written in on a link that is slow enough for it, see `codecs`.
+            faults: for tests; None: those of the environment, if any. With faults there is always a
+                checksum, and chunks are small.
 
         Raises:
+            ConfigError: there is no such codec, or it makes this KV no smaller; or the environment
+                asks for faults that cannot be.
             ValueError: the layout does not have the heads of ``share``.
         """
+        faults = faults or Faults.from_environment()
+        if faults is not None:
+            with_checksum = True
+            chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
         self._layout = layout
         self._share = share or HeadShare(layout.num_kv_heads)
         self._share.check_pool(layout.num_kv_heads)
         device = device or torch.device("cpu")
+        chosen = codec_for(codec, layout)
         self._options = LinkOptions(
             hello=Hello(
                 server_id=server_id,
@@ -105,6 +119,9 @@ class KvSender:
             with_checksum=with_checksum,
             max_queued=max_queued,
             same_host=same_host,
+            codec=chosen,
+            codec_cost=None if chosen is None else measure_codec(chosen, layout, device),
+            faults=faults,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()

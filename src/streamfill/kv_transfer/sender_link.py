@@ -5,7 +5,8 @@ The life of a transfer here:
 1. `submit` queues it; the thread takes it when the ones before it have ended.
 2. Without a session the thread says ``Hello`` until it is welcome or ``session_s`` is over.
 3. A `delivery` carries it over the session. Any failure there ends the session, and the next
-   transfer opens a new one.
+   transfer opens a new one. One that ran into a time-out takes along those that waited behind
+   it for most of that time.
 4. Its outcome is published, exactly once.
 """
 
@@ -23,8 +24,10 @@ import torch
 import zmq
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.codecs import Codec, CodecCost
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.delivery import Delivery, SenderJob, TransferEndedError
+from streamfill.kv_transfer.faults import Faults
 from streamfill.kv_transfer.interface import (
     HeldNews,
     OutgoingTransfer,
@@ -45,6 +48,9 @@ from streamfill.messages.handoff import Abort, Ask, Hello, LetGo, Pong, Reject
 _log = logging.getLogger(__name__)
 
 
+_MEMORY = 0.8
+"""Weight that what is known of the link's speed keeps with each transfer."""
+
 MAX_NOTES = 1024
 """Waiting for a receiver that cannot be reached; the oldest are forgotten."""
 
@@ -61,6 +67,10 @@ class LinkOptions:
     with_checksum: bool
     max_queued: int
     same_host: bool
+    faults: Faults | None
+    codec: Codec | None = None
+    """May be used where it pays."""
+    codec_cost: CodecCost | None = None
 
 
 class _UnreachableError(TransportError):
@@ -95,6 +105,7 @@ class SenderLink:
         self._context = context
         self._publish = publish
         self._publish_held = publish_held
+        self._time_out_s = min(options.timeouts.chunk_s, options.timeouts.reply_s)
         self._counters = counters
         self._waker = Waker()
         self._lock = threading.Lock()
@@ -104,6 +115,7 @@ class SenderLink:
         self._stop_reason: str | None = None
         self._session: SenderSession | None = None  # the thread's
         self._num_attempts = 0
+        self._seconds_per_byte: float | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"kv-send-{address.server_id}-{address.rank}", daemon=True
         )
@@ -226,6 +238,14 @@ class SenderLink:
             self._fail_queued(status, reason)
         except TransportError as error:
             status, reason = TransferStatus.FAILED, str(error)
+            if job.outcome(status, reason).seconds >= self._time_out_s:
+                # Another time-out would cost streams that have waited for most of this one more
+                # than to compute the KV again.
+                self._fail_queued(
+                    status,
+                    f"the peer let the one before it wait: {reason}",
+                    after_s=self._time_out_s / 2,
+                )
         except Exception as error:  # noqa: BLE001 - the edge of this thread's loop
             _log.exception("transfer %d failed", job.transfer.transfer_id)
             status, reason = TransferStatus.FAILED, f"internal error: {error!r}"
@@ -234,7 +254,9 @@ class SenderLink:
             self._end_session(job, reason)
         with self._lock:
             self._current = None
-        self._publish(job.outcome(status, reason))
+        outcome = job.outcome(status, reason)
+        self._note_speed(job, outcome)
+        self._publish(outcome)
 
     def _deliver(self, job: SenderJob) -> None:
         delivery = self._delivery(job)
@@ -249,15 +271,42 @@ class SenderLink:
         delivery.carry()
 
     def _delivery(self, job: SenderJob) -> Delivery:
+        session = self._session or self._open_session(job)
         return Delivery(
             job,
-            self._session or self._open_session(job),
+            session,
+            codec=self._codec_for(job),
+            layout=self._options.hello.layout,
             chunk_bytes=self._options.chunk_bytes,
             with_checksum=self._options.with_checksum,
             reply_s=self._options.timeouts.reply_s,
+            chunk_s=self._options.timeouts.chunk_s,
+            faults=self._options.faults,
             stop_reason=lambda: self._stop_reason,
             counters=self._counters,
         )
+
+    def _codec_for(self, job: SenderJob) -> Codec | None:
+        """What this transfer is written in: nothing before the link's speed is known."""
+        codec, cost = self._options.codec, self._options.codec_cost
+        if codec is None or cost is None or self._seconds_per_byte is None:
+            return None
+        if not job.transfer.kv.num_bytes:
+            return None
+        pays = cost.pays(codec, self._options.hello.layout, self._seconds_per_byte)
+        return codec if pays else None
+
+    def _note_speed(self, job: SenderJob, outcome: TransferOutcome) -> None:
+        """How long the link needs for a byte as it travels, lately."""
+        if outcome.bytes_per_s is None:
+            return
+        num_bytes = job.transfer.kv.num_bytes
+        codec = self._options.codec
+        if codec is not None and job.codec == codec.name:
+            num_bytes = codec.num_bytes(num_bytes, self._options.hello.layout)
+        cost = outcome.seconds / num_bytes
+        old = self._seconds_per_byte
+        self._seconds_per_byte = cost if old is None else _MEMORY * old + (1 - _MEMORY) * cost
 
     def _open_session(self, job: SenderJob | None) -> SenderSession:
         """Say ``Hello`` with back-off until welcome."""
@@ -313,9 +362,12 @@ class SenderLink:
             session.close()
             self._publish_held(ReceiverLost(self.address.server_id))
 
-    def _fail_queued(self, status: TransferStatus, reason: str) -> None:
+    def _fail_queued(self, status: TransferStatus, reason: str, *, after_s: float = 0.0) -> None:
+        """End those that have waited for at least so long."""
+        submitted_until_s = time.monotonic() - after_s
         with self._lock:
-            failed = list(self._queue)
-            self._queue.clear()
+            failed = [job for job in self._queue if job.submitted_s <= submitted_until_s]
+            for job in failed:
+                self._queue.remove(job)
         for job in failed:
             self._publish(job.outcome(status, reason))

@@ -167,6 +167,7 @@ class SenderSession:
                     stream_id=message.stream_id,
                     version=message.version,
                     num_tokens=message.num_tokens,
+                    is_loss=message.is_loss,
                     missed_transfer_id=message.missed_transfer_id,
                 )
             )

@@ -114,8 +114,7 @@ class SharedMemoryPair:
                 self._receive_head(into.numel())
             if self._pages is not None:
                 self._pages.read(begin, into[begin:end])
-                # Fails where the sender gave up meanwhile, whose pages may have changed.
-                self._connection.sendall(_TOKEN)
+                self._say_read()
                 return
             for at in range(begin, end, PART_BYTES):
                 while not self._num_there:
@@ -174,6 +173,11 @@ class SharedMemoryPair:
             self._pages = PagedKv(self._mapped, pages)
         except (IndexError, ValueError) as error:
             raise ConnectionError(f"the sender named wrong pages: {error}") from error
+
+    def _say_read(self) -> None:
+        """That a chunk was read. Fails where the sender gave up meanwhile: its pages may hold
+        something else by then."""
+        self._connection.sendall(_TOKEN)
 
     def _next_part(self, num_bytes: int) -> Tensor:
         part: Tensor = self._parts[self._position % NUM_PARTS]

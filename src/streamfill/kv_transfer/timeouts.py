@@ -24,7 +24,7 @@ CHUNK_S = 5.0
 """One chunk takes 10 to 30 ms. A wait on a torch.distributed operation cannot be interrupted
 (`abort` of a Gloo group leaves a waiting thread waiting), so this also bounds how long staging
 memory stays with a silent peer, and how long `close` may take. Then the transfer fails and the
-session ends."""
+session ends. Transfers that waited for half as long behind one that failed so late fail with it."""
 
 PING_S = 2.0
 """Of an idle session, so that a restarted receiver is noticed before the next transfer needs it."""

@@ -51,6 +51,8 @@ class RunningCluster:
     startup_s: float
     run_dir: Path
     supervisor: Supervisor
+    http_url: str | None = None
+    """For HTTP clients on this machine; None: no HTTP."""
 
 
 @asynccontextmanager
@@ -103,7 +105,11 @@ async def running_cluster(
             startup_s = time.monotonic() - started
             state.enter(ClusterPhase.READY, supervisor.statuses, startup_s)
             yield RunningCluster(
-                address=plan.address, startup_s=startup_s, run_dir=run_dir, supervisor=supervisor
+                address=plan.address,
+                startup_s=startup_s,
+                run_dir=run_dir,
+                supervisor=supervisor,
+                http_url=plan.http_url,
             )
         finally:
             state.enter(ClusterPhase.DRAINING, supervisor.statuses)
@@ -194,6 +200,7 @@ class _StateWriter:
         state = ClusterState(
             name=self._plan.name,
             address=self._plan.address,
+            http_url=self._plan.http_url,
             model_path=str(self._model_path),
             phase=self._phase,
             launcher_pid=os.getpid(),

@@ -71,6 +71,8 @@ class ClusterPlan:
     address: str
     """``host:port`` of the router for clients on this machine."""
     processes: tuple[ProcessSpec, ...]
+    http_url: str | None = None
+    """Of the router, for clients on this machine; None: no HTTP."""
 
 
 def plan_cluster(
@@ -124,6 +126,10 @@ def plan_cluster(
         model_path=str(model_path),
         host=config.router.host,
         grpc_port=ports.router_grpc,
+        http_port=ports.router_http,
+        http_host=config.router.http_host,
+        http_allow_origins=config.router.http_allow_origins,
+        max_body_bytes=config.router.max_body_bytes,
         zmq_port=ports.router_zmq,
         max_streams=config.router.max_streams,
         idle_stream_timeout_s=config.router.idle_stream_timeout_s,
@@ -174,6 +180,7 @@ def plan_cluster(
         name=config.name,
         address=_join(router_host, ports.router_grpc),
         processes=tuple(processes),
+        http_url=_http_url(config, ports),
     )
 
 
@@ -241,6 +248,7 @@ def _server_config(
         policy_options=section.policy_options,
         preemption=section.preemption,
         early_push=section.early_push,
+        kv_codec=section.kv_codec,
         cost_profile=section.cost_profile,
         host_pool_tokens=section.host_pool_tokens,
         max_requests=section.max_requests,
@@ -250,6 +258,13 @@ def _server_config(
         metrics_port=ports.metrics.get(server_id),
         log_level=config.log_level,
     )
+
+
+def _http_url(config: ClusterConfig, ports: Ports) -> str | None:
+    if ports.router_http is None:
+        return None
+    host = reachable_host(config.router.http_host or config.router.host)
+    return f"http://{_join(host, ports.router_http)}"
 
 
 def _join(host: str, port: int) -> str:

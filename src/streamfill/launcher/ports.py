@@ -28,9 +28,11 @@ _METRICS: Final = "metrics of "
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Every port that the launcher assigns. None is 0."""
+    """Every port that the launcher assigns, none of them 0."""
 
     router_grpc: int
+    router_http: int | None = None
+    """None: no HTTP."""
     router_zmq: int
     controller_zmq: int
     metrics: Mapping[str, int] = field(default_factory=dict)
@@ -47,25 +49,37 @@ def choose_ports(config: ClusterConfig) -> Ports:
         ConfigError: a given port is in use or not allowed, or the host is not of this machine.
     """
     router, controller = config.router, config.controller
+    http_host = router.http_host or router.host
     with ExitStack() as held:
 
         def settle(key: str, host: str, port: int) -> int:
-            listener = _listen_free(key, host) if port == 0 else _listen(key, host, port)
+            try:
+                listener = _listen_free(key, host) if port == 0 else _listen(key, host, port)
+            except ConfigError as error:
+                if error.key == "router.host" and host == router.http_host:
+                    raise ConfigError("router.http_host", error.value, error.remedy) from error
+                raise
             held.enter_context(listener)
             return int(listener.getsockname()[1])
 
         # Given ports first, so that no free one is chosen that is asked for below.
-        wanted = {
+        wanted: dict[str, tuple[str, str, int | str]] = {
             "router_grpc": ("router.grpc_port", router.host, router.grpc_port),
+            "router_http": ("router.http_port", http_host, router.http_port),
             "router_zmq": ("router.zmq_port", router.host, router.zmq_port),
             "controller_zmq": ("controller.zmq_port", controller.host, controller.zmq_port),
         }
         for process, place in _metrics_ports(config):
             wanted[f"{_METRICS}{process}"] = place
         in_order = sorted(wanted.items(), key=lambda item: item[1][2] == 0)
-        chosen = {name: settle(*place) for name, place in in_order}
+        chosen = {
+            name: settle(key, host, port)
+            for name, (key, host, port) in in_order
+            if isinstance(port, int)
+        }
     return Ports(
         router_grpc=chosen["router_grpc"],
+        router_http=chosen.get("router_http"),
         router_zmq=chosen["router_zmq"],
         controller_zmq=chosen["controller_zmq"],
         metrics={
@@ -128,9 +142,10 @@ def _try_listen(host: str, port: int) -> socket.socket:
 
 
 def _config_error(key: str, host: str, port: int, error: OSError) -> ConfigError:
-    section = key.partition(".")[0]
+    section, _, option = key.partition(".")
     if error.errno == errno.EADDRINUSE:
-        remedy = f"is in use on {host}; choose another port, or 0 for any free one"
+        off = ", or off for no HTTP" if option == "http_port" else ""
+        remedy = f"is in use on {host}; choose another port, or 0 for any free one{off}"
         return ConfigError(key, port, remedy)
     if error.errno == errno.EACCES:
         return ConfigError(key, port, "needs more rights; choose a port above 1023")

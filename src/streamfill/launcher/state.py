@@ -62,6 +62,8 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     startup_s: float | None
     """From the launcher's start to readiness; None until then."""
     processes: tuple[ProcessRecord, ...]
+    http_url: str | None = None
+    """None: the router serves no HTTP."""
 
     @property
     def is_alive(self) -> bool:

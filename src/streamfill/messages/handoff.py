@@ -27,7 +27,7 @@ import msgspec
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.slices import HeadRange
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 6
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -95,10 +95,13 @@ class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
     num_tokens: _Count
     """Tokens whose KV is carried."""
     num_bytes: _Count
+    """As they travel."""
     chunk_bytes: Annotated[int, msgspec.Meta(gt=0)]
     """Bytes of every chunk but the last."""
     checksum: int | None = None
-    """CRC-32 of all bytes."""
+    """CRC-32 of all bytes, as they travel."""
+    codec: str = "none"
+    """How the KV is written; a name of ``kv_transfer.codecs``."""
     version: _Count = 0
     """Of the stream's prompt; see ``Ask``."""
     is_early: bool = False
@@ -180,6 +183,8 @@ class Held(_Message, frozen=True, kw_only=True, tag="kv_held"):
     """The newest that it was told."""
     num_tokens: _Count
     """Leading tokens, of those that it was told."""
+    is_loss: bool = False
+    """It held more before, or was sent more: not just the answer to what it was told last."""
     missed_transfer_id: int | None = None
     """A transfer whose KV goes on behind tokens that are not there, and was of no use."""
 

@@ -98,6 +98,8 @@ class Output(_Message, frozen=True, kw_only=True, tag="output"):
     finish: Finish | None = None
     num_cached_tokens: int = 0
     """Prompt tokens that this server had in its cache when it was asked for the answer."""
+    kv_codec: str = "none"
+    """Lossy codec that KV of this answer may have come through; see ``kv_transfer.codecs``."""
     account: StreamAccount | None = None
     """With the first token that this server sampled, whenever that is sent. None: there is nothing
     to tell, as on a decode server that found the whole prompt."""

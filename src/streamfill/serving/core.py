@@ -33,6 +33,7 @@ import msgspec
 
 from streamfill.engine.interface import CopyReport, Engine, RequestUpdate
 from streamfill.errors import ConfigError, ErrorCode, ProtocolError
+from streamfill.kv_transfer.codecs import NO_CODEC
 from streamfill.links.server_link import Inbound, RouterLost
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -131,6 +132,8 @@ class ServingCore:
         """Sent to decode servers; stays 0 on these."""
         self.num_early_bytes = 0
         self.draining = False
+        self.kv_codec = NO_CODEC
+        """Lossy codec that KV in the tree may have come through."""
         self.step_ended_s: float | None = None
         """When the engine's newest step ended, by ``time.monotonic``. None: nobody says."""
 
@@ -406,6 +409,7 @@ class ServingCore:
                 ok = self.num_streams == 0 and self.engine.flush()
                 if ok:
                     self.decider.forget_experience()
+                    self.kv_codec = NO_CODEC
                 self._send(s.CacheFlushed(request_id=request_id, ok=ok))
             case r.SetPolicy():
                 self._set_policy(message)
@@ -652,6 +656,7 @@ class ServingCore:
                 logprobs=tuple(answer.logprobs[start:]),
                 finish=answer.finish,
                 num_cached_tokens=answer.num_cached_tokens,
+                kv_codec=self.kv_codec,
                 account=(
                     record.account.message(
                         self._clock() if self.step_ended_s is None else time.monotonic()

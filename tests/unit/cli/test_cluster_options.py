@@ -45,6 +45,12 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
     assert (made.router.grpc_port, made.model.path, made.name) == (0, "/m", "n")
 
 
+def test_http_port() -> None:
+    """A number, or the word for none."""
+    assert cluster("--http-port", "8123").router.http_port == 8123
+    assert cluster("--http-port", "off").router.http_port == "off"
+
+
 def test_set_any_key() -> None:
     """--set reaches every key, reads values as TOML, and takes bare words as strings."""
     made = cluster(
@@ -91,6 +97,9 @@ def test_values_of_settings(setting: str, value: object) -> None:
         ),
         (("--set", "decode.policy=lcas"), "decode.policy", "set prefill.policy"),
         (("--port", "70000"), "router.grpc_port", "between 0"),
+        (("--http-port", "70000"), "router.http_port", "between 0"),
+        (("--http-port", "on"), "router.http_port", "or off"),
+        (("--set", "router.max_body_bytes=5"), "router.max_body_bytes", "at least 1024"),
         (("--set", "decode.metrics_port=on"), "decode.metrics_port", '"off"'),
         (("--set", "router.otlp_endpoint=h:4318"), "router.otlp_endpoint", "http://127.0.0.1:4318"),
         (("--name", "a/b"), "name", "use up to 64 letters"),

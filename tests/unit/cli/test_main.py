@@ -132,7 +132,19 @@ def test_run_dir_that_cannot_be(
     (tmp_path / "file").write_text("")
     run_dir = f"launcher.run_dir={tmp_path / 'file' / 'x'}"
     for extra in ((), ("--detach",)):
-        line = fails(capsys, "up", "--model", str(model), "--port", "0", "--set", run_dir, *extra)
+        line = fails(
+            capsys,
+            "up",
+            "--model",
+            str(model),
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--set",
+            run_dir,
+            *extra,
+        )
         assert line.startswith("error: launcher.run_dir = ")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import torch
 
 from streamfill.kv_transfer.interface import TransferStatus
-from streamfill.messages.handoff import Abort, Accept, Complete, Hello, Offer, Reject
+from streamfill.messages.handoff import Abort, Accept, Complete, Hello, Offer, Reject, Welcome
 from tests.unit.kv_transfer.builders import (
     LAYOUT,
+    QUICK,
     RawReceiver,
     RawSender,
     address_of,
@@ -50,6 +53,40 @@ def test_no_answer_to_an_offer(make_sender: MakeSender) -> None:
         while not isinstance(message, Hello):  # the last words of the first session
             message = peer.receive()
         assert message.attempt == first.attempt + 1
+
+
+def test_who_waited_behind_a_time_out_waits_for_no_other(make_sender: MakeSender) -> None:
+    """Transfers to a peer that hangs fail after one time-out, not one each. What was submitted just
+    before is carried, as is what is behind a failure that was noticed at once."""
+    sender = make_sender()
+    with RawReceiver() as peer:
+        begun_s = time.monotonic()
+        for number in (1, 2, 3):
+            sender.submit(peer.address, transfer(number, 0))
+        peer.welcome()
+        time.sleep(0.8 * QUICK.reply_s)
+        for number in (4, 5):
+            sender.submit(peer.address, transfer(number, 0))
+        ended = outcomes_of(sender, 3)
+        assert time.monotonic() - begun_s < 2 * QUICK.reply_s
+        assert ended.keys() == {1, 2, 3}
+        assert {outcome.status for outcome in ended.values()} == {TransferStatus.FAILED}
+        assert "let the one before it wait: no reply within" in ended[3].reason
+        _welcome_again(peer, epoch=2)
+        peer.send(Abort(transfer_id=4, epoch=2, reason="broken"))
+        assert outcomes_of(sender)[4].reason == "given up by the receiver: broken"
+        _welcome_again(peer, epoch=3)
+        peer.send(Accept(transfer_id=5, epoch=3))
+        peer.send(Complete(transfer_id=5, epoch=3))
+        assert outcomes_of(sender)[5].ok
+
+
+def _welcome_again(peer: RawReceiver, *, epoch: int) -> None:
+    """After the last words of the session before; up to the next offer."""
+    while not isinstance(message := peer.receive(), Hello):
+        pass
+    peer.send(Welcome(server_id="d0", rank=0, incarnation=1, attempt=message.attempt, epoch=epoch))
+    assert isinstance(peer.receive(), Offer)
 
 
 def test_no_group_comes_up_at_the_sender(make_sender: MakeSender) -> None:

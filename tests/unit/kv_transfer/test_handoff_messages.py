@@ -75,10 +75,11 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
             version=2,
             is_early=True,
             replaces=8,
+            codec="float16",
         ),
-        b"\x8d\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
+        b"\x8e\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
         b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00\xabfirst_token\x01\xaanum_tokens\x01"
-        b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa8checksum\x06"
+        b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa8checksum\x06\xa5codec\xa7float16"
         b"\xa7version\x02\xa8is_early\xc3\xa8replaces\x08",
     ),
     (
@@ -109,9 +110,9 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
         b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00",
     ),
     (
-        Held(epoch=5, stream_id=3, version=2, num_tokens=1, missed_transfer_id=9),
-        b"\x86\xa4type\xa7kv_held\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xaanum_tokens"
-        b"\x01\xb2missed_transfer_id\t",
+        Held(epoch=5, stream_id=3, version=2, num_tokens=1, is_loss=True, missed_transfer_id=9),
+        b"\x87\xa4type\xa7kv_held\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xaanum_tokens"
+        b"\x01\xa7is_loss\xc3\xb2missed_transfer_id\t",
     ),
     (
         LetGo(epoch=5, stream_id=3),

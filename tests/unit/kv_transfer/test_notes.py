@@ -54,7 +54,7 @@ def test_a_question_is_answered_then_and_later(
     assert (question.server_id, question.stream_id, question.version) == ("p0", 7, 2)
     assert list(question.token_ids) == [1, 2, 300_000]
     for num_tokens, missed in ((3, None), (0, 9)):
-        told = HeldReport("d0", 7, 2, num_tokens, missed)
+        told = HeldReport("d0", 7, 2, num_tokens, missed is not None, missed)
         receiver.tell("p0", told)
         assert _next(sender, sender.poll_held) == told
     assert other.poll_held() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,6 +31,7 @@ def _bytes_of(buffers: list[Tensor]) -> list[Tensor]:
     return [buffer.view(torch.uint8).clone() for buffer in buffers]
 
 
+@settings(deadline=None)
 @given(
     data=st.data(),
     page_size=st.sampled_from([1, 16]),

@@ -23,7 +23,7 @@ from streamfill.launcher.state import ClusterPhase, find_cluster, start_ticks
 from streamfill.launcher.supervisor import Supervisor
 
 FAKE = Path(__file__).parents[2] / "fixtures" / "launcher" / "fake_process.py"
-CONFIG = ClusterConfig(name="t", router=RouterSection(grpc_port=0))
+CONFIG = ClusterConfig(name="t", router=RouterSection(grpc_port=0, http_port=0))
 
 
 class Bench:

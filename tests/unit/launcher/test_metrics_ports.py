@@ -25,7 +25,7 @@ from streamfill.launcher.plan import ClusterPlan, plan_cluster
 from streamfill.launcher.ports import Ports, choose_ports
 from streamfill.launcher.state import ClusterPhase, ClusterState, ProcessRecord
 
-FREE = ClusterConfig(router=RouterSection(grpc_port=0))
+FREE = ClusterConfig(router=RouterSection(grpc_port=0, http_port=0))
 NAMES = ("router", "controller", "prefill-0", "prefill-1", "decode-0")
 PORTS = Ports(
     router_grpc=1001,
@@ -54,7 +54,7 @@ def test_a_port_given_is_that_of_the_first_server() -> None:
     """The others have the next ones; "off" has none."""
     port = choose_ports(FREE).metrics["prefill-0"]
     config = ClusterConfig(
-        router=RouterSection(grpc_port=0, metrics_port="off"),
+        router=RouterSection(grpc_port=0, http_port="off", metrics_port="off"),
         controller=ControllerSection(metrics_port="off"),
         prefill=ServerSection(count=2, metrics_port=port),
     )

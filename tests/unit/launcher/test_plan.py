@@ -21,7 +21,7 @@ from streamfill.launcher.plan import ClusterPlan, ProcessKind, plan_cluster, thr
 from streamfill.launcher.ports import Ports
 from streamfill.messages.common import Role
 
-PORTS = Ports(router_grpc=1001, router_zmq=1002, controller_zmq=1003)
+PORTS = Ports(router_grpc=1001, router_http=1004, router_zmq=1002, controller_zmq=1003)
 
 
 def plan(config: ClusterConfig, num_cores: int = 8) -> ClusterPlan:
@@ -70,6 +70,7 @@ def test_all_find_each_other() -> None:
     router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
     controller = msgspec.json.decode(made.processes[1].config_json, type=ControllerConfig)
     assert (router.grpc_port, router.zmq_port, controller.zmq_port) == (1001, 1002, 1003)
+    assert (router.http_port, made.http_url) == (1004, "http://127.0.0.1:1004")
     assert router.controller_endpoint == "tcp://127.0.0.1:1003"
     for server in servers(made).values():
         assert server.router_endpoint == "tcp://127.0.0.1:1002"

@@ -160,6 +160,7 @@ SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
         logprobs=(TokenLogprob(token_id=8, logprob=-0.5, top=((8, -0.5), (9, -1.5))),),
         finish=Finish(reason=FinishReason.STOP, matched_token_id=2, message="end"),
         num_cached_tokens=30,
+        kv_codec="float16",
         account=StreamAccount(
             num_computed_tokens=40,
             num_recomputed_tokens=10,

@@ -67,11 +67,25 @@ def test_an_update_takes_back_what_it_replaced() -> None:
     assert (push.num_held, push.num_expected, push.version) == (100, 150, 1)
     push.hear(0, 200)
     assert push.num_held == 100
-    push.hear(0, 60)
-    assert push.num_held == 60
+    push.hear(0, 60)  # said before the first push arrived
+    assert push.num_held == 100
+    push.hear(0, 60, is_loss=True)
+    assert (push.num_held, push.num_expected) == (60, 60)
     push.hear(1, 90)
     assert push.num_held == 90
     assert push.kept == [150]
+
+
+def test_late_news_of_the_push_before_take_nothing_back() -> None:
+    """A decode server says what it holds between two of its steps, when the next push may have
+    arrived."""
+    push = StreamPush(PEER)
+    push.push(7, 100)
+    push.ended(ok=True, now_s=0.0)
+    push.push(8, 200)
+    push.ended(ok=True, now_s=0.0)
+    push.hear(0, 100)
+    assert push.num_held == 200
 
 
 def test_what_may_be_there_is_asked_first() -> None:

@@ -1,4 +1,4 @@
-"""A core without servers, for tests of the gRPC service and of the clients.
+"""A core without servers, for tests of the gRPC and HTTP services and of the clients.
 
 Every character of text is one token. The answer is what the test says; it comes token by token as
 fast as it is fetched.
@@ -52,6 +52,8 @@ class FakeManager:
 
     answer: Callable[[], Iterator[str]] = lambda: iter(("Hello", " ", "world"))
     ready: bool = True
+    open_error: Exception | None = None
+    """How the opening of a stream fails. None: as ``ready`` says."""
     hold_answer: bool = False
     """No token comes until the stream ends."""
     streams: dict[int, FakeStream] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class FakeManager:
     describe_calls: list[tuple[int | None, float]] = field(default_factory=list)
 
     async def open(self, options: OpenOptions) -> FakeStream:
+        if self.open_error is not None:
+            raise self.open_error
         if not self.ready or self.is_draining:
             raise UnavailableError("no prefill server is alive")
         stream = FakeStream(self, 2**63 + len(self.streams), options)
@@ -106,6 +110,9 @@ class FakeManager:
             num_malformed_frames=1,
             servers=[server] if self.ready else [],
         )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return f"<{token_id}>".encode()
 
     async def wait_readiness_change(self) -> bool:
         await self.changed.wait()

@@ -14,7 +14,7 @@ import pytest
 from router import handle, service_requests
 from router.interface import Segment
 from router.service_server import GrpcServer
-from router.service_stream import MAX_UNDER_WAY
+from router.stream_call import MAX_UNDER_WAY
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from router.__main__ import EXIT_BAD_START, main
@@ -95,10 +96,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"), num_layers=1)
 
 
-def write_config(folder: Path, model: Path, grpc_port: int = 0, **more: object) -> Path:
+def write_config(folder: Path, model: Path, **more: object) -> Path:
     path = folder / "router.json"
-    settings = {"model_path": str(model), "host": "127.0.0.1", "zmq_port": 0}
-    path.write_text(json.dumps({**settings, "grpc_port": grpc_port, **more}))
+    settings = {"model_path": str(model), "host": "127.0.0.1", "zmq_port": 0, "http_port": 0}
+    path.write_text(json.dumps({**settings, "grpc_port": 0, **more}))
     return path
 
 
@@ -106,8 +107,8 @@ def write_config(folder: Path, model: Path, grpc_port: int = 0, **more: object) 
 async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
     tmp_path: Path, model: Path, number: signal.Signals
 ) -> None:
-    """READY carries its ports; `/metrics` is there; a stream is refused without a server; the exit
-    status is 0."""
+    """READY carries its ports; `/metrics` and HTTP are there; a stream is refused without a server;
+    the exit status is 0."""
     path = write_config(tmp_path, model, metrics_port=0)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "router", "--config-file", str(path)),
@@ -121,7 +122,10 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
         line = await asyncio.wait_for(process.stdout.readline(), PROCESS_TIMEOUT_S)
         word, _, ports = line.decode().partition(" ")
         assert word == "READY"
-        assert set(json.loads(ports)) == {"grpc_port", "zmq_port", "metrics_port"}
+        assert set(json.loads(ports)) == {"grpc_port", "http_port", "zmq_port", "metrics_port"}
+        async with httpx.AsyncClient(timeout=PROCESS_TIMEOUT_S) as http:
+            reply = await http.get(f"http://127.0.0.1:{json.loads(ports)['http_port']}/ready")
+            assert (reply.status_code, reply.json()) == (503, {"ready": False})
         page = await asyncio.to_thread(scrape, json.loads(ports)["metrics_port"])
         assert page.value(Metric.READY) == 0
         async with Client(f"127.0.0.1:{json.loads(ports)['grpc_port']}") as client:
@@ -141,7 +145,7 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
             await process.wait()
 
 
-@pytest.mark.parametrize("key", ["grpc_port", "metrics_port"])
+@pytest.mark.parametrize("key", ["grpc_port", "http_port", "metrics_port"])
 def test_a_port_in_use_stops_the_start(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:

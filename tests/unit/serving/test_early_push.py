@@ -328,3 +328,23 @@ def test_pages_that_are_not_full_stay_behind() -> None:
     pair.commit(200, seq=3)
     assert pair.finish(PROMPT) == 192
     pair.end()
+
+
+def test_answers_that_may_rest_on_lossy_kv_are_marked() -> None:
+    """All that come after it, until the cache is emptied: prompts share their prefixes."""
+    pair = Pair(EarlyPush.OFF)
+    pair.decode.run(generate(PROMPT[:50], stream_id=2))
+    assert {output.kv_codec for output in pair.decode.take(s.Output)} == {"none"}
+    pair.decode.run(forget(2))
+    pair.network.codec = "float16"
+    pair.open()
+    pair.run(splice(PROMPT))
+    pair.commit(200, seq=2)
+    pair.finish(PROMPT)
+    pair.decode.run(generate(PROMPT[:60], stream_id=3))
+    assert {output.kv_codec for output in pair.decode.take(s.Output, 3)} == {"float16"}
+    pair.decode.run(forget(3))
+    pair.run(forget())
+    pair.decode.run(forget(), r.FlushCache(request_id=1))
+    pair.decode.run(generate(PROMPT[:60], stream_id=4))
+    assert {output.kv_codec for output in pair.decode.take(s.Output, 4)} == {"none"}

@@ -1,0 +1,204 @@
+"""One stream over one two-way connection: a gRPC ``Stream`` call, or a WebSocket.
+
+1. The first message opens the stream; what goes wrong until then ends the call.
+2. Two tasks share the call: the *operations* task reads the client's messages and applies them in
+   order, the *events* task passes on what the core reports. A slow client makes both wait. While an
+   operation waits for room, one message behind it is read and no more, so that the transport's flow
+   control holds the client back; the one, since it may be the commit or a cancellation, which end
+   the wait.
+3. A refused operation is answered in the call by ``Refused`` with its number.
+4. The call ends with ``DoneEvent``, or with ``Failed`` and the error that ended the stream. A
+   client that closes its side without a commit, or vanishes, has given the stream up.
+
+What a message looks like is the transport's business: it hands over what each one asks for, and
+writes what the client is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import assert_never
+
+from router.call_messages import (
+    Append,
+    CallEvent,
+    Cancel,
+    ClientMessage,
+    Commit,
+    Failed,
+    Open,
+    Opened,
+    Operation,
+    Refused,
+    Unreadable,
+    Update,
+)
+from router.interface import Acknowledged, StreamHandle, StreamManager
+from streamfill.errors import (
+    CancelledStreamError,
+    FailedPreconditionError,
+    InternalError,
+    StreamError,
+)
+from streamfill.stream.state import StreamState
+
+TELL_S = 1.0
+"""For the last event of a call that ends badly: a client that reads nothing does not keep it."""
+MAX_UNDER_WAY = 2
+"""Operations of one call that were read and are not applied yet."""
+
+
+@contextmanager
+def refusals_noted(handle: StreamHandle, seq: int | None) -> Iterator[None]:
+    """A refused operation uses its number up, also one that the core never sees."""
+    try:
+        yield
+    except StreamError:
+        if seq is not None:
+            handle.note_refused(seq)
+        raise
+
+
+class StreamCall:
+    """Runs one call. ``run`` is awaited once.
+
+    Attributes:
+        handle: the stream, as soon as it is open.
+        is_over: nothing of the stream is left to cancel.
+    """
+
+    def __init__(
+        self,
+        manager: StreamManager,
+        messages: AsyncIterator[ClientMessage],
+        write: Callable[[CallEvent], Awaitable[None]],
+    ) -> None:
+        """Args:
+        manager: the core.
+        messages: of the client; ends when it closes its side.
+        write: tells the client; waits while it is slow. Called by one task at a time.
+        """
+        self._manager = manager
+        self._messages = messages
+        self._write_unlocked = write
+        self._write_lock = asyncio.Lock()
+        self._last_acknowledged: Acknowledged | None = None
+        self.handle: StreamHandle | None = None
+        self.is_over = False
+
+    async def run(self) -> None:
+        """Ends with the stream. Cancelled when the client goes away.
+
+        Raises:
+            StreamError: the stream could not be opened, or ended badly.
+        """
+        try:
+            await self._run()
+        except Exception as error:
+            told = error
+            if not isinstance(told, StreamError):
+                told = InternalError(f"Stream failed: {error!r}")
+            # Whatever becomes of the telling, how the call ends says it too.
+            with suppress(Exception):
+                async with asyncio.timeout(TELL_S):
+                    await self._write(Failed(told))
+            raise
+
+    async def _run(self) -> None:
+        handle = self.handle = await self._open()
+        await self._write(Opened(handle.stream_id))
+        events = asyncio.create_task(self._pass_events_on(handle))
+        operations = asyncio.create_task(self._apply_operations(handle))
+        tasks = {events, operations}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not events.done():
+                operations.result()
+                if handle.status().state is StreamState.OPEN:
+                    raise CancelledStreamError("the client ended the call without a commit")
+            await events
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _open(self) -> StreamHandle:
+        async for first in self._messages:
+            operation = first.operation
+            if isinstance(operation, Unreadable):
+                raise operation.error
+            if not isinstance(operation, Open):
+                got = type(operation).__name__.lower()
+                raise FailedPreconditionError(f"the first message of a call is open, not {got}")
+            return await self._manager.open(operation.read())
+        raise CancelledStreamError("the client ended the call without a message")
+
+    async def _pass_events_on(self, handle: StreamHandle) -> None:
+        try:
+            async for event in handle.events():
+                if isinstance(event, Acknowledged):
+                    await self._acknowledge(handle, is_answer=False)
+                else:
+                    await self._write(event)
+        except StreamError:  # the stream is over, or another call took it over
+            self.is_over = True
+            raise
+        self.is_over = True
+
+    async def _apply_operations(self, handle: StreamHandle) -> None:
+        may_read = asyncio.Semaphore(MAX_UNDER_WAY)
+        try:
+            async with asyncio.TaskGroup() as under_way:
+                await may_read.acquire()
+                async for message in self._messages:
+                    # Tasks begin in the order in which they were made, and the handle keeps it.
+                    task = under_way.create_task(self._apply_or_refuse(handle, message))
+                    task.add_done_callback(lambda _: may_read.release())
+                    await may_read.acquire()
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+
+    async def _apply_or_refuse(self, handle: StreamHandle, message: ClientMessage) -> None:
+        try:
+            with refusals_noted(handle, message.seq):
+                await self._apply(handle, message.operation, message.seq)
+        except StreamError as error:
+            await self._write(Refused(message.seq or 0, error))
+
+    async def _apply(self, handle: StreamHandle, operation: Operation, seq: int | None) -> None:
+        match operation:
+            case Append():
+                await handle.append(operation.read(), seq)
+                await self._acknowledge(handle, is_answer=True)
+            case Update():
+                await handle.update(operation.read(), seq)
+                await self._acknowledge(handle, is_answer=True)
+            case Commit():
+                await handle.commit(operation.read(), seq)
+            case Cancel():
+                await handle.cancel(operation.reason or "asked by the client")
+            case Open():
+                raise FailedPreconditionError(f"stream {handle.stream_id} is already open")
+            case Unreadable():
+                raise operation.error
+            case _:
+                assert_never(operation)
+
+    async def _acknowledge(self, handle: StreamHandle, *, is_answer: bool) -> None:
+        """Say how far the prompt is now: one that waited for its turn would be out of date.
+
+        Args:
+            is_answer: to an operation; such a one is sent even when it says nothing new.
+        """
+        async with self._write_lock:
+            event = handle.status().acknowledged
+            if is_answer or event != self._last_acknowledged:
+                self._last_acknowledged = event
+                await self._write_unlocked(event)
+
+    async def _write(self, event: CallEvent) -> None:
+        """A transport takes one write at a time."""
+        async with self._write_lock:
+            await self._write_unlocked(event)
