@@ -86,8 +86,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[HandoffOptions, bool]:
         parser.error(f"--kills: no server is named {unknown[0]!r}; {', '.join(standard.kills)} are")
     if len(set(kills)) != len(kills):
         parser.error("--kills: each server is killed once")
-    if min(given.streams, given.every, given.at_once) < 1 or given.rate <= 0:
-        parser.error("--streams, --every, --at-once and --rate must be above 0")
+    if min(given.streams, given.at_once) < 1 or given.rate <= 0:
+        parser.error("--streams, --at-once and --rate must be above 0")
+    if given.every < 3:
+        parser.error("--every must be at least 3: some hand-offs must have a chance")
     options = HandoffOptions(
         seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
         num_streams=given.streams,

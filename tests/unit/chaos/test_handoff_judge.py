@@ -210,7 +210,7 @@ def test_the_report_of_a_run() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--kills", "router"], ["--kills", "decode-0,decode-0"], ["--every", "0"], ["--rate", "0"]],
+    [["--kills", "router"], ["--kills", "decode-0,decode-0"], ["--every", "2"], ["--rate", "0"]],
 )
 def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
