@@ -32,7 +32,7 @@ class DecodeRuntime(SchedulerRuntime):
             engine.kv_pool.layout,
             self.config.host,
             memory_limit_bytes=STAGING_LIMIT_BYTES,
-            rank=self.rank,
+            share=self.head_share(engine),
             incarnation=self.incarnation,
             device=engine.kv_pool.device,
         )

@@ -3,7 +3,7 @@
 1. While context arrives, what is stable of its KV goes to the decode server already (``pushes``).
 2. The first token leaves for the router at once (``ServingCore._on_answer``).
 3. The rest of the prompt's KV is lent to the transport, which carries it to the decode server in a
-   thread of its own.
+   thread of its own; where that has another number of ranks, to each the KV heads that it wants.
 4. The outcome goes to the router. Failure costs the decode server a recomputation, nothing else. If
    it missed what the rest goes on behind, that is sent again where this is cheaper.
 
@@ -18,11 +18,11 @@ import logging
 import secrets
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from prefill_server.pushes import MIN_PUSH_TOKENS, EarlyPush, StreamPush, num_stable
+from prefill_server.transfers import PendingTransfer
 from streamfill.engine.interface import Engine, ExportedKv, RequestUpdate
 from streamfill.kv_transfer.interface import (
     HeldReport,
@@ -32,6 +32,7 @@ from streamfill.kv_transfer.interface import (
     ReceiverLost,
     TransferOutcome,
 )
+from streamfill.kv_transfer.slices import HeadShare, num_received
 from streamfill.kv_transfer.source import KvSource, StagedKv
 from streamfill.links.server_link import Inbound
 from streamfill.messages import router_to_server as r
@@ -49,27 +50,6 @@ _MEMORY = 0.9
 """Weight that what is known of a transfer's cost keeps with each new one."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Pending:
-    """A transfer under way."""
-
-    stream_id: int
-    attempt: int
-    exported: ExportedKv | None
-    """None: nothing is carried, all is there already."""
-    num_tokens: int
-    """Of the sequence, what is there already included."""
-    num_ranks: int
-    """Each sends its part, all of the same size."""
-    handoff_id: int | None
-    """The router's name for it. None: it goes ahead of the commit."""
-
-    @property
-    def num_bytes(self) -> int:
-        """On this rank."""
-        return 0 if self.exported is None else self.exported.kv.num_bytes
-
-
 class PrefillCore(ServingCore):
     """Logic of one rank of a prefill server."""
 
@@ -80,7 +60,7 @@ class PrefillCore(ServingCore):
         policy: PolicySetting,
         sender: KvSenderInterface,
         *,
-        rank: int,
+        share: HeadShare,
         step_tokens: int,
         clock: Callable[[], float],
         preemption: PreemptionSetting | None = None,
@@ -89,7 +69,8 @@ class PrefillCore(ServingCore):
     ) -> None:
         """
         Args:
-            rank: this process's within the server's tensor-parallel group.
+            share: this process's place in the server's tensor-parallel group, and the KV heads
+                that it holds.
             early_push: whether KV is sent ahead of the commit.
             first_transfer_id: of pushes, the same on all ranks; None draws one.
 
@@ -99,9 +80,10 @@ class PrefillCore(ServingCore):
             engine, send, policy, step_tokens=step_tokens, clock=clock, preemption=preemption
         )
         self._sender = sender
-        self._rank = rank
+        self._share = share
+        self._rank = share.rank
         self._early_push = early_push
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, PendingTransfer] = {}
         self._outcomes: list[TransferOutcome] = []
         self._pushes: dict[int, StreamPush] = {}
         """By stream id."""
@@ -121,10 +103,17 @@ class PrefillCore(ServingCore):
 
     def poll_transfers(self) -> None:
         """Take transfers back that ended. Called in every turn, on every rank by itself."""
-        for outcome in self._sender.poll():
-            pending = self._pending.pop(outcome.transfer_id, None)
+        for part in self._sender.poll():
+            pending = self._pending.get(part.transfer_id)
             if pending is None:
                 continue
+            pending.ended.append(part)
+            if not pending.is_over:
+                if not part.ok:  # what the others carry would be of no use
+                    self._sender.cancel(part.transfer_id)
+                continue
+            del self._pending[part.transfer_id]
+            outcome = pending.outcome()
             if pending.exported is not None:
                 self.engine.release_export(pending.exported)
             self._outcomes.append(outcome)
@@ -174,7 +163,7 @@ class PrefillCore(ServingCore):
     def _assign(self, record: StreamRecord, peer: KvPeer) -> None:
         """KV of the stream may go to this decode server from now on."""
         push = self._pushes.get(record.stream_id)
-        if (push is not None and push.peer == peer) or self._rank >= len(peer.control_ports):
+        if (push is not None and push.peer == peer) or isinstance(self._receivers(peer), str):
             return
         if push is not None:
             self._let_go(record.stream_id, push)
@@ -297,11 +286,9 @@ class PrefillCore(ServingCore):
     ) -> bool:
         """Give KV to the transport. ``target`` is the hand-off that it completes; None: it goes
         ahead of the commit. Returns whether its outcome will follow."""
-        problem = None
-        if self._rank >= len(peer.control_ports):
-            num_ranks = len(peer.control_ports)
-            problem = f"rank {self._rank} here, {num_ranks} ranks at {peer.server_id}"
-        else:
+        ranks = self._receivers(peer)
+        problem = ranks if isinstance(ranks, str) else None
+        if not isinstance(ranks, str):
             num_tokens = first if exported is None else exported.num_tokens
             push = self._pushes.get(record.stream_id)
             kv: KvSource = _NOTHING if exported is None else exported.kv
@@ -316,29 +303,60 @@ class PrefillCore(ServingCore):
                 is_early=target is None,
                 replaces=target.transfer_id if target is not None and is_retry else None,
             )
-            self._pending[transfer_id] = _Pending(
+            pending = PendingTransfer(
                 stream_id=record.stream_id,
                 attempt=record.attempt,
                 exported=exported,
                 num_tokens=num_tokens,
-                num_ranks=len(peer.control_ports),
+                num_parts=len(ranks),
+                total_bytes=self._total_bytes(kv.num_bytes, len(peer.control_ports)),
                 handoff_id=None if target is None else target.transfer_id,
             )
-            try:
-                self._sender.submit(self._address(peer, self._rank), transfer)
-            except ValueError as error:
-                del self._pending[transfer_id]
-                problem = str(error)
-        if problem is None:
+            problem = self._submit_to(peer, ranks, transfer, pending)
+        if problem is None and ranks:
             return True
         if exported is not None:
             self.engine.release_export(exported)
+        if problem is None:
+            return True  # other ranks hold the same heads, and send them
         if target is not None:
             self._report_failure(record, target, problem)
         return False
 
-    def _report_ended(self, pending: _Pending, outcome: TransferOutcome) -> None:
-        num_bytes = outcome.num_bytes * pending.num_ranks
+    def _submit_to(
+        self,
+        peer: KvPeer,
+        ranks: Sequence[int],
+        transfer: OutgoingTransfer,
+        pending: PendingTransfer,
+    ) -> str | None:
+        """Give a transfer to the transport, once for each rank that gets something. Returns what is
+        wrong with it, as the first one says; then it was given to none."""
+        for rank in ranks:
+            try:
+                self._sender.submit(self._address(peer, rank), transfer)
+            except ValueError as error:
+                if rank == ranks[0]:
+                    return str(error)
+                raise
+            self._pending[transfer.transfer_id] = pending
+        return None
+
+    def _receivers(self, peer: KvPeer) -> list[int] | str:
+        """Ranks of a decode server that get something from this one, or why it can get nothing."""
+        num_ranks = len(peer.control_ports)
+        try:
+            return self._share.receivers(num_ranks)
+        except ValueError as error:
+            return f"{num_ranks} ranks at {peer.server_id}: {error}"
+
+    def _total_bytes(self, num_bytes: int, num_ranks: int) -> int:
+        """Of KV that all ranks of this server send to ``num_ranks``, given what one holds."""
+        num_heads = self._share.num_heads
+        return num_bytes * num_received(num_heads, num_ranks) // self._share.heads.num
+
+    def _report_ended(self, pending: PendingTransfer, outcome: TransferOutcome) -> None:
+        num_bytes = pending.total_bytes
         push = self._pushes.get(pending.stream_id)
         if outcome.ok:
             self.num_handoff_bytes += num_bytes
@@ -456,7 +474,13 @@ class PrefillCore(ServingCore):
 
     @staticmethod
     def _address(peer: KvPeer, rank: int) -> PeerAddress:
-        return PeerAddress(peer.server_id, peer.host, peer.control_ports[rank], rank)
+        return PeerAddress(
+            server_id=peer.server_id,
+            host=peer.host,
+            control_port=peer.control_ports[rank],
+            rank=rank,
+            num_ranks=len(peer.control_ports),
+        )
 
 
 _NOTHING = StagedKv(torch.empty(0, dtype=torch.uint8))

@@ -62,10 +62,11 @@ class PrefillRuntime(SchedulerRuntime):
             )
 
     def build_core(self, engine: SchedulerEngine) -> PrefillCore:
+        share = self.head_share(engine)
         self._sender = KvSender(
             self.config.server_id,
             engine.kv_pool.layout,
-            rank=self.rank,
+            share=share,
             incarnation=self.incarnation,
             device=engine.kv_pool.device,
             codec=self.config.kv_codec,
@@ -80,7 +81,7 @@ class PrefillRuntime(SchedulerRuntime):
                 can_interrupt=engine.breaks is not None,
             ),
             self._sender,
-            rank=self.rank,
+            share=share,
             step_tokens=self._step_tokens,
             clock=self.clock,
             preemption=PreemptionSetting(

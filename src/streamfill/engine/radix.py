@@ -39,10 +39,11 @@ from sglang.srt.mem_cache.registry import (
 )
 
 from streamfill.engine.interface import BlockSwap, CopyReport
+from streamfill.kv_transfer.head_copies import scatter_blocks
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.shared_buffers import SharedBuffers
-from streamfill.kv_transfer.staging import gather, layout_of, scatter
+from streamfill.kv_transfer.staging import gather, layout_of
 
 BACKEND_NAME = "streamfill"
 
@@ -290,12 +291,13 @@ class KvPool:
                 return cached
             skip = cached - incoming.first_token
             try:
-                scatter(
+                scatter_blocks(
                     self.layout,
                     incoming.staging,
                     self._k_buffers,
                     self._v_buffers,
                     slots,
+                    blocks=incoming.blocks,
                     skip_tokens=skip,
                 )
             except ValueError:

@@ -72,6 +72,8 @@ class SchedulerEngine:
         self._running: dict[str, _Running] = {}
         self.kv_pool = KvPool(self._tree, self._allocator)
         self._exports = KvExports(self.kv_pool, self._tree, staging_limit_bytes)
+        self.num_model_kv_heads: int = scheduler.model_config.get_total_num_kv_heads()
+        """Of all tensor-parallel ranks together, copies not counted."""
         self.breaks = layer_breaks(scheduler)
         """Where a step can be interrupted. None: nowhere."""
         page_size = scheduler.page_size

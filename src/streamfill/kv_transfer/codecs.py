@@ -7,7 +7,7 @@ one of the exact KV, and is marked. Further codecs go into `CODECS`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -138,6 +138,16 @@ def codec_for(name: str, layout: KvLayout) -> Codec | None:
     if problem is not None:
         raise ConfigError("kv_codec", name, f"{problem}; choose another, or {NO_CODEC}")
     return codec
+
+
+def codec_of_parts(names: Iterable[str]) -> str:
+    """What KV is said to be written in whose parts are written in these codecs, at least one: a
+    lossy one, if there is any."""
+
+    def loss(name: str) -> int:
+        return 0 if name == NO_CODEC else 1 + CODECS[name].is_lossy
+
+    return max(names, key=loss)
 
 
 @dataclass(frozen=True)

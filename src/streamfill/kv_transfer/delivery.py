@@ -38,9 +38,10 @@ class TransferEndedError(Exception):
 class SenderJob:
     """A transfer on its way. Only ``cancelled`` is written by the scheduler's thread."""
 
-    def __init__(self, transfer: OutgoingTransfer) -> None:
+    def __init__(self, transfer: OutgoingTransfer, peer_rank: int) -> None:
         """Called by the scheduler's thread."""
         self.transfer = transfer
+        self.peer_rank = peer_rank
         self.submitted_s = time.monotonic()
         self.offered_s: float | None = None
         self.cancelled = False
@@ -64,6 +65,7 @@ class SenderJob:
             num_bytes=self.transfer.kv.num_bytes,
             queued_s=begun_s - self.submitted_s,
             seconds=now_s - begun_s,
+            peer_rank=self.peer_rank,
             codec=self.codec,
         )
 

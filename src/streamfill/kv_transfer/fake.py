@@ -51,7 +51,8 @@ class FakeNetwork:
         self.senders: dict[str, FakeKvSender] = {}
         self._receivers: dict[tuple[str, int], FakeKvReceiver] = {}
         self._held: list[_Parcel] = []
-        self._seen_ids: set[int] = set()
+        self._seen_ids: set[tuple[int, str, int]] = set()
+        """Each rank sees an id once."""
 
     def attach(self, receiver: FakeKvReceiver) -> None:
         """Make a receiver reachable, in place of an older one of the same name."""
@@ -67,18 +68,22 @@ class FakeNetwork:
         if not self.is_holding:
             self.deliver_held()
 
-    def drop(self, transfer_id: int) -> bool:
-        """Forget a held transfer; whether there was one."""
-        kept = [parcel for parcel in self._held if parcel.transfer.transfer_id != transfer_id]
-        dropped = len(kept) < len(self._held)
-        self._held = kept
-        return dropped
+    def drop(self, transfer_id: int) -> list[int]:
+        """Forget a held transfer; the ranks that it was to go to."""
+        dropped = [parcel for parcel in self._held if parcel.transfer.transfer_id == transfer_id]
+        self._held = [parcel for parcel in self._held if parcel not in dropped]
+        return [parcel.peer.rank for parcel in dropped]
 
-    def deliver_held(self) -> None:
-        """Deliver all held transfers, in order of submission."""
-        held, self._held = self._held, []
+    @property
+    def num_held(self) -> int:
+        """Transfers that wait for `deliver_held`."""
+        return len(self._held)
+
+    def deliver_held(self, num: int | None = None) -> None:
+        """Deliver held transfers, in order of submission; the first ``num``, or all."""
+        held, self._held = self._held[:num], self._held[:0] if num is None else self._held[num:]
         for parcel in held:
-            parcel.sender.finish(parcel.transfer, *self._deliver(parcel))
+            parcel.sender.finish(parcel.peer, parcel.transfer, *self._deliver(parcel))
 
     def receiver(self, peer: PeerAddress) -> FakeKvReceiver | None:
         """The receiver at an address."""
@@ -97,11 +102,12 @@ class FakeNetwork:
             return TransferStatus.FAILED, f"{parcel.peer} did not answer"
         if self.next_failures:
             return self.next_failures.popleft()
-        if transfer_id in self._seen_ids:
+        seen = (transfer_id, parcel.peer.server_id, parcel.peer.rank)
+        if seen in self._seen_ids:
             return TransferStatus.REFUSED, f"transfer {transfer_id} was offered before"
         if not receiver.accept(parcel.sender.server_id, parcel.transfer):
             return TransferStatus.REFUSED, "staging memory is short"
-        self._seen_ids.add(transfer_id)
+        self._seen_ids.add(seen)
         return TransferStatus.DELIVERED, ""
 
 
@@ -112,7 +118,8 @@ class FakeKvSender:
         self.server_id = server_id
         self._network = network
         self._waker = Waker()
-        self._pending: dict[int, float] = {}  # by transfer id: when it was submitted
+        self._pending: dict[tuple[int, int], float] = {}
+        """By transfer id and rank of the receiver: when it was submitted."""
         self._outcomes: deque[TransferOutcome] = deque()
         self._held: deque[HeldNews] = deque()
         self._counts: Counter[TransferStatus] = Counter()
@@ -121,9 +128,10 @@ class FakeKvSender:
 
     def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
         """See the interface."""
-        if transfer.transfer_id in self._pending:
+        key = (transfer.transfer_id, peer.rank)
+        if key in self._pending:
             raise ValueError(f"transfer {transfer.transfer_id}: it is pending already")
-        self._pending[transfer.transfer_id] = time.monotonic()
+        self._pending[key] = time.monotonic()
         self._network.take(self, peer, transfer)
 
     def ask(
@@ -152,7 +160,9 @@ class FakeKvSender:
         self._held.clear()
         return news
 
-    def finish(self, transfer: OutgoingTransfer, status: TransferStatus, reason: str) -> None:
+    def finish(
+        self, peer: PeerAddress, transfer: OutgoingTransfer, status: TransferStatus, reason: str
+    ) -> None:
         """Called by the network."""
         now_s = time.monotonic()
         self._counts[status] += 1
@@ -165,14 +175,15 @@ class FakeKvSender:
                 reason=reason,
                 num_bytes=transfer.kv.num_bytes,
                 queued_s=0.0,
-                seconds=now_s - self._pending[transfer.transfer_id],
+                seconds=now_s - self._pending[transfer.transfer_id, peer.rank],
+                peer_rank=peer.rank,
             )
         )
         self._waker.set()
 
     def cancel(self, transfer_id: int) -> None:
         """See the interface."""
-        if self._network.drop(transfer_id):
+        for rank in self._network.drop(transfer_id):
             self._counts[TransferStatus.CANCELLED] += 1
             self._outcomes.append(
                 TransferOutcome(
@@ -182,6 +193,7 @@ class FakeKvSender:
                     num_bytes=0,
                     queued_s=0.0,
                     seconds=0.0,
+                    peer_rank=rank,
                 )
             )
             self._waker.set()
@@ -192,7 +204,7 @@ class FakeKvSender:
         ended = list(self._outcomes)
         self._outcomes.clear()
         for outcome in ended:
-            del self._pending[outcome.transfer_id]
+            del self._pending[outcome.transfer_id, outcome.peer_rank]
         return ended
 
     def fileno(self) -> int:

@@ -6,7 +6,9 @@ The life of a transfer here:
 2. The session's lane receives into the staging, which nobody else touches meanwhile.
 3. The lane reports. Complete: ``Complete``, and the server gets it. Failed: the staging is
    freed, the session ends, ``Abort``. Given up by the sender: the staging is freed, ``Abort``.
-   Session gone meanwhile: the staging is freed, counted as a late write.
+   Session gone meanwhile: the staging is freed, counted as a late write. Where several sender
+   ranks send a part each (``assembly``), the server gets it with the last one, and what ends one
+   ends all.
 4. The server releases the staging.
 
 The thread owns socket, sessions and lanes. What the scheduler's thread shares with it is the
@@ -27,6 +29,7 @@ import torch
 import zmq
 
 from streamfill.errors import ProtocolError
+from streamfill.kv_transfer.assembly import Assembly
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.kv_transfer.faults import Faults
@@ -45,6 +48,7 @@ from streamfill.kv_transfer.pool import StagingPool
 from streamfill.kv_transfer.reception_desk import ReceptionDesk
 from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.session_table import InboundSession, SessionTable
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.kv_transfer.timeouts import JOIN_SLACK_S, TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
 from streamfill.messages.codec import unpack_ids
@@ -76,15 +80,21 @@ class InboundOptions:
     """What a receiver is."""
 
     server_id: str
-    rank: int
     incarnation: int
     layout: KvLayout
+    share: HeadShare
+    """Which of the model's KV heads those of the layout are."""
     device: torch.device
     advertise_host: str
     timeouts: TransportTimeouts
     same_host: bool
     """Share memory with senders on the same machine."""
     faults: Faults | None
+
+    @property
+    def rank(self) -> int:
+        """Within the server."""
+        return self.share.rank
 
 
 class InboundControl:
@@ -123,9 +133,9 @@ class InboundControl:
         self._outbox: deque[tuple[bytes, Rendezvous]] = deque()  # filled by the lanes
         self._answers: deque[tuple[str, HeldReport]] = deque()  # filled by the server
         self._stopping = False  # set by `close`
-        self._sessions = SessionTable(options.layout, options.device)
+        self._sessions = SessionTable(options.layout, options.share, options.device)
         self._desk = ReceptionDesk(
-            options.layout, pool=pool, counters=counters, num_ready=num_ready
+            options.layout, options.share, pool=pool, counters=counters, num_ready=num_ready
         )
         self._ending: list[InboundLane] = []
         self._thread = threading.Thread(
@@ -167,13 +177,15 @@ class InboundControl:
         silence_s = self._options.timeouts.silence_s
         try:
             while not self._stopping:
-                poller.poll(round(silence_s * 250) if len(self._sessions) or self._ending else None)
+                is_busy = len(self._sessions) or len(self._desk) or self._ending
+                poller.poll(round(silence_s * 250) if is_busy else None)
                 self._waker.clear()
                 try:
                     self._take_frames()
                     self._send_posted()
                     self._take_reports()
                     self._end_silent()
+                    self._end_overdue(time.monotonic() - self._options.timeouts.parts_s)
                 except Exception:  # noqa: BLE001 - the edge of this thread's loop
                     # One bad frame or report must not end the service to other peers.
                     _log.exception("the control loop of the KV receiver goes on after an error")
@@ -189,6 +201,7 @@ class InboundControl:
             if not lane.join(max(0.0, deadline_s - time.monotonic())):
                 _log.error("the lane of epoch %d did not end", lane.epoch)
         self._take_reports()
+        self._end_overdue(time.monotonic())
         self._socket.close()
         self._waker.close()
 
@@ -270,7 +283,7 @@ class InboundControl:
         )
 
     def _on_offer(self, session: InboundSession, offer: Offer) -> None:
-        answer = self._desk.accept(session, offer)
+        answer = self._desk.accept(session, offer, session.heard_s)
         if isinstance(answer, str):
             self._counters.add(ReceiverCount.REFUSED)
             self._socket.reply(
@@ -285,12 +298,12 @@ class InboundControl:
         if session.lane is None:
             session.lane = InboundLane(
                 session.epoch,
-                layout=self._options.layout,
+                layout=session.layout,
                 store=RendezvousStore(
                     publish=lambda key, value: self._post(session, key, value),
                     timeout_s=self._options.timeouts.group_setup_s,
                 ),
-                make_group=self._make_group,
+                make_group=lambda store: self._make_group(session, store),
                 report=self._report,
                 chunk_s=self._options.timeouts.chunk_s,
                 faults=self._options.faults,
@@ -330,39 +343,28 @@ class InboundControl:
             self._on_report(self._reports.popleft())
 
     def _on_report(self, report: LaneReport) -> None:
-        reception = self._desk.finish(report)
-        session, offer = reception.session, reception.offer
+        now_s = time.monotonic()
+        reception = self._desk.finish(report, now_s)
+        session, offer, assembly = reception.session, reception.offer, reception.assembly
         is_current = self._sessions.is_current(session)
-        session.heard_s = time.monotonic()
-        if report.error is None and is_current and not reception.given_up:
-            self._counters.add(ReceiverCount.COMPLETED)
-            self._counters.add(ReceiverCount.BYTES_RECEIVED, offer.num_bytes)
-            self._publish(
-                IncomingTransfer(
-                    transfer_id=offer.transfer_id,
-                    stream_id=offer.stream_id,
-                    epoch=session.epoch,
-                    source_server_id=session.server_id,
-                    token_ids=unpack_ids(offer.token_ids),
-                    first_token=offer.first_token,
-                    staging=reception.staging,
-                    version=offer.version,
-                    is_early=offer.is_early,
-                    replaces=offer.replaces,
-                    codec=offer.codec,
-                )
-            )
+        session.heard_s = now_s
+        is_wanted = is_current and not reception.given_up and assembly.problem is None
+        if report.error is None and is_wanted:
+            if self._desk.arrived(reception):
+                self._deliver(session, assembly)
             self._socket.reply(
                 session.route, Complete(transfer_id=offer.transfer_id, epoch=session.epoch)
             )
             return
-        self._pool.release(reception.staging)
+        end = "cancelled by the sender" if reception.given_up else "the session of a part ended"
+        reason = report.error or assembly.problem or end
+        is_first = self._desk.give_up_all(assembly, reason)
         if report.error is not None:
-            self._counters.add(ReceiverCount.FAILED)
+            self._counters.add(ReceiverCount.FAILED, int(is_first))
             _log.warning("transfer %d failed: %s", offer.transfer_id, report.error)
         elif reception.given_up:
-            self._counters.add(ReceiverCount.ABORTED)
-        else:
+            self._counters.add(ReceiverCount.ABORTED, int(is_first))
+        elif not is_current:
             self._counters.add(ReceiverCount.LATE_WRITES)
             _log.warning(
                 "transfer %d thrown away: it was written after its session %d with %s had ended",
@@ -371,13 +373,43 @@ class InboundControl:
                 session.server_id,
             )
         if is_current:
-            reason = report.error or "cancelled by the sender"
             self._socket.reply(
                 session.route,
                 Abort(transfer_id=offer.transfer_id, epoch=session.epoch, reason=reason),
             )
             if report.error is not None:
                 self._end(session, report.error)
+
+    def _deliver(self, session: InboundSession, assembly: Assembly) -> None:
+        """Hand a complete transfer to the server."""
+        offer = assembly.offer
+        self._counters.add(ReceiverCount.COMPLETED)
+        self._counters.add(ReceiverCount.BYTES_RECEIVED, assembly.num_bytes)
+        self._publish(
+            IncomingTransfer(
+                transfer_id=offer.transfer_id,
+                stream_id=offer.stream_id,
+                epoch=session.epoch,
+                source_server_id=session.server_id,
+                token_ids=unpack_ids(offer.token_ids),
+                first_token=offer.first_token,
+                staging=assembly.staging,
+                blocks=assembly.blocks,
+                version=offer.version,
+                is_early=offer.is_early,
+                replaces=offer.replaces,
+                codec=assembly.codec,
+            )
+        )
+
+    def _end_overdue(self, before_s: float) -> None:
+        """Transfers whose other parts do not come."""
+        for assembly in self._desk.overdue(before_s):
+            num_arrived = sum(part.num for part in assembly.arrived)
+            reason = f"{num_arrived} of {assembly.heads.num} KV heads came, and no more"
+            self._counters.add(ReceiverCount.FAILED)
+            _log.warning("transfer %d failed: %s", assembly.offer.transfer_id, reason)
+            self._desk.give_up_all(assembly, reason)
 
     def _end_silent(self) -> None:
         """A sender that is gone says nothing; one that is receiving is watched by its lane."""
@@ -394,12 +426,13 @@ class InboundControl:
     def _retire(self, session: InboundSession, reason: str) -> None:
         """Let the lane of an ended session end; staging that it fills stays with it until then."""
         _log.info("session %d with %s ended: %s", session.epoch, session.server_id, reason)
-        self._publish_note(SenderLost(session.server_id))
+        if session.rank == self._options.rank:  # the one that asks, and is told
+            self._publish_note(SenderLost(session.server_id))
         if session.lane is not None:
             session.lane.stop()
             self._ending.append(session.lane)
 
-    def _make_group(self, store: RendezvousStore) -> Pair:
+    def _make_group(self, session: InboundSession, store: RendezvousStore) -> Pair:
         """Called by the lanes' threads."""
         return make_pair(
             rank=RECEIVER_RANK,
@@ -407,7 +440,7 @@ class InboundControl:
             local_host=self._options.advertise_host,
             device=self._options.device,
             timeouts=self._options.timeouts,
-            layout=self._options.layout,
+            layout=session.layout,
             same_host=self._options.same_host,
         )
 

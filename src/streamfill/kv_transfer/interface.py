@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
+from streamfill.kv_transfer.slices import HeadRange
 from streamfill.kv_transfer.source import KvSource
 
 
@@ -26,6 +27,8 @@ class PeerAddress:
     host: str
     control_port: int
     rank: int = 0
+    num_ranks: int = 1
+    """Of that server."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,7 @@ class OutgoingTransfer:
     first_token: int
     """Offset of the first token whose KV is carried."""
     kv: KvSource
-    """Of the tokens carried; of 0 bytes where none is."""
+    """Of the tokens carried, with all KV heads of this rank; of 0 bytes where none is."""
     version: int = 0
     """Of the prompt, as of `KvSenderInterface.ask`."""
     is_early: bool = False
@@ -64,7 +67,7 @@ class TransferStatus(enum.Enum):
 
 @dataclass(frozen=True)
 class TransferOutcome:
-    """The end of one submitted transfer."""
+    """The end of one transfer to one rank."""
 
     transfer_id: int
     status: TransferStatus
@@ -76,6 +79,8 @@ class TransferOutcome:
     """From `submit` to the beginning: other transfers to this peer, and finding the peer."""
     seconds: float
     """From ``Offer`` to the end, the set-up of the group included where one was needed."""
+    peer_rank: int = 0
+    """To which it went."""
     codec: str = "none"
     """How the KV was written; a name of `codecs`."""
 
@@ -106,7 +111,10 @@ class IncomingTransfer:
     """Offset of the first token whose KV is here; the KV before it must be in the tree already,
     otherwise this transfer is of no use and is simply released."""
     staging: Tensor
-    """For `staging.scatter`; uint8 [number of bytes]."""
+    """For `head_copies.scatter_blocks`; uint8 [number of bytes]."""
+    blocks: tuple[HeadRange, ...] = ()
+    """KV heads of each block of the staging, counted from this rank's first, where several sender
+    ranks sent a part each; empty: all in one."""
     version: int = 0
     is_early: bool = False
     """The prompt is not committed yet."""
@@ -223,13 +231,15 @@ class KvSenderInterface(Protocol):
     """The sending endpoint of a server rank. The fake is `fake.FakeKvSender`."""
 
     def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
-        """Queue a transfer.
+        """Queue a transfer to one rank, which gets what it wants of this rank's KV heads.
 
         Every submitted transfer has exactly one outcome, also when the queue is full or the
         endpoint is closed. Transfers to one peer are carried one after the other, in this order.
+        To several ranks of one server the same transfer is submitted once for each.
 
         Raises:
-            ValueError: sizes that do not fit the layout, or a transfer id that is pending already.
+            ValueError: sizes that do not fit the layout, a transfer id that is pending already, or
+                a rank that gets nothing from this one.
         """
         ...
 
@@ -254,7 +264,8 @@ class KvSenderInterface(Protocol):
         ...
 
     def cancel(self, transfer_id: int) -> None:
-        """Give a transfer up; its outcome follows as ever. Too late, or unknown: no effect."""
+        """Give a transfer up, to whichever ranks; its outcomes follow as ever. Too late, or
+        unknown: no effect."""
         ...
 
     def poll(self) -> list[TransferOutcome]:

@@ -10,7 +10,8 @@ _Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class KvLayout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Shape of one rank's KV. Two ranks exchange KV only when their layouts are equal."""
+    """Shape of one rank's KV. Two ranks exchange KV only when their layouts are equal, but for the
+    KV heads: of those they exchange what both hold (``slices``)."""
 
     num_layers: _Positive
     """Layers whose KV this rank holds."""

@@ -23,6 +23,7 @@ from streamfill.kv_transfer.interface import (
 )
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.pool import StagingPool
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
 
@@ -42,7 +43,7 @@ class KvReceiver:
         port: int = 0,
         *,
         memory_limit_bytes: int,
-        rank: int = 0,
+        share: HeadShare | None = None,
         incarnation: int | None = None,
         advertise_host: str | None = None,
         device: torch.device | None = None,
@@ -58,7 +59,7 @@ class KvReceiver:
             bind_host: address to listen on.
             port: control port; 0 takes a free one, see `port`.
             memory_limit_bytes: of staging, in use and kept for reuse together.
-            rank: of this process within the server.
+            share: which of the model's KV heads this rank holds; None: there is one rank.
             incarnation: differs with every start; None draws a random one.
             advertise_host: address of this machine for Gloo; needed where ``bind_host`` is a
                 wildcard.
@@ -70,7 +71,10 @@ class KvReceiver:
         Raises:
             ConfigError: it cannot listen there, nobody could know where it listens, or the
                 environment asks for faults that cannot be.
+            ValueError: the layout does not have the heads of ``share``.
         """
+        share = share or HeadShare(layout.num_kv_heads)
+        share.check_pool(layout.num_kv_heads)
         if advertise_host is None and bind_host in _WILDCARDS:
             raise ConfigError(
                 "advertise_host",
@@ -107,9 +111,9 @@ class KvReceiver:
                 socket,
                 options=InboundOptions(
                     server_id=server_id,
-                    rank=rank,
                     incarnation=secrets.randbits(62) if incarnation is None else incarnation,
                     layout=layout,
+                    share=share,
                     device=device,
                     advertise_host=advertise_host or bind_host,
                     timeouts=timeouts,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
 import torch
 import zmq
 
@@ -15,6 +17,7 @@ from streamfill.kv_transfer.codecs import NO_CODEC, codec_for, measure_codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.faults import CHUNK_BYTES, Faults
 from streamfill.kv_transfer.group import backend_name
+from streamfill.kv_transfer.head_copies import layout_of_heads, slice_heads
 from streamfill.kv_transfer.interface import (
     HeldNews,
     OutgoingTransfer,
@@ -25,6 +28,7 @@ from streamfill.kv_transfer.interface import (
 )
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.sender_link import LinkOptions, SenderLink
+from streamfill.kv_transfer.slices import HeadRange, HeadShare
 from streamfill.kv_transfer.timeouts import JOIN_SLACK_S, TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
 from streamfill.messages.codec import pack_ids
@@ -55,7 +59,7 @@ class KvSender:
         server_id: str,
         layout: KvLayout,
         *,
-        rank: int = 0,
+        share: HeadShare | None = None,
         incarnation: int | None = None,
         device: torch.device | None = None,
         timeouts: TransportTimeouts | None = None,
@@ -71,7 +75,7 @@ class KvSender:
         Args:
             server_id: of this server.
             layout: of its KV.
-            rank: of this process within the server.
+            share: which of the model's KV heads this rank holds; None: there is one rank.
             incarnation: differs with every start; None draws a random one.
             device: of the staging tensors; cpu by default.
             timeouts: see `timeouts`.
@@ -86,21 +90,26 @@ class KvSender:
         Raises:
             ConfigError: there is no such codec, or it makes this KV no smaller; or the environment
                 asks for faults that cannot be.
+            ValueError: the layout does not have the heads of ``share``.
         """
         faults = faults or Faults.from_environment()
         if faults is not None:
             with_checksum = True
             chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
         self._layout = layout
+        self._share = share or HeadShare(layout.num_kv_heads)
+        self._share.check_pool(layout.num_kv_heads)
         device = device or torch.device("cpu")
         chosen = codec_for(codec, layout)
         self._options = LinkOptions(
             hello=Hello(
                 server_id=server_id,
-                rank=rank,
+                rank=self._share.rank,
                 incarnation=secrets.randbits(62) if incarnation is None else incarnation,
                 attempt=0,
                 layout=layout,
+                model_kv_heads=self._share.num_heads,
+                first_kv_head=self._share.heads.first,
                 backend=backend_name(device),
                 protocol_version=PROTOCOL_VERSION,
             ),
@@ -121,7 +130,8 @@ class KvSender:
         self._held: deque[HeldNews] = deque()
         self._links: dict[tuple[str, int], SenderLink] = {}
         self._retired: list[SenderLink] = []
-        self._pending: dict[int, SenderLink] = {}
+        self._pending: dict[tuple[int, int], SenderLink] = {}
+        """By transfer id and rank of the receiver."""
         self._closed = False
 
     def submit(self, peer: PeerAddress, transfer: OutgoingTransfer) -> None:
@@ -133,14 +143,19 @@ class KvSender:
             num_tokens=num_token_ids - transfer.first_token,
             num_bytes=transfer.kv.num_bytes,
         )
-        if problem is None and transfer.transfer_id in self._pending:
+        key = (transfer.transfer_id, peer.rank)
+        if problem is None and key in self._pending:
             problem = "it is pending already"
         if problem is None and self._closed:
             problem = "the sender is closed"
         if problem is not None:
             raise ValueError(f"transfer {transfer.transfer_id}: {problem}")
+        heads = self._heads_to(peer)
+        if heads != self._share.heads:
+            part = slice_heads(self._layout, transfer.kv, heads.behind(self._share.heads.first))
+            transfer = dataclasses.replace(transfer, kv=part)
         link = self._link_to(peer)
-        self._pending[transfer.transfer_id] = link
+        self._pending[key] = link
         link.submit(transfer)
 
     def ask(
@@ -167,9 +182,9 @@ class KvSender:
 
     def cancel(self, transfer_id: int) -> None:
         """See `interface.KvSenderInterface.cancel`."""
-        link = self._pending.get(transfer_id)
-        if link is not None:
-            link.cancel(transfer_id)
+        for (pending_id, _), link in self._pending.items():
+            if pending_id == transfer_id:
+                link.cancel(transfer_id)
 
     def poll(self) -> list[TransferOutcome]:
         """See `interface.KvSenderInterface.poll`."""
@@ -177,7 +192,7 @@ class KvSender:
         ended = []
         while self._outcomes:
             outcome = self._outcomes.popleft()
-            del self._pending[outcome.transfer_id]
+            del self._pending[outcome.transfer_id, outcome.peer_rank]
             ended.append(outcome)
         return ended
 
@@ -233,15 +248,27 @@ class KvSender:
             link.stop(f"{peer.server_id} moved to {peer.host}:{peer.control_port}")
             self._retired.append(link)
         self._retired = [retired for retired in self._retired if not retired.join(0)]
+        heads, hello = self._heads_to(peer), self._options.hello
+        layout = layout_of_heads(hello.layout, heads.num)
+        hello = msgspec.structs.replace(hello, layout=layout, first_kv_head=heads.first)
         self._links[key] = link = SenderLink(
             peer,
-            options=self._options,
+            options=dataclasses.replace(self._options, hello=hello),
             context=self._context,
             publish=self._publish,
             publish_held=self._publish_held,
             counters=self._counters,
         )
         return link
+
+    def _heads_to(self, peer: PeerAddress) -> HeadRange:
+        heads = self._share.heads_to(peer.rank, peer.num_ranks)
+        if heads is None:
+            raise ValueError(
+                f"rank {self._share.rank} of {self._share.tp_size} has nothing for rank "
+                f"{peer.rank} of {peer.num_ranks} at {peer.server_id}"
+            )
+        return heads
 
     def _publish_held(self, news: HeldNews) -> None:
         """Called by the links' threads."""

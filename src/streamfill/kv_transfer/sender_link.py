@@ -57,10 +57,10 @@ MAX_NOTES = 1024
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """What all links of a sender share."""
+    """What the links of a sender share."""
 
     hello: Hello
-    """A link sets ``attempt``."""
+    """A link sets ``attempt``; which KV heads it names depends on the peer."""
     device: torch.device
     timeouts: TransportTimeouts
     chunk_bytes: int
@@ -123,7 +123,7 @@ class SenderLink:
 
     def submit(self, transfer: OutgoingTransfer) -> None:
         """Queue a transfer, or publish at once that it cannot be."""
-        job = SenderJob(transfer)
+        job = SenderJob(transfer, self.address.rank)
         with self._lock:
             refusal = self._stop_reason
             if refusal is None and len(self._queue) >= self._options.max_queued:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from streamfill.kv_transfer.group import backend_name
 from streamfill.kv_transfer.inbound_lane import InboundLane
 from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.slices import HeadRange, HeadShare
 from streamfill.messages.handoff import PROTOCOL_VERSION, Hello
 
 MAX_SESSIONS = 1024
@@ -34,6 +36,10 @@ class InboundSession:
     route: bytes
     """Of the sender's socket, given by zmq."""
     epoch: int
+    layout: KvLayout
+    """Of what it sends."""
+    heads: HeadRange
+    """What it sends, counted in the whole model; all of this rank's or a part of them."""
     heard_s: float
     """When its sender, or its lane, last gave a sign of life."""
     lane: InboundLane | None = None
@@ -54,9 +60,11 @@ class Greeting:
 class SessionTable:
     """The open sessions of one receiver. Owned by its control thread."""
 
-    def __init__(self, layout: KvLayout, device: torch.device) -> None:
-        """Args are those of the receiver; its senders must have the same."""
+    def __init__(self, layout: KvLayout, share: HeadShare, device: torch.device) -> None:
+        """Args are those of the receiver; its senders must have the same, but for how many ranks
+        share the KV heads."""
         self._layout = layout
+        self._share = share
         self._backend = backend_name(device)
         self._by_route: dict[bytes, InboundSession] = {}
         self._by_sender: dict[tuple[str, int], InboundSession] = {}
@@ -110,6 +118,8 @@ class SessionTable:
             attempt=hello.attempt,
             route=route,
             epoch=self._last_epoch,
+            layout=hello.layout,
+            heads=hello.heads,
             heard_s=now_s,
         )
         self._by_route[route] = session
@@ -124,7 +134,7 @@ class SessionTable:
     def _refusal(self, hello: Hello) -> str | None:
         if hello.protocol_version != PROTOCOL_VERSION:
             return f"protocol version is {PROTOCOL_VERSION} here and {hello.protocol_version} there"
-        mismatch = self._layout.mismatch(hello.layout)
+        mismatch = self._mismatch(hello)
         if mismatch is not None:
             return f"KV layouts differ: {mismatch}"
         if hello.backend != self._backend:
@@ -134,3 +144,22 @@ class SessionTable:
         if len(self._by_route) >= MAX_SESSIONS:
             return f"{len(self._by_route)} sessions are open already"
         return None
+
+    def _mismatch(self, hello: Hello) -> str | None:
+        """The number of heads is the sender's own; they have to be some of this rank's."""
+        share, layout, heads = self._share, self._layout, hello.heads
+        differing = []
+        others = msgspec.structs.replace(hello.layout, num_kv_heads=layout.num_kv_heads)
+        mismatch = layout.mismatch(others)
+        if mismatch is not None:
+            differing.append(mismatch)
+        if hello.model_kv_heads != share.num_heads:
+            differing.append(
+                f"the model's KV heads are {share.num_heads} here and {hello.model_kv_heads} there"
+            )
+        elif share.heads.overlap(heads) != heads:
+            differing.append(
+                f"KV heads {heads.first} to {heads.end - 1} are offered, rank {share.rank} of "
+                f"{share.tp_size} here holds {share.heads.first} to {share.heads.end - 1}"
+            )
+        return "; ".join(differing) or None

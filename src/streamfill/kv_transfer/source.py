@@ -85,7 +85,7 @@ class PagedKv:
         """
         self.pages: IntArray = np.asarray(pages, dtype=np.int64)
         self.buffers = buffers
-        self._layers = layers
+        self.layers = layers
         num_pages = len(self.pages)
         if num_pages and not 0 <= self.pages.min() <= self.pages.max() < min(map(len, layers)):
             raise IndexError(f"page {self.pages.max()} is outside a pool of {len(layers[0])}")
@@ -112,7 +112,7 @@ class PagedKv:
         """As `read`, for numpy."""
         done = 0
         layer_begin = 0
-        for rows, layer_end in zip(self._layers, self._ends, strict=True):
+        for rows, layer_end in zip(self.layers, self._ends, strict=True):
             at = begin + done
             if at < layer_end and done < len(out):
                 size = min(len(out) - done, layer_end - at)

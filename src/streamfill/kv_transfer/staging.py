@@ -3,7 +3,7 @@
 A staging tensor is one-dimensional uint8 of ``num_tokens * layout.bytes_per_token`` bytes: all keys
 as ``[num_layers, num_tokens, num_kv_heads, head_dim]``, then all values as ``[num_layers,
 num_tokens, num_kv_heads, v_head_dim]``. Both sides of a transfer have equal layouts, so it needs no
-header.
+header. Of ranks that hold different KV heads see ``head_copies``.
 """
 
 from __future__ import annotations

@@ -32,6 +32,11 @@ PING_S = 2.0
 SILENCE_S = 10.0
 """Five lost pings. Then the session ends where it was noticed, and its group and thread go."""
 
+PARTS_S = 15.0
+"""Between two parts of a transfer that comes from several sender ranks: they submit them at the
+same moment, and one of them may have to find its peer first (``SESSION_S``). Then the transfer is
+given up, and the staging of its other parts is free."""
+
 JOIN_SLACK_S = 2.0
 """What a thread needs to end after its last wait."""
 
@@ -48,6 +53,7 @@ class TransportTimeouts:
     chunk_s: float = CHUNK_S
     ping_s: float = PING_S
     silence_s: float = SILENCE_S
+    parts_s: float = PARTS_S
 
     @property
     def join_s(self) -> float:

@@ -8,6 +8,10 @@ travel, their content is thrown away, and the answer is ``Abort``. Whatever brea
 ends the session; the next ``Hello`` opens one with a new epoch. ``Ping`` is answered with ``Pong``;
 anything outside a session with ``Reject``.
 
+Where the sender's server has another number of ranks, ``Hello`` says which KV heads this rank
+sends, and a transfer reaches a receiver rank in parts: the same ``transfer_id`` is offered in the
+session of each sender rank. Each part is answered on its own; one that fails gives up all.
+
 Beside transfers, at any time: the sender may ``Ask`` how much of a stream's prompt the receiver's
 tree holds, and is told by ``Held``, then and whenever that changes, until it says ``LetGo``. So
 only what is missing is sent, and nothing depends on it: what was evicted meanwhile is missed when
@@ -21,8 +25,9 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from streamfill.kv_transfer.layout import KvLayout
+from streamfill.kv_transfer.slices import HeadRange
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -42,10 +47,20 @@ class Hello(_Message, frozen=True, kw_only=True, tag="kv_hello"):
     attempt: int
     """1, 2, 3, … for each session that this incarnation asks this receiver for."""
     layout: KvLayout
+    """Of what is sent: its KV heads are those that this rank holds and the receiver wants."""
+    model_kv_heads: _Count
+    """KV heads of the whole model."""
+    first_kv_head: _Count
+    """The first of those that are sent, counted in the whole model."""
     backend: str
     """What carries the chunks between machines: ``gloo`` or ``nccl``; must be the same on both
     sides."""
     protocol_version: int
+
+    @property
+    def heads(self) -> HeadRange:
+        """KV heads that are sent, counted in the whole model."""
+        return HeadRange(self.first_kv_head, self.layout.num_kv_heads)
 
 
 class Welcome(_Message, frozen=True, kw_only=True, tag="kv_welcome"):
@@ -70,7 +85,7 @@ class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
     """Sender to receiver: KV is ready to be sent."""
 
     transfer_id: int
-    """Minted by the router, never used twice."""
+    """Minted by the router, never used twice for the same KV heads."""
     epoch: int
     stream_id: int
     token_ids: bytes
@@ -128,7 +143,8 @@ class Rendezvous(_Message, frozen=True, kw_only=True, tag="kv_rendezvous"):
 
 
 class Complete(_Message, frozen=True, kw_only=True, tag="kv_complete"):
-    """Receiver to sender: all bytes are here and will be handed to the server."""
+    """Receiver to sender: all bytes are here and will be handed to the server, as soon as the parts
+    of its other ranks are."""
 
     transfer_id: int
     epoch: int

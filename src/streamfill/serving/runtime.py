@@ -26,6 +26,7 @@ from streamfill.engine.interrupts import LayerBreaks
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.engine.version import PINNED_SGLANG_VERSION
 from streamfill.errors import ConfigError
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.launcher.ready_line import announce_ready
 from streamfill.links.server_link import ServerLink
 from streamfill.messages import PROTOCOL_VERSION
@@ -239,6 +240,10 @@ class SchedulerRuntime(abc.ABC):
         if self._core is None:
             raise RuntimeError("the scheduler is not there yet")
         return self._core
+
+    def head_share(self, engine: SchedulerEngine) -> HeadShare:
+        """Which of the model's KV heads this rank holds."""
+        return HeadShare(engine.num_model_kv_heads, self.config.tp_size, self.rank)
 
     def clock(self) -> float:
         """Rank 0's clock as of this turn."""

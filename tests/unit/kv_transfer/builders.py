@@ -47,7 +47,13 @@ LAYOUT = KvLayout(
 )
 
 QUICK = TransportTimeouts(
-    session_s=1.0, reply_s=1.0, group_setup_s=1.0, chunk_s=1.0, ping_s=0.1, silence_s=0.6
+    session_s=1.0,
+    reply_s=1.0,
+    group_setup_s=1.0,
+    chunk_s=1.0,
+    ping_s=0.1,
+    silence_s=0.6,
+    parts_s=1.0,
 )
 
 PATIENCE_S = 20.0
@@ -136,6 +142,8 @@ def hello(*, server_id: str = "p0", incarnation: int = 1, attempt: int = 1) -> H
         incarnation=incarnation,
         attempt=attempt,
         layout=LAYOUT,
+        model_kv_heads=LAYOUT.num_kv_heads,
+        first_kv_head=0,
         backend="gloo",
         protocol_version=PROTOCOL_VERSION,
     )

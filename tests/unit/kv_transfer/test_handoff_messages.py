@@ -45,13 +45,15 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
             incarnation=7,
             attempt=2,
             layout=_LAYOUT,
+            model_kv_heads=8,
+            first_kv_head=5,
             backend="gloo",
             protocol_version=1,
         ),
-        b"\x88\xa4type\xa8kv_hello\xa9server_id\xa2p0\xa4rank\x01\xabincarnation\x07\xa7attempt"
+        b"\x8a\xa4type\xa8kv_hello\xa9server_id\xa2p0\xa4rank\x01\xabincarnation\x07\xa7attempt"
         b"\x02\xa6layout\x87\xaanum_layers\x1e\xacnum_kv_heads\x03\xa8head_dim@\xaav_head_dim "
-        b"\xa5dtype\xa7float32\xaaitem_bytes\x04\xa9page_size\x10\xa7backend\xa4gloo"
-        b"\xb0protocol_version\x01",
+        b"\xa5dtype\xa7float32\xaaitem_bytes\x04\xa9page_size\x10\xaemodel_kv_heads\x08"
+        b"\xadfirst_kv_head\x05\xa7backend\xa4gloo\xb0protocol_version\x01",
     ),
     (
         Welcome(server_id="d0", rank=1, incarnation=8, attempt=2, epoch=5),

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from streamfill.kv_transfer.group import Pair, make_pair
+from streamfill.kv_transfer.head_copies import layout_of_heads
 from streamfill.kv_transfer.interface import OutgoingTransfer, TransferStatus
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.reception_desk import ReceptionDesk
+from streamfill.kv_transfer.sender import KvSender
 from streamfill.kv_transfer.session_table import SessionTable
 from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.shared_memory import SharedMemoryPair
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.kv_transfer.source import KvSource, paged_kv
 from tests.unit.kv_transfer.builders import (
     LAYOUT,
@@ -178,6 +181,54 @@ def test_without_the_epoch_a_late_write_would_be_delivered(
     monkeypatch.setattr(SessionTable, "is_current", lambda table, session: True)
     with pytest.raises(AssertionError, match=r"wrong data was delivered under \[1\]"):
         _write_after_being_replaced(make_receiver, make_sender, monkeypatch, same_host=same_host)
+
+
+def test_a_late_write_of_a_part_ends_all_parts(
+    make_receiver: MakeReceiver,
+    make_sender: MakeSender,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    same_host: bool,
+) -> None:
+    """One of two sender ranks is started again in mid-transfer: what it writes later is counted,
+    and the part of the other, which came, is of no use."""
+    receiver = make_receiver(timeouts=PATIENT)
+    half = layout_of_heads(LAYOUT, 1)
+
+    def make_rank(rank: int, incarnation: int) -> KvSender:
+        share = HeadShare(2, 2, rank)
+        return make_sender(
+            layout=half,
+            share=share,
+            incarnation=incarnation,
+            timeouts=PATIENT,
+            same_host=same_host,
+        )
+
+    old, new, other = make_rank(0, 1), make_rank(0, 2), make_rank(1, 1)
+    given = transfer(1, NUM_TOKENS, layout=half)
+    other.submit(address_of(receiver), given)
+    assert outcomes_of(other)[1].ok
+    receiving, zombie = threading.Event(), _Hook()
+    _hook_pairs(monkeypatch, receiving.set)
+    try:
+        late = dataclasses.replace(given, kv=_ZombieKv(bytes_of(given), zombie))
+        old.submit(address_of(receiver), late)
+        assert zombie.reached.wait(PATIENCE_S)
+        assert receiving.wait(PATIENCE_S)
+        new.submit(address_of(receiver), transfer(2, NUM_TOKENS, layout=half))
+        assert outcomes_of(new)[2].ok
+    finally:
+        zombie.go_on.set()
+    assert outcomes_of(old)[1].status is TransferStatus.FAILED
+    wait_until(lambda: receiver.stats().num_late_writes == 1)
+    other.submit(address_of(receiver), transfer(2, NUM_TOKENS, layout=half))
+    assert outcomes_of(other)[2].ok
+    (incoming,) = receiver.poll()
+    assert incoming.transfer_id == 2
+    receiver.release(incoming)
+    assert receiver.stats().num_completed == 1
+    assert receiver.stats().staging_used_bytes == 0
 
 
 def _pages_change_after_giving_up(

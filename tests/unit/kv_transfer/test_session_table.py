@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from streamfill.kv_transfer.session_table import MAX_SESSIONS, SessionTable
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.messages.handoff import PROTOCOL_VERSION
 from tests.unit.kv_transfer.builders import LAYOUT, hello
 
 
 @pytest.fixture
 def table() -> SessionTable:
-    return SessionTable(LAYOUT, torch.device("cpu"))
+    return SessionTable(LAYOUT, HeadShare(LAYOUT.num_kv_heads), torch.device("cpu"))
 
 
 def test_a_repeated_hello_changes_nothing(table: SessionTable) -> None:

@@ -10,6 +10,7 @@ from decode_server.core import DecodeCore
 from prefill_server.core import PrefillCore
 from prefill_server.pushes import EarlyPush
 from streamfill.kv_transfer.fake import FakeKvReceiver, FakeKvSender, FakeNetwork
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.links.server_link import Inbound
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -25,6 +26,9 @@ M = TypeVar("M")
 STEP_TOKENS = 64
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4)
 TO_DECODE = HandoffTarget(transfer_id=900, server_id="d0", host="nowhere", control_ports=(1,))
+
+
+ONE_RANK = HeadShare(num_heads=2)
 
 
 class FakeClock:
@@ -133,6 +137,7 @@ class PrefillUnderTest(ServerUnderTest):
         *,
         can_interrupt: bool = False,
         early_push: EarlyPush = EarlyPush.OFF,
+        share: HeadShare = ONE_RANK,
     ) -> None:
         super().__init__(engine)
         self.network = network or FakeNetwork()
@@ -142,7 +147,7 @@ class PrefillUnderTest(ServerUnderTest):
             self.sent.append,
             PolicySetting(can_interrupt=can_interrupt),
             self.sender,
-            rank=0,
+            share=share,
             step_tokens=STEP_TOKENS,
             clock=self.clock,
             preemption=PreemptionSetting(mode=mode),

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from streamfill.kv_transfer.interface import TransferStatus
+from streamfill.kv_transfer.slices import HeadShare
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import StreamAccount
@@ -199,8 +200,9 @@ def test_a_decode_server_tells_what_it_had_to_compute() -> None:
     assert sum(run.num_tokens for run in account.runs) == 100
 
 
-def test_handed_over_bytes_are_counted(server: PrefillUnderTest) -> None:
+def test_handed_over_bytes_are_counted() -> None:
     """All ranks together, and only what arrived."""
+    server = PrefillUnderTest(share=HeadShare(num_heads=2, tp_size=2))
     decode = DecodeUnderTest(network=server.network)
     two_ranks = msgspec.structs.replace(TO_DECODE, control_ports=(1, 2))
     server.run(opened(), splice(PROMPT), commit(40, handoff=two_ranks))
@@ -209,7 +211,7 @@ def test_handed_over_bytes_are_counted(server: PrefillUnderTest) -> None:
     assert server.core.counters(0).num_handoff_bytes == report.num_bytes
     server.turn(forget())
     server.network.next_failures = deque([(TransferStatus.FAILED, "for a test")])
-    other = msgspec.structs.replace(TO_DECODE, transfer_id=901)
+    other = msgspec.structs.replace(two_ranks, transfer_id=901)
     server.run(opened(2), splice(PROMPT, stream_id=2), commit(40, stream_id=2, handoff=other))
     assert not server.take(s.HandoffReport)[0].ok
     assert server.core.counters(0).num_handoff_bytes == report.num_bytes
