@@ -8,8 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from streamfill.kv_transfer.interface import PeerAddress, TransferStatus
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.sender import KvSender
+from tests.support.children import child
 from tests.support.transfer_phases import Phase, stop_receiver_at, stop_sender_at
 from tests.unit.kv_transfer.builders import (
     HOST,
@@ -106,21 +105,6 @@ def _receive(pipe: Connection, phase: Phase | None, same_host: bool) -> None:
             receiver.release(incoming)
 
 
-@contextmanager
-def _child(target: Any, *arguments: Any) -> Iterator[tuple[BaseProcess, Connection]]:
-    ours, theirs = _server.Pipe()
-    process = _server.Process(target=target, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield process, ours
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
-
-
 def _hear(pipe: Connection, what: str) -> Any:
     """The child's next message of this kind; others are passed over."""
     while True:
@@ -145,7 +129,7 @@ def test_a_sender_is_killed(phase: Phase, *, same_host: bool, hangs: bool) -> No
     )
     epochs = []
     try:
-        with _child(_send, receiver.port, phase, same_host) as (process, pipe):
+        with child(_server, _send, receiver.port, phase, same_host) as (process, pipe):
             pipe.send(1)
             _hear(pipe, "phase")
             _signal(process, signal.SIGSTOP if hangs else signal.SIGKILL)
@@ -160,7 +144,7 @@ def test_a_sender_is_killed(phase: Phase, *, same_host: bool, hangs: bool) -> No
             wait_until(lambda: receiver.stats().num_peers == 0)
             assert receiver.stats().staging_used_bytes == 0
             assert time.monotonic() - begun_s < MOST_S
-        with _child(_send, receiver.port, None, same_host) as (_, pipe):
+        with child(_server, _send, receiver.port, None, same_host) as (_, pipe):
             pipe.send(2)
             assert _hear(pipe, "ended") == ["delivered"]
         again = arrivals_of(receiver)[2]
@@ -181,7 +165,7 @@ def test_a_receiver_is_killed(phase: Phase, *, same_host: bool, hangs: bool) -> 
     the next one."""
     sender = KvSender("p0", LAYOUT, timeouts=QUICK, chunk_bytes=CHUNK_BYTES, same_host=same_host)
     try:
-        with _child(_receive, phase, same_host) as (process, pipe):
+        with child(_server, _receive, phase, same_host) as (process, pipe):
             (port,) = _hear(pipe, "port")
             sender.submit(_address(port), transfer(1, NUM_TOKENS))
             _hear(pipe, "phase")
@@ -189,7 +173,7 @@ def test_a_receiver_is_killed(phase: Phase, *, same_host: bool, hangs: bool) -> 
             begun_s = time.monotonic()
             assert outcomes_of(sender)[1].status is TransferStatus.FAILED
             assert time.monotonic() - begun_s < MOST_S
-        with _child(_receive, None, same_host) as (_, pipe):
+        with child(_server, _receive, None, same_host) as (_, pipe):
             (port,) = _hear(pipe, "port")
             sender.submit(_address(port), transfer(2, NUM_TOKENS))
             assert outcomes_of(sender)[2].ok

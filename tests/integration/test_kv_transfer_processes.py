@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import secrets
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +17,7 @@ from streamfill.kv_transfer.interface import OutgoingTransfer, PeerAddress, Tran
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.sender import KvSender
 from streamfill.kv_transfer.source import StagedKv
+from tests.support.children import child
 from tests.unit.kv_transfer.builders import (
     HOST,
     LAYOUT,
@@ -54,7 +53,7 @@ def _sender(*, same_host: bool) -> KvSender:
     )
 
 
-def _send_without_end(port: int, ready: Connection) -> None:
+def _send_without_end(ready: Connection, port: int) -> None:
     """Child: sends one long transfer, then short ones, and tells how each ended."""
     torch.set_num_threads(1)
     sender = _sender(same_host=True)
@@ -78,21 +77,6 @@ def _receive_without_end(ready: Connection) -> None:
             receiver.release(incoming)
 
 
-@contextmanager
-def _child(target: object, *arguments: object) -> Iterator[tuple[BaseProcess, Connection]]:
-    ours, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=target, args=(*arguments, theirs), daemon=True)  # type: ignore[arg-type]
-    process.start()
-    theirs.close()
-    try:
-        yield process, ours
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
-
-
 def _kill(process: BaseProcess) -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -110,7 +94,7 @@ def test_the_sender_is_killed_in_mid_transfer(*, same_host: bool) -> None:
         same_host=same_host,
     )
     try:
-        with _child(_send_without_end, receiver.port) as (process, pipe):
+        with child(_spawn, _send_without_end, receiver.port) as (process, pipe):
             pipe.send((1, 10))
             assert pipe.recv() == "delivered"
             first = arrivals_of(receiver)[1]
@@ -122,7 +106,7 @@ def test_the_sender_is_killed_in_mid_transfer(*, same_host: bool) -> None:
         assert receiver.stats().staging_used_bytes == 0
         assert receiver.stats().num_failed == 1
         assert receiver.poll() == []
-        with _child(_send_without_end, receiver.port) as (_, pipe):
+        with child(_spawn, _send_without_end, receiver.port) as (_, pipe):
             pipe.send((3, 10))
             assert pipe.recv() == "delivered"
             again = arrivals_of(receiver)[3]
@@ -137,14 +121,14 @@ def test_the_receiver_is_killed_in_mid_transfer(*, same_host: bool) -> None:
     """The sender reports the failure, and sends to the restarted receiver at its new port."""
     sender = _sender(same_host=same_host)
     try:
-        with _child(_receive_without_end) as (process, pipe):
+        with child(_spawn, _receive_without_end) as (process, pipe):
             address = PeerAddress(server_id="d0", host=HOST, control_port=pipe.recv())
             sender.submit(address, transfer(1, _MANY_TOKENS))
             assert pipe.recv() == "receiving"
             _kill(process)
         outcome = outcomes_of(sender)[1]
         assert outcome.status is TransferStatus.FAILED, outcome
-        with _child(_receive_without_end) as (_, pipe):
+        with child(_spawn, _receive_without_end) as (_, pipe):
             address = PeerAddress(server_id="d0", host=HOST, control_port=pipe.recv())
             sender.submit(address, transfer(2, 10))
             assert outcomes_of(sender)[2].ok
@@ -162,7 +146,7 @@ def test_the_receiver_is_stopped_in_mid_transfer_and_others_go_on(*, same_host: 
     sender = _sender(same_host=same_host)
     other = KvReceiver("d1", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
     try:
-        with _child(_receive_without_end) as (process, pipe):
+        with child(_spawn, _receive_without_end) as (process, pipe):
             address = PeerAddress(server_id="d0", host=HOST, control_port=pipe.recv())
             sender.submit(address, transfer(1, _MANY_TOKENS))
             assert pipe.recv() == "receiving"
