@@ -104,6 +104,11 @@ class DecodeCore(ServingCore):
         arrived = self._receiver.poll()
         for incoming in arrived:
             self._held[incoming.transfer_id] = incoming
+            codec = CODECS.get(incoming.codec)
+            if codec is not None and codec.is_lossy:
+                # Its nodes may be shared by any prompt that begins alike, so all answers are
+                # marked. Other ranks tell rank 0, which sends them (`RankMailbox.report`).
+                self.kv_codec = codec.name
         return [incoming.transfer_id for incoming in arrived]
 
     def take_in(self, transfer_ids: Sequence[int]) -> None:
@@ -128,10 +133,6 @@ class DecodeCore(ServingCore):
             self._note_taken_in(incoming, num_cached)
 
     def _note_taken_in(self, incoming: IncomingTransfer, num_cached: int) -> None:
-        codec = CODECS.get(incoming.codec)
-        if codec is not None and codec.is_lossy:
-            # Its nodes may be shared by any prompt that begins alike, so all answers are marked.
-            self.kv_codec = codec.name
         if incoming.is_early:
             self._early.note_import(incoming, self._clock())
             return
@@ -199,8 +200,9 @@ class DecodeCore(ServingCore):
         answer.wait_until_s = self._clock() + HANDOFF_WAIT_S
         record.advance(Phase.WAITING_KV)
 
-    def _handoff_failed(self, message: r.HandoffFailed) -> None:
-        self._settle(message.transfer_id)
+    def _about_handoff(self, message: r.PushTo | r.HandOff | r.HandoffFailed) -> None:
+        if isinstance(message, r.HandoffFailed):
+            self._settle(message.transfer_id)
 
     def _settle(self, transfer_id: int) -> None:
         """Nobody waits for this transfer, nor will."""

@@ -5,7 +5,8 @@
 3. The rest of the prompt's KV is lent to the transport, which carries it to the decode server in a
    thread of its own; where that has another number of ranks, to each the KV heads that it wants.
 4. The outcome goes to the router. Failure costs the decode server a recomputation, nothing else. If
-   it missed what the rest goes on behind, that is sent again where this is cheaper.
+   it missed what the rest goes on behind, that is sent again where this is cheaper; if it dies,
+   all of it goes to its successor.
 
 All ranks decide alike: what differs between them, when a transfer ends and what decode servers say,
 comes to all from rank 0 (``take_events``).
@@ -154,6 +155,12 @@ class PrefillCore(ServingCore):
 
     # Ahead of the commit
 
+    def _about_handoff(self, message: r.PushTo | r.HandOff | r.HandoffFailed) -> None:
+        if isinstance(message, r.PushTo):
+            self._push_to(message)
+        elif isinstance(message, r.HandOff):
+            self._hand_off_again(message)
+
     def _push_to(self, message: r.PushTo) -> None:
         record = self._find(message.stream_id, message.attempt)
         if record is None or record.phase is not Phase.OPEN or self._early_push is EarlyPush.OFF:
@@ -260,6 +267,29 @@ class PrefillCore(ServingCore):
         if push is not None and push.peer == target.peer:
             first = self._whole_pages(min(push.num_expected, len(record.ids)))
         self._send_rest(record, target, target.transfer_id, first)
+
+    def _hand_off_again(self, message: r.HandOff) -> None:
+        """To another decode server: nothing is known of what it holds, so all of it."""
+        record = self._find(message.stream_id, message.attempt)
+        if record is None or record.answer is None or record.phase is not Phase.DONE:
+            self._send(
+                s.HandoffReport(
+                    stream_id=message.stream_id,
+                    attempt=message.attempt,
+                    transfer_id=message.target.transfer_id,
+                    ok=False,
+                    reason="the prompt is not here any more",
+                    num_tokens=0,
+                    num_bytes=0,
+                    seconds=0.0,
+                )
+            )
+            return
+        push = self._pushes.pop(record.stream_id, None)
+        if push is not None:
+            self._let_go(record.stream_id, push)
+        record.answer.handoff = message.target
+        self._hand_off(record, message.target)
 
     def _send_rest(
         self, record: StreamRecord, target: HandoffTarget, transfer_id: int, first: int

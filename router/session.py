@@ -9,7 +9,8 @@
    servers that are through with it, `Cancel` to those that may not be.
 
 Whatever breaks in between, `_recover` starts a new attempt: before the first token by giving the
-prompt to a prefill server, afterwards by giving prompt and answer so far to any server. Outputs are
+prompt to a prefill server, afterwards by giving prompt and answer so far to any server; a decode
+server gets the prompt's KV again, if its prefill server still has it. Outputs are
 numbered, so the client sees each token once.
 
 All methods are called from the router's loop and never wait. What clients ask for comes through
@@ -310,8 +311,11 @@ class Session:
                 avoid=self._retries.failed_on,
                 prefer=prefer,
             )
+        handoff = None
         if decode is not None:
-            self._target = _Target(Assignment(decode), self._cluster.new_transfer_id())
+            transfer_id = self._cluster.new_transfer_id()
+            handoff = _handoff_target(decode, transfer_id)
+            self._target = _Target(Assignment(decode), transfer_id)
             self._target.load.set(pending_tokens=0, held_tokens=num_tokens)
         commit = r.Commit(
             stream_id=self.stream_id,
@@ -319,7 +323,7 @@ class Session:
             seq=leg.next_seq,
             num_prompt_tokens=num_tokens,
             sampling=committed.sampling,
-            handoff=None if self._target is None else _handoff_target(self._target),
+            handoff=handoff,
             keep_s=committed.keep_s,
         )
         leg.send_commit(commit, now_s)
@@ -346,8 +350,26 @@ class Session:
             )
             if server is not None:
                 self._attempt += 1
-                self._begin_generate(committed, Assignment(server), self._attempt, None, now_s)
+                load = Assignment(server)
+                transfer_id = self._hand_off_again(load) if role is Role.DECODE else None
+                self._begin_generate(committed, load, self._attempt, transfer_id, now_s)
                 return
+
+    def _hand_off_again(self, load: Assignment) -> TransferId | None:
+        """Have the prompt's KV sent to this decode server as well, if it may still be anywhere."""
+        leg = self._prefill
+        if leg is None or leg.server.is_dead or not leg.hands_off:
+            return None
+        self._handoff = "none"
+        self._handoff_report = None
+        transfer_id = self._cluster.new_transfer_id()
+        message = r.HandOff(
+            stream_id=self.stream_id,
+            attempt=leg.attempt,
+            target=_handoff_target(load.server, transfer_id),
+        )
+        self._cluster.send(leg.server, message)
+        return transfer_id
 
     def _begin_generate(
         self,
@@ -798,12 +820,10 @@ def _kv_peer(server: Server) -> KvPeer:
     )
 
 
-def _handoff_target(target: _Target) -> HandoffTarget | None:
-    if target.transfer_id is None:
-        return None
-    peer = _kv_peer(target.load.server)
+def _handoff_target(server: Server, transfer_id: TransferId) -> HandoffTarget:
+    peer = _kv_peer(server)
     return HandoffTarget(
-        transfer_id=target.transfer_id,
+        transfer_id=transfer_id,
         server_id=peer.server_id,
         host=peer.host,
         control_ports=peer.control_ports,

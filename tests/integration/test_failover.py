@@ -18,7 +18,7 @@ import pytest
 from streamfill.api import Answer, Client, Result, Server, Stream, Token
 from streamfill.errors import UnavailableError
 from tests.support.cluster import RunningCluster, start_cluster
-from tests.support.counters import wait_until_at_rest
+from tests.support.counters import FRESH_S, wait_until_at_rest
 from tests.support.processes import kill, pid_of
 from tests.support.waiting import until
 
@@ -212,12 +212,19 @@ async def test_decode_server_in_mid_answer(client: Client, pairs: RunningCluster
         answer, tokens = commit(stream), list[Token]()
         await read_on(answer, tokens, 30)
         name = await has_stream(client, "decode")
+        (other,) = {"decode-0", "decode-1"} - {name}
+        before = (await server_of(client, other)).counters["num_computed_tokens"]
         kill(pairs, name)
         await read_on(answer, tokens, NUM_TOKENS)
         assert await anext(answer, None) is None
     result: Result = stream.result
     assert result.metadata.num_attempts > 1
-    assert result.metadata.decode_server != name
+    assert result.metadata.decode_server == other
+    # Its successor did not compute the prompt: the KV came from the prefill server once more.
+    assert result.metadata.handoff == "done"
+    await asyncio.sleep(2 * FRESH_S)
+    after = (await server_of(client, other)).counters["num_computed_tokens"]
+    assert after - before < len(prompt) / 2  # the tokens of the answer so far
     await assert_right(client, tokens, prompt)
 
 

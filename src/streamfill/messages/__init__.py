@@ -9,5 +9,5 @@
 Nothing else crosses a socket of ours, and nothing is pickled.
 """
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Two processes with different versions refuse each other at registration."""

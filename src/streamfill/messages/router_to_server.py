@@ -105,6 +105,17 @@ class Generate(_Message, frozen=True, kw_only=True, tag="generate"):
     """KV transfer to wait for. None: recompute at once."""
 
 
+class HandOff(_Message, frozen=True, kw_only=True, tag="hand_off"):
+    """The decode server of an answer is gone, and this one goes on with it: send it the prompt's KV
+    too, as far as it is here. Answered with ``HandoffReport``, always; not repeated, since the
+    decode server does not wait for long."""
+
+    stream_id: int
+    attempt: int
+    """Of the prompt."""
+    target: HandoffTarget
+
+
 class HandoffFailed(_Message, frozen=True, kw_only=True, tag="handoff_failed"):
     """The KV transfer that a ``Generate`` waits for will not come: recompute."""
 
@@ -174,6 +185,7 @@ RouterToServer: TypeAlias = (
     | PushTo
     | Commit
     | Generate
+    | HandOff
     | HandoffFailed
     | Cancel
     | ResendOutput

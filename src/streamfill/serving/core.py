@@ -323,14 +323,12 @@ class ServingCore:
                 self._open(message)
             case r.Splice():
                 self._splice(message)
-            case r.PushTo():
-                self._push_to(message)
             case r.Commit():
                 self._commit(message)
             case r.Generate():
                 self._generate(message)
-            case r.HandoffFailed():
-                self._handoff_failed(message)
+            case r.PushTo() | r.HandOff() | r.HandoffFailed():
+                self._about_handoff(message)
             case r.Cancel():
                 self._cancel(message)
             case r.ResendOutput():
@@ -488,12 +486,9 @@ class ServingCore:
         record.advance(Phase.COMMITTED)
         self._look_again(record)
 
-    def _push_to(self, message: r.PushTo) -> None:
-        """Only prefill servers send KV."""
-        del message
-
-    def _handoff_failed(self, message: r.HandoffFailed) -> None:
-        """Only decode servers wait for KV."""
+    def _about_handoff(self, message: r.PushTo | r.HandOff | r.HandoffFailed) -> None:
+        """Prefill servers are told where KV goes, decode servers that none comes. Overridden by the
+        roles; what is meant for the other one changes nothing."""
         del message
 
     def _cancel(self, message: r.Cancel) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from streamfill.errors import TransportError
+from streamfill.kv_transfer.codecs import NO_CODEC
 from streamfill.observability.logging import log_event
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class _Port(msgspec.Struct, frozen=True, tag="port"):
 class _Arrived(msgspec.Struct, frozen=True, tag="arrived"):
     rank: int
     transfer_ids: tuple[int, ...]
+    kv_codec: str
 
 
 @dataclass
@@ -55,6 +57,8 @@ class RankMailbox:
         digest = hashlib.blake2b(endpoint.encode(), digest_size=7).digest()
         self.shared_number = int.from_bytes(digest)
         """The same on all ranks of the server, and on no other server."""
+        self.kv_codec = NO_CODEC
+        """On rank 0: lossy codec by which KV came to another rank, until somebody takes note."""
         self._rank = rank
         self._num_ranks = num_ranks
         self._partial: dict[int, _Partial] = {}
@@ -94,10 +98,11 @@ class RankMailbox:
                 ports[message.rank] = message.port
         return tuple(ports[rank] for rank in range(self._num_ranks))
 
-    def report(self, transfer_ids: list[int]) -> None:
-        """Tell rank 0 what arrived here."""
+    def report(self, transfer_ids: list[int], kv_codec: str = NO_CODEC) -> None:
+        """Tell rank 0 what arrived here, and the lossy codec that some KV here came by."""
         if transfer_ids and self._socket is not None:
-            self._socket.send(msgspec.msgpack.encode(_Arrived(self._rank, tuple(transfer_ids))))
+            message = _Arrived(self._rank, tuple(transfer_ids), kv_codec)
+            self._socket.send(msgspec.msgpack.encode(message))
 
     def complete(self, transfer_ids: list[int], now_s: float) -> list[int]:
         """On rank 0, given what arrived here: what has now arrived on every rank."""
@@ -107,6 +112,8 @@ class RankMailbox:
         while self._socket.poll(0):
             message = self._decoder.decode(self._socket.recv())
             if isinstance(message, _Arrived):
+                if message.kv_codec != NO_CODEC:
+                    self.kv_codec = message.kv_codec
                 complete += self._note(message.rank, message.transfer_ids, now_s)
         return complete
 

@@ -26,6 +26,7 @@ from streamfill.engine.interrupts import LayerBreaks
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.engine.version import PINNED_SGLANG_VERSION
 from streamfill.errors import ConfigError
+from streamfill.kv_transfer.codecs import NO_CODEC
 from streamfill.kv_transfer.slices import HeadShare
 from streamfill.launcher.ready_line import announce_ready
 from streamfill.links.server_link import ServerLink
@@ -46,7 +47,16 @@ logger = logging.getLogger(__name__)
 STAGING_LIMIT_BYTES = 1 << 30
 """Of KV on its way in or out. Beyond it a transfer is refused and the decode server recomputes."""
 COUNTERS_INTERVAL_S = 0.2
-_STREAM_MESSAGES = (r.OpenStream, r.Splice, r.PushTo, r.Commit, r.Cancel, r.Forget, r.ResendOutput)
+_STREAM_MESSAGES = (
+    r.OpenStream,
+    r.Splice,
+    r.PushTo,
+    r.Commit,
+    r.HandOff,
+    r.Cancel,
+    r.Forget,
+    r.ResendOutput,
+)
 """What can be taken in the middle of a step. The others concern the server as a whole."""
 DRAIN_TIMEOUT_S = 25.0
 """Less than the launcher's, so that a server ends by itself."""
@@ -161,6 +171,9 @@ class SchedulerRuntime(abc.ABC):
         now_s = time.monotonic()
         plan, controller_alive = self.poll_controller()
         arrived = self.mailbox.complete(self.poll_transport(), now_s)
+        if self.mailbox.kv_codec != NO_CODEC:
+            # Before the last rank has the transfer, so before any answer rests on it.
+            core.kv_codec, self.mailbox.kv_codec = self.mailbox.kv_codec, NO_CODEC
         if now_s - self._counted_s >= COUNTERS_INTERVAL_S:
             self._counted_s = now_s
             num_malformed_frames = link.num_malformed_frames + self.num_malformed_frames()
@@ -194,7 +207,8 @@ class SchedulerRuntime(abc.ABC):
         core.note_copies(turn.copies)
         if self.rank != 0:
             core.engine.poll_copies()  # rank 0's count
-            self.mailbox.report(self.poll_transport())
+            arrived = self.poll_transport()
+            self.mailbox.report(arrived, core.kv_codec)
         if turn.transport:
             self.take_transport_events(turn.transport)
         if turn.transfer_ids:

@@ -108,6 +108,13 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
         sampling=SAMPLING,
         transfer_id=9,
     ),
+    r.HandOff(
+        stream_id=1,
+        attempt=2,
+        target=HandoffTarget(
+            transfer_id=9, server_id="decode-1", host="127.0.0.1", control_ports=(4001, 4002)
+        ),
+    ),
     r.HandoffFailed(stream_id=1, attempt=2, transfer_id=9),
     r.Cancel(stream_id=1, attempt=2),
     r.ResendOutput(stream_id=1, attempt=2, from_index=3),

@@ -234,6 +234,8 @@ class FakeServer:
                 await self._splice(self.streams[message.stream_id], message)
             case r.Commit():
                 await self._commit(self.streams[message.stream_id], message)
+            case r.HandOff():
+                await self._hand_off(message)
             case r.Generate():
                 await self._generate(message)
             case r.Cancel() | r.Forget():
@@ -306,6 +308,24 @@ class FakeServer:
         transfer_id = None if handoff is None else handoff.transfer_id
         stream.task = self._spawn(
             self._produce(message.stream_id, stream, num_tokens, message.sampling, transfer_id)
+        )
+
+    async def _hand_off(self, message: r.HandOff) -> None:
+        """Says that the KV is there, or why not."""
+        reason = self.handoff_error or ""
+        if message.stream_id not in self.streams:
+            reason = "the prompt is not here any more"
+        await self.send(
+            s.HandoffReport(
+                stream_id=message.stream_id,
+                attempt=message.attempt,
+                transfer_id=message.target.transfer_id,
+                ok=not reason,
+                reason=reason,
+                num_tokens=0 if reason else 4,
+                num_bytes=0 if reason else 400,
+                seconds=0.0,
+            )
         )
 
     async def _generate(self, message: r.Generate) -> None:

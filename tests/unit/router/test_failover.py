@@ -176,7 +176,7 @@ async def test_restarted_prefill_server_gets_its_streams_again(cluster: TestClus
 @pytest.mark.parametrize("others", ["decode", "prefill"])
 async def test_decode_server_dies_in_the_middle(cluster: TestCluster, others: str) -> None:
     """Another server goes on; the client sees each token once and in order."""
-    await cluster.prefill()
+    prefill = await cluster.prefill()
     decode = await cluster.decode(0)
     decode.output_limit = 6
     handle = await cluster.open()
@@ -191,7 +191,31 @@ async def test_decode_server_dies_in_the_middle(cluster: TestCluster, others: st
     assert done.decoded_by_prefill is (others == "prefill")
     assert done.decode_server == ("decode-1" if others == "decode" else "")
     assert done.num_attempts == 2
+    # The prompt's KV goes to the successor too; the prefill server itself needs nothing.
+    again = [m for m in prefill.received if isinstance(m, r.HandOff)]
+    assert [m.target.server_id for m in again] == (["decode-1"] if others == "decode" else [])
     cluster.assert_no_load()
+
+
+async def test_kv_that_is_gone_is_computed_by_the_successor(cluster: TestCluster) -> None:
+    """It waits for the transfer that it was promised, until it hears that there is none."""
+    prefill, decode = await cluster.prefill(), await cluster.decode(0)
+    decode.output_limit = 6
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await handle.commit(commit_of(12))
+    await until(lambda: handle.status().num_output_tokens == 6)
+    prefill.handoff_error = "evicted"
+    successor = await cluster.decode(1)
+    await cluster.kill(decode)
+    tokens, done = await answer_of(handle)
+    assert [t.token_id for t in tokens] == expected_answer(PROMPT, 12, cluster.vocab_size)
+    assert done.handoff == "failed: evicted"
+    (generate,) = successor.of_type(r.Generate)
+    (failed,) = successor.of_type(r.HandoffFailed)
+    assert isinstance(generate, r.Generate)
+    assert isinstance(failed, r.HandoffFailed)
+    assert generate.transfer_id == failed.transfer_id is not None
 
 
 async def test_prefill_server_dies_while_it_answers_alone(cluster: TestCluster) -> None:

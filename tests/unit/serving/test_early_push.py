@@ -348,3 +348,37 @@ def test_answers_that_may_rest_on_lossy_kv_are_marked() -> None:
     pair.decode.run(forget(), r.FlushCache(request_id=1))
     pair.decode.run(generate(PROMPT[:60], stream_id=4))
     assert {output.kv_codec for output in pair.decode.take(s.Output, 4)} == {"none"}
+
+
+def test_the_successor_of_a_dead_decode_server_gets_the_kv_too() -> None:
+    """All of it, under a new id, also of what had gone ahead."""
+    pair = Pair()
+    successor = DecodeUnderTest(network=pair.network, server_id="d1")
+    pair.open()
+    pair.run(splice(PROMPT))
+    pair.commit(200, seq=2)
+    answer = predict(PROMPT, GREEDY, frozenset())
+    target = msgspec.structs.replace(TO_DECODE, server_id="d1", transfer_id=901)
+    pair.prefill.take(s.HandoffReport)
+    pair.run(r.HandOff(stream_id=1, attempt=1, target=target))
+    report = pair.report
+    assert (report.transfer_id, report.ok) == (901, True)
+    assert (report.num_bytes, report.num_early_bytes) == (200 * KV_BYTES_PER_TOKEN, 0)
+    successor.run(generate(PROMPT, answer[:2], attempt=2, transfer_id=901))
+    outputs = successor.take(s.Output)
+    assert outputs[0].num_cached_tokens == 200
+    successor.sent.extend(outputs)
+    assert successor.answer() == (answer[2:], FinishReason.LENGTH)
+    successor.run(forget(attempt=2))
+    pair.end()
+    successor.assert_nothing_is_left()
+
+
+def test_a_prompt_that_is_not_here_any_more_cannot_be_handed_off_again() -> None:
+    """Said at once, so that nobody waits."""
+    pair = Pair()
+    target = msgspec.structs.replace(TO_DECODE, transfer_id=901)
+    pair.run(r.HandOff(stream_id=7, attempt=1, target=target))
+    report = pair.report
+    assert (report.transfer_id, report.ok) == (901, False)
+    assert "not here any more" in report.reason

@@ -71,6 +71,17 @@ def test_a_transfer_is_complete_when_every_rank_has_it(ranks: list[RankMailbox])
     assert ranks[0].complete([], 0.0) == []
 
 
+def test_rank_0_hears_of_a_lossy_codec_before_the_transfer_is_complete(
+    ranks: list[RankMailbox],
+) -> None:
+    """By whichever rank the KV came so: rank 0 marks the answers."""
+    ranks[1].report([7], "float16")
+    ranks[2].report([7])
+    assert ranks[0].kv_codec == "none"
+    assert _collect(ranks[0], [7], 1) == [7]
+    assert ranks[0].kv_codec == "float16"
+
+
 def test_a_transfer_that_fails_on_a_rank_is_given_up(ranks: list[RankMailbox]) -> None:
     """After a while, once; complete ones are not touched."""
     ranks[1].report([7, 8])
