@@ -32,11 +32,15 @@ from router.interface import (
 )
 from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
+from router.recovery.keeper import Keeper
+from router.recovery.log_writer import LogMetrics
+from router.recovery.replay import LoggedStream
 from router.servers import Server
 from router.session import Session
 from router.traces import start_traces
 from streamfill.config import RouterConfig
 from streamfill.errors import (
+    ConfigError,
     InvalidArgumentError,
     ResourceExhaustedError,
     StreamNotFoundError,
@@ -87,6 +91,7 @@ class Manager:
         self._traces = start_traces(config.otlp_endpoint, os.environ, self.metrics.spans_lost.inc)
         if self._traces is not None:
             self.ended_streams.then = self._traces.add
+        self._keeper = _keeper(config, facts.vocab_size, self.metrics.log)
         self._published_s = float("-inf")
         self._cluster = Cluster(
             self, facts.vocab_size, self._context_tokens, admission, self.metrics
@@ -103,11 +108,14 @@ class Manager:
         self._housekeeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen for servers.
+        """Take up the streams of the log, if there is one, then listen for servers.
 
         Raises:
-            ConfigError: the port is in use, or the host is no address of this machine.
+            ConfigError: the port is in use, or the host is no address of this machine; the log
+                cannot be used.
         """
+        if self._keeper is not None:
+            self._take_up(self._keeper)
         self.zmq_port = self._cluster.start(
             self._config.zmq_host or self._config.host, self._config.zmq_port
         )
@@ -123,6 +131,8 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
             self._housekeeper = None
         self._cluster.close()
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.close)
         await asyncio.to_thread(self._close_ended_streams)
 
     def _close_ended_streams(self) -> None:
@@ -169,8 +179,77 @@ class Manager:
             mode=options.mode,
             **owner,
         )
-        await handle.begin(first)
+        journal = None
+        if self._keeper is not None and options.is_resumable:
+            journal = self._keeper.journal(session.stream_id, session.events)
+        await handle.begin(first, journal)
         return handle
+
+    def _take_up(self, keeper: Keeper) -> None:
+        """Make sessions of the streams that an earlier router process left behind."""
+        began_s = time.monotonic()
+        found = keeper.open()
+        try:
+            keeper.start()
+            num_open = sum(self._take_up_one(keeper, each) for each in found)
+        except BaseException:
+            keeper.close()
+            raise
+        log_event(
+            logger,
+            "streams_restored",
+            num_open=num_open,
+            num_ended=len(self._finished),
+            seconds=round(time.monotonic() - began_s, 3),
+        )
+
+    def _take_up_one(self, keeper: Keeper, found: LoggedStream) -> bool:
+        """Whether it goes on."""
+        opened, stream_id = found.opened, StreamId(found.stream_id)
+        prompt = Prompt(self._tokenizer, self._template)
+        options = OpenOptions(
+            mode=opened.mode,
+            priority=opened.priority,
+            request_id=opened.request_id,
+            deadline_s=opened.deadline_s,
+            ttft_slo_s=opened.ttft_slo_s,
+            tenant=opened.tenant,
+            is_resumable=True,
+            needs_call=opened.needs_call,
+        )
+        session = Session(
+            self._cluster,
+            self._tokenizer,
+            prompt,
+            options,
+            idle_timeout_s=self._config.idle_stream_timeout_s,
+            on_end=self._on_end,
+            stream_id=stream_id,
+        )
+        journal = keeper.journal(stream_id, session.events)
+        try:
+            prompt.restore(found.prompt.ids, found.prompt.state)
+            session.take_up(found, journal, keeper.opened_s(found))
+        except Exception as error:  # noqa: BLE001  one stream must not take the others along
+            self.metrics.log.failures.inc()
+            log_event(
+                logger,
+                "stream_not_restored",
+                level=logging.ERROR,
+                stream_id=stream_id,
+                exception=error,
+            )
+            keeper.forget(stream_id)
+            return False
+        handle = self._handles[stream_id] = ClientHandle(session, self._cluster)
+        handle.take_up([each.seq for each in found.refused])
+        self.metrics.log.restored.inc()
+        if session.machine.is_terminal:
+            self._finished[stream_id] = time.monotonic()
+            return False
+        self._sessions[stream_id] = session
+        self._all_ended.clear()
+        return True
 
     def get(self, stream_id: int) -> StreamHandle:
         """See `interface.StreamManager`. An ended stream is found for a while."""
@@ -308,6 +387,8 @@ class Manager:
                 return
             del self._finished[stream_id]
             del self._handles[stream_id]
+            if self._keeper is not None:
+                self._keeper.forget(stream_id)
 
     def _publish(self, now_s: float) -> None:
         self._published_s = now_s
@@ -362,6 +443,14 @@ class Manager:
             log_event(logger, "readiness", ready=ready)
             changed, self._readiness_changed = self._readiness_changed, asyncio.Event()
             changed.set()
+
+
+def _keeper(config: RouterConfig, vocab_size: int, metrics: LogMetrics) -> Keeper | None:
+    if config.log != "sqlite":
+        return None
+    if config.log_file is None:
+        raise ConfigError("router.log_file", None, 'is needed for log = "sqlite"; name a file')
+    return Keeper(Path(config.log_file), f"{config.model_path} {vocab_size}", metrics)
 
 
 def _server_info(server: Server, admission: AdmissionCounters | None, now_s: float) -> ServerInfo:
