@@ -8,10 +8,11 @@ frames of servers, and `_housekeep` ten times a second. Clients come in through 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ from streamfill.stream.state import StreamState
 from streamfill.stream.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+
+MAX_PLACED_PER_TURN = 128
+"""Streams sent to a server before the loop gets to its other work; each takes up to 0.1 ms."""
 
 
 class Manager:
@@ -188,13 +193,16 @@ class Manager:
     def _take_up(self, keeper: Keeper) -> None:
         """Make sessions of the streams that an earlier router process left behind."""
         began_s = time.monotonic()
-        found = keeper.open()
+        gc.disable()  # it would look at all that is made here again and again, in vain
         try:
+            found = keeper.open()
             keeper.start()
             num_open = sum(self._take_up_one(keeper, each) for each in found)
         except BaseException:
             keeper.close()
             raise
+        finally:
+            gc.enable()
         log_event(
             logger,
             "streams_restored",
@@ -349,10 +357,16 @@ class Manager:
 
     def on_server_usable(self) -> None:
         """A server became alive."""
-        now_s = time.monotonic()
-        for session in list(self._sessions.values()):
-            session.try_place(now_s)
+        self._place_some(deque(self._sessions.values()))
         self._note_readiness()
+
+    def _place_some(self, sessions: deque[Session]) -> None:
+        """Behind a restart these are all streams; clients and servers are heard in between."""
+        now_s = time.monotonic()
+        for _ in range(min(MAX_PLACED_PER_TURN, len(sessions))):
+            sessions.popleft().try_place(now_s)
+        if sessions:
+            asyncio.get_running_loop().call_soon(self._place_some, sessions)
 
     def on_server_draining(self, server: Server) -> None:
         """A server takes nothing new."""

@@ -132,9 +132,9 @@ class Prompt:
         )
 
     def restore(self, ids: array[int], state: PromptState) -> None:
-        """Be as another prompt was that had these. For a new object only."""
-        if ids:
-            self.log.record(Splice(0, ids))
+        """Be as another prompt was that had these ids, its own from now on. For a new object
+        only."""
+        self.log.restore(ids)
         self._base, self._chat, self._held = state.base_tokens, state.chat, state.held
         if state.has_tail:
             self._tail = self._new_tail(special=state.has_special)
