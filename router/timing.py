@@ -34,6 +34,10 @@ HOUSEKEEPING_INTERVAL_S = 0.1
 PLACE_WAIT_S = 0.8
 """`open` and `commit` wait so long for a prefill server; the client hears within a second."""
 
+RESTART_PLACE_WAIT_S = 15.0
+"""As `PLACE_WAIT_S`, of a stream that outlived a restart: servers register anew meanwhile, and may
+be busy."""
+
 REPLACE_WAIT_S = 30.0
 """A stream that lost its server waits so long for another; the launcher restarts one in less."""
 
@@ -52,6 +56,10 @@ MAX_ATTEMPTS = 5
 
 FINISHED_RETENTION_S = 60.0
 """Late unary calls about an ended stream get its state instead of NOT_FOUND."""
+
+RESUME_WAIT_S = 60.0
+"""A restarted router keeps streams without a client for so long. Clients look for it for half of
+this time by default."""
 
 MAX_FINISHED_STREAMS = 10_000
 """Ended streams remembered at the same time; each takes less than a kilobyte."""
