@@ -14,9 +14,12 @@ from typing import Any, Protocol
 
 from router.admission import AdmissionCounters
 from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
     Role,
     Sampling,
     ServerCounters,
+    Share,
     StreamDecision,
     StreamMode,
     TokenLogprob,
@@ -72,6 +75,10 @@ class OpenOptions:
     """Whose stream it is; empty where there are no API keys."""
     payer: Payer | None = None
     """None: nobody counts."""
+    namespace: str = SHARED_NAMESPACE
+    """Whose KV its prompt may be served from, and who may be served from its own."""
+    share: Share = NO_SHARE
+    """On whose account it is computed, where several share the cluster fairly."""
 
 
 @dataclass(frozen=True, kw_only=True)
