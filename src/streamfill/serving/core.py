@@ -569,6 +569,7 @@ class ServingCore:
             if not answer.num_brought and answer.transfer_id is None:
                 record.account.answered(len(record.ids))
         answer.token_ids.extend(update.token_ids)
+        self.decider.note_output(record, len(update.token_ids))
         answer.logprobs.extend(update.logprobs)
         if update.finish is not None:
             record.in_flight = None
@@ -866,6 +867,7 @@ class ServingCore:
             num_step_tokens=num_step_tokens,
         )
         self.decider.touch(record)
+        self.decider.note_start(record, run)
         answer = record.answer
         if not run.is_commit or answer is None:
             ids = record.ids[: run.up_to]
