@@ -294,7 +294,8 @@ class Session:
             self._assign_decode(leg)
 
     def _count_uncommitted(self, leg: PrefillLeg) -> None:
-        self._cluster.room.put(self.stream_id, leg.server, self.prompt.log.num_tokens)
+        num_tokens = self.prompt.log.num_tokens
+        self._cluster.room.put(self.stream_id, leg.server, num_tokens, self.options.share)
 
     def _send_commit(self, leg: PrefillLeg, committed: _Committed, now_s: float) -> None:
         num_tokens = self.prompt.log.num_tokens
