@@ -15,9 +15,12 @@ from typing import Any, Protocol
 from router.admission import AdmissionCounters
 from streamfill.errors import StreamError
 from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
     Role,
     Sampling,
     ServerCounters,
+    Share,
     StreamDecision,
     StreamMode,
     TokenLogprob,
@@ -78,6 +81,10 @@ class OpenOptions:
     one."""
     needs_call: bool = False
     """It lives and dies with the call that opened it."""
+    namespace: str = SHARED_NAMESPACE
+    """Whose KV its prompt may be served from, and who may be served from its own."""
+    share: Share = NO_SHARE
+    """On whose account it is computed, where several share the cluster fairly."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,8 @@ class Manager:
             deadline_s=opened.deadline_s,
             ttft_slo_s=opened.ttft_slo_s,
             tenant=opened.tenant,
+            namespace=opened.namespace,
+            share=opened.share,
             is_resumable=True,
             needs_call=opened.needs_call,
         )

@@ -377,7 +377,7 @@ class Session:
             return
         self._attempt += 1
         leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
-        leg.begin(self.options.mode, self.options.priority, self.options.ttft_slo_s, now_s)
+        leg.begin(self.options, now_s)
         self._prefill = leg
         self._prefill_server = server.server_id
         self._heard_s = now_s
@@ -388,7 +388,8 @@ class Session:
             self._assign_decode(leg)
 
     def _count_uncommitted(self, leg: PrefillLeg) -> None:
-        self._cluster.room.put(self.stream_id, leg.server, self.prompt.log.num_tokens)
+        num_tokens = self.prompt.log.num_tokens
+        self._cluster.room.put(self.stream_id, leg.server, num_tokens, self.options.share)
 
     def _send_commit(self, leg: PrefillLeg, committed: _Committed, now_s: float) -> None:
         num_tokens = self.prompt.log.num_tokens
@@ -480,6 +481,8 @@ class Session:
             output_ids=pack_ids(committed.answer.token_ids),
             sampling=committed.sampling,
             transfer_id=transfer_id,
+            namespace=self.options.namespace,
+            share=self.options.share,
         )
         held_tokens = self.prompt.log.num_tokens + committed.answer.num_tokens
         load.set(pending_tokens=0, held_tokens=held_tokens)

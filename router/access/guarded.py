@@ -51,7 +51,13 @@ class GuardedManager:
         account = _caller()
         account.check_tokens()
         place = account.take_stream()
-        owned = replace(options, tenant=account.entry.tenant, payer=place)
+        owned = replace(
+            options,
+            tenant=account.entry.tenant,
+            payer=place,
+            namespace=account.standing.namespace,
+            share=account.standing.share,
+        )
         try:
             return GuardedHandle(await self._core.open(owned), account)
         except BaseException:

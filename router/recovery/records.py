@@ -73,6 +73,8 @@ class Opened(_Part, frozen=True, kw_only=True, tag="opened"):
     deadline_s: float | None = None
     ttft_slo_s: float | None = None
     tenant: str = ""
+    namespace: str = SHARED_NAMESPACE
+    share: Share = NO_SHARE
     needs_call: bool = False
     """It ends when the client's call does."""
     change: Change | None = None

@@ -147,6 +147,8 @@ def plan_cluster(
         http_allow_origins=config.router.http_allow_origins,
         max_body_bytes=config.router.max_body_bytes,
         api_keys_file=config.router.api_keys_file,
+        cache_namespaces=config.router.cache_namespaces,
+        fair_sharing=config.router.fair_sharing,
         tls_cert_file=config.router.tls_cert_file,
         tls_key_file=config.router.tls_key_file,
         tls_client_ca_file=config.router.tls_client_ca_file,

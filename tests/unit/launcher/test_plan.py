@@ -187,6 +187,8 @@ def test_router_options() -> None:
         max_waiting_segments=7,
         admission_wait_s=8.0,
         otlp_endpoint="http://h:4318",
+        cache_namespaces="shared",
+        fair_sharing=False,
     )
     prefill = ServerSection(max_uncommitted_tokens=99)
     model = ModelSection(context_tokens=77)
@@ -196,6 +198,7 @@ def test_router_options() -> None:
     assert (router.max_waiting_segments, router.admission_wait_s) == (7, 8.0)
     assert router.max_uncommitted_tokens == 99
     assert router.otlp_endpoint == "http://h:4318"
+    assert (router.cache_namespaces, router.fair_sharing) == ("shared", False)
     assert (router.model_path, router.context_tokens) == ("/models/m", 77)
 
 
