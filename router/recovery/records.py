@@ -17,7 +17,14 @@ from typing import TypeAlias
 import msgspec
 
 from streamfill.errors import ProtocolError
-from streamfill.messages.common import Sampling, StreamMode, TokenLogprob
+from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
+    Sampling,
+    Share,
+    StreamMode,
+    TokenLogprob,
+)
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
