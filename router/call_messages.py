@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from router.interface import CommitOptions, OpenOptions, Segment, StreamEvent
+from router.interface import (
+    CommitOptions,
+    OpenOptions,
+    Resumed,
+    ResumePoint,
+    Segment,
+    StreamEvent,
+)
 from streamfill.errors import StreamError
 
 
@@ -15,6 +22,13 @@ class Open:
     """Open the stream. ``read`` raises ``InvalidArgumentError``, as in the classes below."""
 
     read: Callable[[], OpenOptions]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a stream that exists. ``read`` returns its id too."""
+
+    read: Callable[[], tuple[int, ResumePoint]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Unreadable:
     error: StreamError
 
 
-Operation: TypeAlias = Open | Append | Update | Commit | Cancel | Unreadable
+Operation: TypeAlias = Open | Resume | Append | Update | Commit | Cancel | Unreadable
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,10 @@ class Opened:
     """The stream is open."""
 
     stream_id: int
+    is_resumable: bool = False
+    """It outlives the router process."""
+    resumed: Resumed | None = None
+    """How far it is, when it existed before."""
 
 
 @dataclass(frozen=True)

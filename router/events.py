@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
+from typing import Final
 
 from router.interface import Acknowledged, DoneEvent, StreamEvent, TokenEvent
-from streamfill.errors import FailedPreconditionError, StreamError
+from streamfill.errors import ErrorCode, FailedPreconditionError, StreamError
+
+MAX_READ_TOKENS: Final = 256
+"""Tokens that were given out and stand in front of others; then they are removed."""
 
 
 class EventQueue:
@@ -18,8 +21,14 @@ class EventQueue:
     """
 
     def __init__(self) -> None:
+        self.keeps_tokens = False
+        """Those that were given out too, until the end is given out: somebody may come back."""
         self._acknowledged: Acknowledged | None = None
-        self._tokens: deque[TokenEvent] = deque()
+        self._tokens: list[TokenEvent] = []
+        self._first_index = 0
+        """Of the first of `_tokens`."""
+        self._num_read = 0
+        """Of `_tokens`, those that were given out."""
         self._end: DoneEvent | StreamError | None = None
         self._wake = asyncio.Event()
         self._consumer = 0
@@ -45,6 +54,21 @@ class EventQueue:
             self._end = end
             self._wake.set()
 
+    def rewind(self, index: int) -> None:
+        """The next token to be given out is this one, counted from 0. One that is not there yet is
+        waited for.
+
+        Raises:
+            StreamError: OUT_OF_RANGE, it is not kept any more.
+        """
+        if index < self._first_index:
+            raise StreamError(
+                f"token {index} of the answer is not kept any more; the first one that is has the "
+                f"index {self._first_index}",
+                code=ErrorCode.OUT_OF_RANGE,
+            )
+        self._num_read = index - self._first_index
+
     async def events(self) -> AsyncIterator[StreamEvent]:
         """Events up to the `DoneEvent`.
 
@@ -59,10 +83,16 @@ class EventQueue:
             if self._acknowledged is not None:
                 acknowledged, self._acknowledged = self._acknowledged, None
                 yield acknowledged
-            elif self._tokens:
-                yield self._tokens.popleft()
+            elif self._num_read < len(self._tokens):
+                event = self._tokens[self._num_read]
+                self._num_read += 1
+                self._drop_read()
+                yield event
             elif isinstance(self._end, DoneEvent):
                 yield self._end
+                if me == self._consumer:
+                    self.keeps_tokens = False
+                    self._drop_read()
                 return
             elif self._end is not None:
                 raise self._end.with_traceback(None)
@@ -70,3 +100,12 @@ class EventQueue:
                 self._wake.clear()
                 await self._wake.wait()
         raise FailedPreconditionError("another call took over the events of this stream")
+
+    def _drop_read(self) -> None:
+        """What is kept for nobody. Costs little for each token, also where many wait."""
+        if self.keeps_tokens:
+            return
+        if self._num_read in (len(self._tokens), MAX_READ_TOKENS):
+            self._first_index += self._num_read
+            del self._tokens[: self._num_read]
+            self._num_read = 0

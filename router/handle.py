@@ -19,7 +19,16 @@ from typing import TypeVar
 
 from router import timing
 from router.cluster import Cluster
-from router.interface import Acknowledged, CommitOptions, Segment, StreamEvent, StreamStatus
+from router.interface import (
+    Acknowledged,
+    CommitOptions,
+    Resumed,
+    ResumePoint,
+    Segment,
+    StreamEvent,
+    StreamStatus,
+)
+from router.recovery.journal import Journal
 from router.sampling import check_sampling
 from router.session import Session
 from streamfill.errors import FailedPreconditionError, StreamError, UnavailableError
@@ -74,28 +83,39 @@ class ClientHandle:
             num_output_tokens=session.num_output_tokens,
         )
 
-    async def begin(self, first: list[Splice]) -> None:
+    async def begin(self, first: list[Splice], journal: Journal | None) -> None:
         """Put the messages in that the stream was opened with. Called once, before anything else.
+
+        Args:
+            first: as drafted.
+            journal: None: the stream is in no log.
 
         Raises:
             StreamError: there was no room for them, or the stream ended meanwhile; it has ended.
         """
         session = self._session
-        if not first:
-            return
-        try:
-            await self._cluster.room.admit(session.stream_id, first[-1].num_tokens)
-        except StreamError as error:
-            session.end(StreamState.REJECTED, error)
-        except BaseException:
-            session.cancel("given up while it was opened")
-            raise
-        ended = session.events.end
-        if isinstance(ended, StreamError):
-            raise ended
-        logged = session.prompt.record(first)
-        self._count_tokens(logged)
-        session.send_changes(logged, None)
+        logged: list[LoggedSplice] = []
+        if first:
+            try:
+                await self._cluster.room.admit(session.stream_id, first[-1].num_tokens)
+            except StreamError as error:
+                session.end(StreamState.REJECTED, error)
+            except BaseException:
+                session.cancel("given up while it was opened")
+                raise
+            ended = session.events.end
+            if isinstance(ended, StreamError):
+                raise ended
+            logged = session.prompt.record(first)
+            self._count_tokens(logged)
+            session.send_changes(logged, None)
+        if journal is not None:
+            session.keep(journal, logged)
+            try:
+                await journal.durable()
+            except BaseException:
+                session.cancel("given up while it was opened")
+                raise
 
     async def append(self, segment: Segment, client_seq: int | None = None) -> Acknowledged:
         """See `interface.StreamHandle`."""
@@ -126,19 +146,61 @@ class ClientHandle:
         """See `interface.StreamHandle`. Does not wait for an operation under way."""
         self._session.cancel(reason)
 
-    def note_refused(self, client_seq: int) -> None:
+    def note_refused(self, client_seq: int, error: StreamError) -> None:
         """See `interface.StreamHandle`."""
         if client_seq == self._newest_seq + 1:
             self._refused_seq = client_seq
         elif client_seq == self._newest_seq + 2 and self._lock.locked():
             self._refused_next_seq = client_seq
+        else:
+            return  # applied or refused before, or behind a gap
+        self._log_refusal(client_seq, error)
+
+    @property
+    def is_resumable(self) -> bool:
+        return self._session.journal is not None
+
+    def take_up(self, refused_seqs: Sequence[int]) -> None:
+        """These were refused before this process began."""
+        self._note_refusals(refused_seqs)
+
+    def resume(self, point: ResumePoint) -> Resumed:
+        """See `interface.StreamHandle`."""
+        session, next_seq = self._session, point.next_seq
+        session.events.rewind(point.next_token_index)
+        is_paid_anew = session.resumed(point.payer)
+        refused: Sequence[tuple[int, StreamError]] = ()
+        if next_seq is not None:
+            # What the client has heard of is in the log when it was applied, so this was refused.
+            self._refused_seq = max(self._refused_seq, next_seq - 1)
+            self._note_refusals(point.refused_seqs)
+            if session.journal is not None:
+                refused = session.journal.refusals_from(next_seq)
+        return Resumed(
+            stream_id=session.stream_id,
+            acknowledged=session.acknowledged(),
+            is_committed=session.state is not StreamState.OPEN,
+            refused=refused,
+            is_paid_anew=is_paid_anew,
+        )
+
+    def _note_refusals(self, seqs: Sequence[int]) -> None:
+        for seq in sorted(seqs):
+            if seq == self._newest_seq + 1:
+                self._refused_seq = seq
+            elif seq == self._newest_seq + 2:
+                self._refused_next_seq = seq
+
+    def _log_refusal(self, seq: int, error: StreamError) -> None:
+        if self._session.journal is not None and not self._session.machine.is_terminal:
+            self._session.journal.refused(seq, error)
 
     async def _change(self, mode: StreamMode, segment: Segment, client_seq: int | None) -> None:
         apply = partial(self._apply_segment, mode, segment)
         await self._in_turn(client_seq, apply, is_long=_is_long(segment))
 
     async def _in_turn(
-        self, client_seq: int | None, apply: Callable[[], Awaitable[None]], *, is_long: bool
+        self, client_seq: int | None, apply: Callable[[int], Awaitable[None]], *, is_long: bool
     ) -> None:
         # Here and not in the task: turns are taken in the order in which the calls were made.
         await self._lock.acquire()
@@ -162,32 +224,40 @@ class ClientHandle:
             task.exception()  # so that nobody complains when the caller was gone before it failed
 
     async def _take_turn(
-        self, client_seq: int | None, apply: Callable[[], Awaitable[None]]
+        self, client_seq: int | None, apply: Callable[[int], Awaitable[None]]
     ) -> None:
         session = self._session
         session.touch()
         newest = self._newest_seq
         if client_seq is not None and not session.client_seq < client_seq <= newest + 1:
+            await self._until_durable()
             session.events.put_acknowledged(session.acknowledged())
             return
         seq = newest + 1 if client_seq is None else client_seq
         try:
-            await apply()
+            await apply(seq)
             session.client_seq = seq
-        except Exception:
+        except Exception as error:
             self._refused_seq = max(self._refused_seq, seq)
+            if isinstance(error, StreamError):
+                self._log_refusal(seq, error)
             raise
         finally:
             if self._refused_next_seq == self._newest_seq + 1:
                 self._refused_seq = self._refused_next_seq
         session.touch()
+        await self._until_durable()
         session.events.put_acknowledged(session.acknowledged())
 
     @property
     def _newest_seq(self) -> int:
         return max(self._session.client_seq, self._refused_seq)
 
-    async def _apply_segment(self, mode: StreamMode, segment: Segment) -> None:
+    async def _until_durable(self) -> None:
+        if self._session.journal is not None:
+            await self._session.journal.durable()
+
+    async def _apply_segment(self, mode: StreamMode, segment: Segment, seq: int) -> None:
         session = self._session
         self._check_open()
         if mode is not session.options.mode:
@@ -210,9 +280,11 @@ class ClientHandle:
             raise
         logged = prompt.record(splices)
         self._count_segment(logged)
+        if session.journal is not None:
+            session.journal.changed(seq, prompt, logged)
         session.send_changes(logged, number, next_in_s=segment.next_in_s)
 
-    async def _commit(self, options: CommitOptions) -> None:
+    async def _commit(self, options: CommitOptions, seq: int) -> None:
         session = self._session
         self._check_open()
         session.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
@@ -237,7 +309,7 @@ class ClientHandle:
         else:
             self._count_segment(logged)
         session.send_changes(logged, number, commit_follows=True)
-        session.commit(options)
+        session.commit(options, seq, logged)
 
     def _count_segment(self, logged: Sequence[LoggedSplice]) -> None:
         self._cluster.metrics.segments[self.mode].inc()

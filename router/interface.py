@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from router.admission import AdmissionCounters
+from streamfill.errors import StreamError
 from streamfill.messages.common import (
     Role,
     Sampling,
@@ -72,6 +73,11 @@ class OpenOptions:
     """Whose stream it is; empty where there are no API keys."""
     payer: Payer | None = None
     """None: nobody counts."""
+    is_resumable: bool = False
+    """Its client is told its id, and may come back to it; so it goes into the log, if there is
+    one."""
+    needs_call: bool = False
+    """It lives and dies with the call that opened it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,34 @@ class CommitOptions:
     """Applied before the commit, in one step with it."""
     keep_s: float = 0.0
     """For so long after the answer a prompt that begins with this one is to be expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """How far a client had come that comes back to its stream."""
+
+    next_token_index: int = 0
+    """Of the answer: it has all tokens before."""
+    next_seq: int | None = None
+    """Of its operations, the first that was not answered: it has heard of all before. None: it does
+    not say."""
+    refused_seqs: Sequence[int] = ()
+    """Behind `next_seq`: those that it heard to be refused."""
+    payer: Payer | None = None
+    """On whose account the stream runs on, should it be on nobody's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """How far the stream is, for a client that comes back."""
+
+    stream_id: int
+    acknowledged: Acknowledged
+    is_committed: bool
+    refused: Sequence[tuple[int, StreamError]]
+    """Operations from `ResumePoint.next_seq` on that were refused, with why."""
+    is_paid_anew: bool = False
+    """It was on nobody's account, and is on `ResumePoint.payer`'s now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +318,22 @@ class StreamHandle(Protocol):
         """Stop everything, on every server. Idempotent."""
         ...
 
-    def note_refused(self, client_seq: int) -> None:
+    def note_refused(self, client_seq: int, error: StreamError) -> None:
         """The service itself refused the operation of this number, so that it never came here: the
         next number is no gap."""
+        ...
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the stream outlives this router process, so that its client may come back."""
+        ...
+
+    def resume(self, point: ResumePoint) -> Resumed:
+        """The client came back, and ``events`` is asked for next: it begins behind ``point``.
+
+        Raises:
+            StreamError: OUT_OF_RANGE, the wanted tokens are not there any more.
+        """
         ...
 
 

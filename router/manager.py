@@ -8,10 +8,11 @@ frames of servers, and `_housekeep` ten times a second. Clients come in through 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,15 @@ from router.interface import (
 )
 from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
+from router.recovery.keeper import Keeper
+from router.recovery.log_writer import LogMetrics
+from router.recovery.replay import LoggedStream
 from router.servers import Server
 from router.session import Session
 from router.traces import start_traces
 from streamfill.config import RouterConfig
 from streamfill.errors import (
+    ConfigError,
     InvalidArgumentError,
     ResourceExhaustedError,
     StreamNotFoundError,
@@ -54,6 +59,10 @@ from streamfill.stream.state import StreamState
 from streamfill.stream.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
+
+
+MAX_PLACED_PER_TURN = 128
+"""Streams sent to a server before the loop gets to its other work; each takes up to 0.1 ms."""
 
 
 class Manager:
@@ -87,6 +96,7 @@ class Manager:
         self._traces = start_traces(config.otlp_endpoint, os.environ, self.metrics.spans_lost.inc)
         if self._traces is not None:
             self.ended_streams.then = self._traces.add
+        self._keeper = _keeper(config, facts.vocab_size, self.metrics.log)
         self._published_s = float("-inf")
         self._cluster = Cluster(
             self, facts.vocab_size, self._context_tokens, admission, self.metrics
@@ -103,11 +113,14 @@ class Manager:
         self._housekeeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen for servers.
+        """Take up the streams of the log, if there is one, then listen for servers.
 
         Raises:
-            ConfigError: the port is in use, or the host is no address of this machine.
+            ConfigError: the port is in use, or the host is no address of this machine; the log
+                cannot be used.
         """
+        if self._keeper is not None:
+            self._take_up(self._keeper)
         self.zmq_port = self._cluster.start(
             self._config.zmq_host or self._config.host, self._config.zmq_port
         )
@@ -123,6 +136,8 @@ class Manager:
             await asyncio.gather(self._housekeeper, return_exceptions=True)
             self._housekeeper = None
         self._cluster.close()
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.close)
         await asyncio.to_thread(self._close_ended_streams)
 
     def _close_ended_streams(self) -> None:
@@ -169,8 +184,80 @@ class Manager:
             mode=options.mode,
             **owner,
         )
-        await handle.begin(first)
+        journal = None
+        if self._keeper is not None and options.is_resumable:
+            journal = self._keeper.journal(session.stream_id, session.events)
+        await handle.begin(first, journal)
         return handle
+
+    def _take_up(self, keeper: Keeper) -> None:
+        """Make sessions of the streams that an earlier router process left behind."""
+        began_s = time.monotonic()
+        gc.disable()  # it would look at all that is made here again and again, in vain
+        try:
+            found = keeper.open()
+            keeper.start()
+            num_open = sum(self._take_up_one(keeper, each) for each in found)
+        except BaseException:
+            keeper.close()
+            raise
+        finally:
+            gc.enable()
+        log_event(
+            logger,
+            "streams_restored",
+            num_open=num_open,
+            num_ended=len(self._finished),
+            seconds=round(time.monotonic() - began_s, 3),
+        )
+
+    def _take_up_one(self, keeper: Keeper, found: LoggedStream) -> bool:
+        """Whether it goes on."""
+        opened, stream_id = found.opened, StreamId(found.stream_id)
+        prompt = Prompt(self._tokenizer, self._template)
+        options = OpenOptions(
+            mode=opened.mode,
+            priority=opened.priority,
+            request_id=opened.request_id,
+            deadline_s=opened.deadline_s,
+            ttft_slo_s=opened.ttft_slo_s,
+            tenant=opened.tenant,
+            is_resumable=True,
+            needs_call=opened.needs_call,
+        )
+        session = Session(
+            self._cluster,
+            self._tokenizer,
+            prompt,
+            options,
+            idle_timeout_s=self._config.idle_stream_timeout_s,
+            on_end=self._on_end,
+            stream_id=stream_id,
+        )
+        journal = keeper.journal(stream_id, session.events)
+        try:
+            prompt.restore(found.prompt.ids, found.prompt.state)
+            session.take_up(found, journal, keeper.opened_s(found))
+        except Exception as error:  # noqa: BLE001  one stream must not take the others along
+            self.metrics.log.failures.inc()
+            log_event(
+                logger,
+                "stream_not_restored",
+                level=logging.ERROR,
+                stream_id=stream_id,
+                exception=error,
+            )
+            keeper.forget(stream_id)
+            return False
+        handle = self._handles[stream_id] = ClientHandle(session, self._cluster)
+        handle.take_up([each.seq for each in found.refused])
+        self.metrics.log.restored.inc()
+        if session.machine.is_terminal:
+            self._finished[stream_id] = time.monotonic()
+            return False
+        self._sessions[stream_id] = session
+        self._all_ended.clear()
+        return True
 
     def get(self, stream_id: int) -> StreamHandle:
         """See `interface.StreamManager`. An ended stream is found for a while."""
@@ -270,10 +357,16 @@ class Manager:
 
     def on_server_usable(self) -> None:
         """A server became alive."""
-        now_s = time.monotonic()
-        for session in list(self._sessions.values()):
-            session.try_place(now_s)
+        self._place_some(deque(self._sessions.values()))
         self._note_readiness()
+
+    def _place_some(self, sessions: deque[Session]) -> None:
+        """Behind a restart these are all streams; clients and servers are heard in between."""
+        now_s = time.monotonic()
+        for _ in range(min(MAX_PLACED_PER_TURN, len(sessions))):
+            sessions.popleft().try_place(now_s)
+        if sessions:
+            asyncio.get_running_loop().call_soon(self._place_some, sessions)
 
     def on_server_draining(self, server: Server) -> None:
         """A server takes nothing new."""
@@ -308,6 +401,8 @@ class Manager:
                 return
             del self._finished[stream_id]
             del self._handles[stream_id]
+            if self._keeper is not None:
+                self._keeper.forget(stream_id)
 
     def _publish(self, now_s: float) -> None:
         self._published_s = now_s
@@ -362,6 +457,14 @@ class Manager:
             log_event(logger, "readiness", ready=ready)
             changed, self._readiness_changed = self._readiness_changed, asyncio.Event()
             changed.set()
+
+
+def _keeper(config: RouterConfig, vocab_size: int, metrics: LogMetrics) -> Keeper | None:
+    if config.log != "sqlite":
+        return None
+    if config.log_file is None:
+        raise ConfigError("router.log_file", None, 'is needed for log = "sqlite"; name a file')
+    return Keeper(Path(config.log_file), f"{config.model_path} {vocab_size}", metrics)
 
 
 def _server_info(server: Server, admission: AdmissionCounters | None, now_s: float) -> ServerInfo:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from router.interface import ServerInfo
 from router.placement import ServerState
+from router.recovery.log_writer import LogMetrics
 from streamfill.messages.common import Role, StreamMode
 from streamfill.observability.metric_values import MetricSet, Sample
 from streamfill.observability.metrics import Metric
@@ -70,6 +71,7 @@ class RouterMetrics:
         self.attempts_failed = self.set.counter(Metric.ATTEMPTS_FAILED)
         self.retries = self.set.counter(Metric.RETRIES)
         self.resyncs = self.set.counter(Metric.RESYNCS)
+        self.log = LogMetrics(self.set)
         self.spans_lost = self.set.counter(Metric.SPANS_LOST)
         self._admission_wait = self.set.histogram(Metric.ADMISSION_WAIT)
         for outcome in ("admitted", "refused"):

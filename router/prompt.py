@@ -14,11 +14,13 @@ draft leaves everything as it was.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from router.interface import Segment
+from router.recovery.prompt_state import PromptState
 from streamfill.errors import FailedPreconditionError, InvalidArgumentError
 from streamfill.messages.common import StreamMode
 from streamfill.stream.chat import ChatTemplate
@@ -116,6 +118,27 @@ class Prompt:
         """Be as before the newest draft, which was not recorded. Costs at most as much as it."""
         if self._drafted_on is not None:
             self._restore(self._drafted_on)
+
+    def text_state(self) -> PromptState:
+        """What there is besides the ids, for the log. Not between a draft and its record."""
+        tail = self._tail
+        return PromptState(
+            base_tokens=self._base,
+            has_tail=tail is not None,
+            has_special=tail is not None and tail.adds_special_tokens,
+            text="" if tail is None else tail.text,
+            chat=self._chat,
+            held=self._held,
+        )
+
+    def restore(self, ids: array[int], state: PromptState) -> None:
+        """Be as another prompt was that had these ids, its own from now on. For a new object
+        only."""
+        self.log.restore(ids)
+        self._base, self._chat, self._held = state.base_tokens, state.chat, state.held
+        if state.has_tail:
+            self._tail = self._new_tail(special=state.has_special)
+            self._tail.restore(state.text, ids[state.base_tokens :])
 
     def _change(self, mode: StreamMode, segment: Segment, limits: PromptLimits) -> Splice:
         given = [segment.text, segment.token_ids, segment.messages]

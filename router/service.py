@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Protocol
 
 from router import service_replies as replies
 from router import service_requests as requests
 from router import service_scheduling as scheduling
 from router.call_messages import CallEvent
-from router.interface import Acknowledged, StreamHandle, StreamManager
+from router.interface import Acknowledged, ResumePoint, StreamHandle, StreamManager
 from router.service_decode import Undecodable
 from router.service_stream import call_event, client_messages
 from router.stream_call import StreamCall, refusals_noted
@@ -64,8 +65,9 @@ class StreamfillService:
 
     async def open_stream(self, request: pb.OpenStreamRequest) -> pb.OpenStreamResponse:
         """``OpenStream``"""
-        handle = await self._manager.open(requests.open_options(request.open))
-        return pb.OpenStreamResponse(stream_id=handle.stream_id)
+        options = replace(requests.open_options(request.open), is_resumable=True)
+        handle = await self._manager.open(options)
+        return pb.OpenStreamResponse(stream_id=handle.stream_id, is_resumable=handle.is_resumable)
 
     async def append_segment(self, request: pb.AppendSegmentRequest) -> pb.Acknowledged:
         """``AppendSegment``"""
@@ -93,6 +95,8 @@ class StreamfillService:
         if handle.status().state is StreamState.OPEN:
             message = f"the commit's number {seq} leaves a gap or belongs to another operation"
             raise FailedPreconditionError(message)
+        if request.HasField("next_token_index"):
+            handle.resume(ResumePoint(next_token_index=request.next_token_index))
         await self._answer(handle, writer)
 
     async def cancel_stream(self, request: pb.CancelStreamRequest) -> pb.CancelStreamResponse:

@@ -7,6 +7,7 @@ from typing import assert_never
 
 import msgspec
 
+from router.call_messages import Opened
 from router.interface import (
     Acknowledged,
     ClusterInfo,
@@ -17,6 +18,7 @@ from router.interface import (
     TokenEvent,
 )
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.status_details import told
 from streamfill.messages.common import StreamMode, TokenLogprob
 from streamfill.observability.lifetime import Lifetime
 
@@ -44,6 +46,18 @@ def stream_event(event: StreamEvent, stream_id: int) -> pb.StreamEvent:
             return pb.StreamEvent(done=_done(event, stream_id))
         case _:
             assert_never(event)
+
+
+def opened(event: Opened) -> pb.Opened:
+    """The stream is open."""
+    resumed = event.resumed
+    return pb.Opened(
+        stream_id=event.stream_id,
+        is_resumable=event.is_resumable,
+        acknowledged=None if resumed is None else acknowledged(resumed.acknowledged),
+        is_committed=resumed is not None and resumed.is_committed,
+        refused=[] if resumed is None else [told(error, seq) for seq, error in resumed.refused],
+    )
 
 
 def acknowledged(event: Acknowledged) -> pb.Acknowledged:

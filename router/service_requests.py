@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from router import request_checks as checks
-from router.interface import CommitOptions, OpenOptions, Segment
+from router.interface import CommitOptions, OpenOptions, ResumePoint, Segment
 from router.request_checks import wrong
 from router.service_decode import not_utf8
 from streamfill.api import streamfill_pb2 as pb
@@ -40,6 +40,15 @@ def open_options(message: pb.Open) -> OpenOptions:
         deadline_s=_deadline_s(message, "open"),
         ttft_slo_s=_ttft_slo_s(message, "open"),
         messages=_chat(message.messages, "open.messages") if message.messages else None,
+    )
+
+
+def resume_point(message: pb.Resume) -> tuple[int, ResumePoint]:
+    """Which stream to go on with, and from where."""
+    return message.stream_id, ResumePoint(
+        next_token_index=message.next_token_index,
+        next_seq=message.next_seq if message.HasField("next_seq") else None,
+        refused_seqs=tuple(message.refused_seqs),
     )
 
 

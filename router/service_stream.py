@@ -18,6 +18,7 @@ from router.call_messages import (
     Opened,
     Operation,
     Refused,
+    Resume,
     Unreadable,
     Update,
 )
@@ -49,7 +50,7 @@ def call_event(event: CallEvent, stream_id: int) -> pb.StreamEvent:
     """
     match event:
         case Opened():
-            return pb.StreamEvent(opened=pb.Opened(stream_id=event.stream_id))
+            return pb.StreamEvent(opened=replies.opened(event))
         case Refused():
             return error_event(event.error, event.seq)
         case Failed():
@@ -62,6 +63,8 @@ def _operation(request: pb.StreamRequest, vocab_size: int) -> Operation:
     match request.WhichOneof("operation"):
         case "open":
             return Open(partial(requests.open_options, request.open))
+        case "resume":
+            return Resume(partial(requests.resume_point, request.resume))
         case "append":
             return Append(partial(requests.segment, request.append.segment, vocab_size))
         case "update":

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from router import timing
@@ -31,9 +31,13 @@ from router.answer import Answer
 from router.cluster import Cluster, StreamMessage
 from router.ended_streams import EndedStream
 from router.events import EventQueue
-from router.interface import Acknowledged, CommitOptions, DoneEvent, OpenOptions, Usage
+from router.interface import Acknowledged, CommitOptions, DoneEvent, OpenOptions, Payer, Usage
 from router.legs import GenerateLeg, PrefillLeg
 from router.prompt import Prompt
+from router.recovery import records as rec
+from router.recovery.journal import Journal
+from router.recovery.replay import LoggedStream, LoggedToken
+from router.recovery.translate import done_of, error_of
 from router.retries import Retries
 from router.sampling import fit_max_new_tokens
 from router.segments import SegmentRecord
@@ -102,9 +106,11 @@ class Session:
         *,
         idle_timeout_s: float,
         on_end: Callable[[Session, EndedStream], None],
+        stream_id: StreamId | None = None,
     ) -> None:
+        """With a `stream_id` it is one that the log knows: `take_up` follows."""
         now_s = time.monotonic()
-        self.stream_id: StreamId = cluster.new_stream_id()
+        self.stream_id = cluster.new_stream_id() if stream_id is None else stream_id
         self.options = options
         self.prompt = prompt
         self.machine = StreamStateMachine(self.stream_id)
@@ -114,6 +120,8 @@ class Session:
         self._work = WorkRecord(self.lifetime, now_s)
         self.client_seq = 0
         """Newest operation of the client that was applied."""
+        self.journal: Journal | None = None
+        """None: the stream ends with this process."""
         self.due_s = NEVER_S
         """When `tick` has something to do; the manager looks at nothing else."""
         self._cluster = cluster
@@ -142,7 +150,80 @@ class Session:
         self._last_acknowledged: Acknowledged | None = None
         self._num_output_tokens = 0
         self._trace_parent = TRACE_PARENT.get()
-        self.lifetime.record(LifetimeEvent.OPENED)
+        self._resume_by_s = NEVER_S
+        """When its client must have come back."""
+        if stream_id is None:
+            self.lifetime.record(LifetimeEvent.OPENED)
+
+    def keep(self, journal: Journal, logged: Sequence[LoggedSplice]) -> None:
+        """The stream is to outlive this process. Called once, when it was opened.
+
+        Args:
+            journal: its own.
+            logged: what its first messages made of the prompt.
+        """
+        self.journal = journal
+        self.events.keeps_tokens = True
+        opened_s = self.lifetime.entries[0].at_s
+        journal.opened(self.options, opened_s, self.prompt, logged)
+
+    def take_up(self, found: LoggedStream, journal: Journal | None, opened_s: float) -> None:
+        """Be the stream that an earlier router process left behind. Called once, first.
+
+        Args:
+            found: what the log knows of it.
+            journal: its own; None: the log has failed meanwhile.
+            opened_s: when it was opened, by this process's clock.
+        """
+        self.journal = journal
+        if journal is not None:
+            journal.taken_up(found)
+        self.events.keeps_tokens = True
+        self.lifetime.record(LifetimeEvent.OPENED, at_s=opened_s)
+        if self.options.deadline_s is not None:
+            self._deadline_s = opened_s + self.options.deadline_s
+        self.client_seq = found.client_seq
+        self._attempt = 1
+        if self.options.needs_call or found.committed is not None:
+            self._resume_by_s = self._touched_s + timing.RESUME_WAIT_S
+        if found.committed is not None:
+            self._take_up_answer(found.committed, found.tokens)
+        if found.ended is not None:
+            self._take_up_end(found.ended)
+        self._plan(self._touched_s)
+
+    def _take_up_answer(self, commit: rec.Committed, tokens: Sequence[LoggedToken]) -> None:
+        self.machine.advance(StreamState.COMMITTED)
+        stop, skip_special = commit.stop, commit.skip_special_tokens
+        answer = Answer(self._tokenizer, self.prompt.log.ids, stop, skip_special)
+        self._committed = _Committed(commit.sampling, answer, commit.keep_s)
+        if tokens:
+            self.machine.advance(StreamState.DECODING)
+        for token in tokens:
+            event = answer.push(token.token_id, token.logprob, silent=token.is_silent)
+            self.events.put_token(event)
+
+    def _take_up_end(self, ended: rec.Ended) -> None:
+        self.machine.finish(StreamState(ended.state))
+        self._last_acknowledged = self.acknowledged()
+        self._num_output_tokens = self.num_output_tokens
+        self.prompt = Prompt(self._tokenizer, None)
+        self._committed = None
+        if ended.finished is not None:
+            self.events.close(done_of(ended.finished))
+        elif ended.failure is not None:
+            failure = ended.failure
+            self.events.close(error_of(failure.code, failure.message, failure.details))
+
+    def resumed(self, payer: Payer | None) -> bool:
+        """Its client came back. Returns whether the stream is on this account now."""
+        self.touch()
+        self._cluster.metrics.log.resumed.inc()
+        takes = payer is not None and self.options.payer is None and not self.machine.is_terminal
+        if takes:
+            self.options = replace(self.options, payer=payer)
+        self._plan(time.monotonic())
+        return takes
 
     # For the client's handle.
 
@@ -160,7 +241,7 @@ class Session:
             computed = min(self._prefill.num_computed_tokens, self.prompt.log.num_tokens)
             invalidated += self._prefill.num_invalidated_tokens
         return Acknowledged(
-            client_seq=self.client_seq,
+            client_seq=self.client_seq if self.journal is None else self.journal.durable_seq,
             num_received_tokens=self.prompt.log.num_tokens,
             num_computed_tokens=computed,
             num_invalidated_tokens=invalidated,
@@ -176,6 +257,7 @@ class Session:
     def touch(self) -> None:
         """The client did something."""
         self._touched_s = time.monotonic()
+        self._resume_by_s = NEVER_S
 
     def send_changes(
         self,
@@ -200,8 +282,14 @@ class Session:
             self.segments.sent(segment, self.prompt.log.last_seq, self.prompt.log.num_tokens)
         self._plan(now_s)
 
-    def commit(self, options: CommitOptions) -> None:
-        """The prompt is complete. The caller checked everything."""
+    def commit(self, options: CommitOptions, seq: int, logged: Sequence[LoggedSplice]) -> None:
+        """The prompt is complete. The caller checked everything.
+
+        Args:
+            options: how to answer.
+            seq: the client's number.
+            logged: what the commit itself changed of the prompt.
+        """
         now_s = time.monotonic()
         self.machine.advance(StreamState.COMMITTED)
         self._cluster.room.leave(self.stream_id)
@@ -212,6 +300,9 @@ class Session:
             Answer(self._tokenizer, log.ids, options.stop, options.skip_special_tokens),
             options.keep_s,
         )
+        if self.journal is not None:
+            sampling = self._committed.sampling
+            self.journal.committed(seq, self.prompt, logged, sampling, options)
         self._heard_s = now_s
         if self._prefill is not None:
             self._send_commit(self._prefill, self._committed, now_s)
@@ -543,7 +634,10 @@ class Session:
             return
         if ended_by is not None:
             self._finish(committed, ended_by, leg if ended_by is finish else None)
-        elif isinstance(leg, PrefillLeg) and self._producer() is None:
+            return
+        if self.journal is not None:
+            self.journal.flush()
+        if isinstance(leg, PrefillLeg) and self._producer() is None:
             self._start_decode(committed, leg, now_s)
 
     def _is_only_first(self, leg: _Leg, committed: _Committed, finish: Finish) -> bool:
@@ -578,7 +672,7 @@ class Session:
             if event.index == 0:
                 self.machine.advance(StreamState.DECODING)
             self._record_token(event.index, is_last=ended_by is not None)
-            self.events.put_token(event)
+            (self.events.put_token if self.journal is None else self.journal.token)(event)
             if ended_by is not None:
                 return ended_by
         return finish
@@ -715,6 +809,9 @@ class Session:
         elif self.state is StreamState.OPEN and now_s >= self._touched_s + self._idle_timeout_s:
             message = f"not committed and not touched for {self._idle_timeout_s} s"
             self.end(StreamState.ABORTED, StreamError(message, code=ErrorCode.ABORTED))
+        elif now_s >= self._resume_by_s:
+            message = f"its client did not come back within {timing.RESUME_WAIT_S} s of a restart"
+            self.end(StreamState.ABORTED, StreamError(message, code=ErrorCode.ABORTED))
         elif self._retries.gave_up(now_s):
             message = f"no server to go on with for {timing.REPLACE_WAIT_S} s"
             self.end(StreamState.FAILED, UnavailableError(message))
@@ -745,7 +842,7 @@ class Session:
             due_s = self._touched_s + self._idle_timeout_s
         else:
             due_s = self._heard_s + timing.PROBE_AFTER_S
-        due_s = min(due_s, self._deadline_s, self._retries.due_s(now_s))
+        due_s = min(due_s, self._deadline_s, self._resume_by_s, self._retries.due_s(now_s))
         for leg in (self._prefill, self._generate):
             if leg is not None:
                 due_s = min(due_s, leg.due_s)
@@ -794,7 +891,10 @@ class Session:
         self.prompt = Prompt(self._tokenizer, None)
         self._committed = None
         self.due_s = NEVER_S
-        self.events.close(end)
+        if self.journal is None:
+            self.events.close(end)
+        else:
+            self.journal.ended(state.value, end)
         self._on_end(self, ended)
 
     def _leave_servers(self) -> None:

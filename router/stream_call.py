@@ -1,6 +1,7 @@
 """One stream over one two-way connection: a gRPC ``Stream`` call, or a WebSocket.
 
-1. The first message opens the stream, and comes soon; what goes wrong until then ends the call.
+1. The first message opens the stream, or goes on with one whose call a restart of the router cost,
+   and comes soon; what goes wrong until then ends the call.
 2. Two tasks share the call: the *operations* task reads the client's messages and applies them in
    order, the *events* task passes on what the core reports. A slow client makes both wait. While an
    operation waits for room, one message behind it is read and no more, so that the transport's flow
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import assert_never
 
 from router.call_messages import (
@@ -32,6 +34,7 @@ from router.call_messages import (
     Opened,
     Operation,
     Refused,
+    Resume,
     Unreadable,
     Update,
 )
@@ -58,9 +61,9 @@ def refusals_noted(handle: StreamHandle, seq: int | None) -> Iterator[None]:
     """A refused operation uses its number up, also one that the core never sees."""
     try:
         yield
-    except StreamError:
+    except StreamError as error:
         if seq is not None:
-            handle.note_refused(seq)
+            handle.note_refused(seq, error)
         raise
 
 
@@ -110,8 +113,10 @@ class StreamCall:
             raise
 
     async def _run(self) -> None:
-        handle = self.handle = await self._open()
-        await self._write(Opened(handle.stream_id))
+        opened = await self._open()
+        handle = self.handle
+        assert handle is not None
+        await self._write(opened)
         events = asyncio.create_task(self._pass_events_on(handle))
         operations = asyncio.create_task(self._apply_operations(handle))
         tasks = {events, operations}
@@ -127,7 +132,7 @@ class StreamCall:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _open(self) -> StreamHandle:
+    async def _open(self) -> Opened:
         try:
             async with asyncio.timeout(FIRST_MESSAGE_S):
                 first = await anext(self._messages, None)
@@ -139,10 +144,20 @@ class StreamCall:
         operation = first.operation
         if isinstance(operation, Unreadable):
             raise operation.error
+        if isinstance(operation, Resume):
+            stream_id, point = operation.read()
+            handle = self._manager.get(stream_id)
+            resumed = handle.resume(point)
+            self.handle = handle
+            return Opened(handle.stream_id, handle.is_resumable, resumed)
         if not isinstance(operation, Open):
             got = type(operation).__name__.lower()
-            raise FailedPreconditionError(f"the first message of a call is open, not {got}")
-        return await self._manager.open(operation.read())
+            raise FailedPreconditionError(
+                f"the first message of a call is open or resume, not {got}"
+            )
+        options = replace(operation.read(), is_resumable=True, needs_call=True)
+        self.handle = await self._manager.open(options)
+        return Opened(self.handle.stream_id, self.handle.is_resumable)
 
     async def _pass_events_on(self, handle: StreamHandle) -> None:
         try:
@@ -188,7 +203,7 @@ class StreamCall:
                 await handle.commit(operation.read(), seq)
             case Cancel():
                 await handle.cancel(operation.reason or "asked by the client")
-            case Open():
+            case Open() | Resume():
                 raise FailedPreconditionError(f"stream {handle.stream_id} is already open")
             case Unreadable():
                 raise operation.error

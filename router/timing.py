@@ -53,6 +53,10 @@ MAX_ATTEMPTS = 5
 FINISHED_RETENTION_S = 60.0
 """Late unary calls about an ended stream get its state instead of NOT_FOUND."""
 
+RESUME_WAIT_S = 60.0
+"""A restarted router keeps streams without a client for so long. Clients look for it for half of
+this time by default."""
+
 MAX_FINISHED_STREAMS = 10_000
 """Ended streams remembered at the same time; each takes less than a kilobyte."""
 

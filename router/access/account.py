@@ -82,6 +82,11 @@ class KeyAccount:
         limit = self._entry.limits.max_streams
         if limit is not None and self._num_streams >= limit:
             raise self._exceeded("max_streams", STREAM_RETRY_S)
+        return self.take_stream_back()
+
+    def take_stream_back(self) -> StreamPlace:
+        """A place for a stream that had one with an earlier router process, also beyond the
+        limit."""
         self._num_streams += 1
         return StreamPlace(self)
 

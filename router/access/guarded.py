@@ -16,6 +16,8 @@ from router.interface import (
     CommitOptions,
     OpenOptions,
     PolicyOutcome,
+    Resumed,
+    ResumePoint,
     Segment,
     ServerStreams,
     StreamEvent,
@@ -23,7 +25,12 @@ from router.interface import (
     StreamManager,
     StreamStatus,
 )
-from streamfill.errors import InternalError, PermissionDeniedError, StreamNotFoundError
+from streamfill.errors import (
+    InternalError,
+    PermissionDeniedError,
+    StreamError,
+    StreamNotFoundError,
+)
 from streamfill.messages.common import StreamMode
 from streamfill.stream.ids import ServerId
 
@@ -167,9 +174,26 @@ class GuardedHandle:
         """See `interface.StreamHandle`. Possible in any case."""
         await self._core.cancel(reason)
 
-    def note_refused(self, client_seq: int) -> None:
+    def note_refused(self, client_seq: int, error: StreamError) -> None:
         """See `interface.StreamHandle`."""
-        self._core.note_refused(client_seq)
+        self._core.note_refused(client_seq, error)
+
+    @property
+    def is_resumable(self) -> bool:
+        return self._core.is_resumable
+
+    def resume(self, point: ResumePoint) -> Resumed:
+        """See `interface.StreamHandle`. The stream counts as the key's again, beyond its limit
+        too, as it did before."""
+        place = self._account.take_stream_back()
+        is_taken = False
+        try:
+            resumed = self._core.resume(replace(point, payer=place))
+            is_taken = resumed.is_paid_anew
+        finally:
+            if not is_taken:
+                place.ended()
+        return resumed
 
 
 def _caller() -> KeyAccount:

@@ -34,13 +34,31 @@ def server_message(event: CallEvent, stream_id: int) -> bytes:
         case Failed():
             return msgspec.json.encode(FailedMessage(error=error_object(event.error)))
         case Opened():
-            return msgspec.json.encode({"type": "opened", "stream_id": str(event.stream_id)})
+            return msgspec.json.encode(_opened(event))
         case Acknowledged():
             return msgspec.json.encode(_acknowledged(event))
         case TokenEvent():
             return msgspec.json.encode(_token(event))
         case DoneEvent():
             return msgspec.json.encode(_done(event, stream_id))
+
+
+def _opened(event: Opened) -> dict[str, object]:
+    told: dict[str, object] = {
+        "type": "opened",
+        "stream_id": str(event.stream_id),
+        "is_resumable": event.is_resumable,
+    }
+    if event.resumed is not None:
+        acknowledged = _acknowledged(event.resumed.acknowledged)
+        del acknowledged["type"]
+        refused = [{"seq": seq, "error": error_object(e)} for seq, e in event.resumed.refused]
+        told |= {
+            "acknowledged": acknowledged,
+            "is_committed": event.resumed.is_committed,
+            "refused": refused,
+        }
+    return told
 
 
 def _acknowledged(event: Acknowledged) -> dict[str, object]:

@@ -21,13 +21,14 @@ from router.call_messages import (
     Commit,
     Open,
     Operation,
+    Resume,
     Unreadable,
     Update,
 )
 from router.http.chat import ChatMessage, conversation
 from router.http.fields import Fields, SamplingFields, convert
 from router.http.sampling import commit_options, open_options
-from router.interface import CommitOptions, OpenOptions, Segment
+from router.interface import CommitOptions, OpenOptions, ResumePoint, Segment
 from streamfill.errors import InvalidArgumentError, StreamError
 from streamfill.messages.common import StreamMode
 
@@ -46,6 +47,15 @@ class OpenFields(Fields, frozen=True, kw_only=True):
     mode: Literal["append", "update"] = "append"
     messages: list[ChatMessage] | None = None
     """First messages of a chat, the last one open."""
+
+
+class ResumeFields(Fields, frozen=True, kw_only=True):
+    """``resume``: the first message of a client that comes back. See ``Resume`` in the proto."""
+
+    stream_id: str
+    next_token_index: int = 0
+    next_seq: int | None = None
+    refused_seqs: tuple[int, ...] = ()
 
 
 class SegmentFields(Fields, frozen=True, kw_only=True):
@@ -94,6 +104,8 @@ def _operation(kind: object, fields: dict[str, Any], vocab_size: int) -> Operati
     match kind:
         case "open":
             return Open(_reader(OpenFields, fields, _opening))
+        case "resume":
+            return Resume(_reader(ResumeFields, fields, _resume_point))
         case "append":
             return Append(_reader(SegmentFields, fields, partial(_segment, vocab_size)))
         case "update":
@@ -105,7 +117,7 @@ def _operation(kind: object, fields: dict[str, Any], vocab_size: int) -> Operati
                 return Cancel(convert(CancelFields, fields).reason)
             except StreamError as error:
                 return Unreadable(error)
-    known = "open, append, update, commit or cancel"
+    known = "open, resume, append, update, commit or cancel"
     return Unreadable(checks.wrong("type", repr(kind)[:40], known))
 
 
@@ -120,6 +132,22 @@ def _opening(fields: OpenFields) -> OpenOptions:
     if fields.messages is None:
         return options
     return replace(options, messages=conversation(fields.messages, is_open=True))
+
+
+def _resume_point(fields: ResumeFields) -> tuple[int, ResumePoint]:
+    text = fields.stream_id
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEQ):
+        raise checks.wrong("stream_id", text[:40], "the digits that came with opened")
+    numbers = {"next_token_index": fields.next_token_index, "next_seq": fields.next_seq or 0}
+    numbers |= {f"refused_seqs[{n}]": seq for n, seq in enumerate(fields.refused_seqs)}
+    for name, value in numbers.items():
+        if not 0 <= value <= MAX_SEQ:
+            raise checks.wrong(name, value, f"from 0 to {MAX_SEQ}")
+    return int(text), ResumePoint(
+        next_token_index=fields.next_token_index,
+        next_seq=fields.next_seq,
+        refused_seqs=fields.refused_seqs,
+    )
 
 
 def _segment(vocab_size: int, fields: SegmentFields) -> Segment:

@@ -24,6 +24,9 @@ EARLY_PUSHES = ("auto", "on", "off")
 """Values of ``early_push``."""
 
 
+ROUTER_LOGS = ("memory", "sqlite")
+"""Values of ``router.log``."""
+
 KV_CODECS = ("none", "float16", "bfloat16", "float8_e4m3fn")
 """Values of ``kv_codec``; ``kv_transfer.codecs`` has them."""
 
@@ -81,6 +84,12 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
     metrics_port: MetricsPort = 0
     """Of ``/metrics``, for Prometheus, on the same host."""
+    log: str = "memory"
+    """What the router knows of streams: in its memory only, or also in a file (sqlite), so that
+    they go on when it was killed and is back."""
+    log_file: str | None = None
+    """Of ``log = "sqlite"``. None: router_log.sqlite in ``launcher.run_dir``, and a path that is
+    not absolute begins there."""
     otlp_endpoint: str | None = None
     """Where the traces of streams go (OTLP over HTTP), such as ``http://127.0.0.1:4318``. None:
     where OpenTelemetry's environment variables say, else nowhere."""
@@ -206,6 +215,9 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     metrics_port: int | None = None
     """None: no ``/metrics``. 0: any free port."""
     otlp_endpoint: str | None = None
+    log: str = "memory"
+    log_file: str | None = None
+    """Needed for ``log = "sqlite"``."""
     log_level: str = "info"
 
 
@@ -344,6 +356,12 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         raise ConfigError(
             "router.admission_wait_s", config.router.admission_wait_s, "must be above 0"
         )
+    if config.router.log not in ROUTER_LOGS:
+        remedy = f"must be one of {', '.join(ROUTER_LOGS)}"
+        raise ConfigError("router.log", config.router.log, remedy)
+    if config.router.log_file is not None and config.router.log == "memory":
+        remedy = 'needs router.log = "sqlite"; set that, or leave this out'
+        raise ConfigError("router.log_file", config.router.log_file, remedy)
     try:
         make_policy(config.prefill.policy, config.prefill.policy_options)
     except ConfigError as error:

@@ -29,6 +29,7 @@ from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
 from streamfill.api.channel import checked_key, credentials, open_channel, with_key
 from streamfill.api.generate_call import GenerateSource
+from streamfill.api.resumption import RECONNECT_S
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.stream import Stream
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
@@ -40,7 +41,7 @@ from streamfill.api.types import (
     SamplingOptions,
     ServerStreams,
 )
-from streamfill.errors import ErrorCode, StreamError, UnavailableError
+from streamfill.errors import ErrorCode, InvalidArgumentError, StreamError, UnavailableError
 from streamfill.tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Client:
         tls_ca_file: str | None = None,
         tls_cert_file: str | None = None,
         tls_key_file: str | None = None,
+        reconnect_s: float = RECONNECT_S,
     ) -> None:
         """Args:
         target: ``host:port`` of the router.
@@ -93,12 +95,18 @@ class Client:
             host. With one of these three the connection is encrypted.
         tls_cert_file: of the client, for a router that asks for it (PEM).
         tls_key_file: its private key (PEM, not encrypted).
+        reconnect_s: when the router vanishes, open streams look for it for so long, and go on if it
+            kept them in its log. 0: they fail at once.
 
         Raises:
-            InvalidArgumentError: the key has characters that no key has.
+            InvalidArgumentError: the key has characters that no key has; or `reconnect_s` is not 0
+                or more.
             ConfigError: a file cannot be read, or is not what it should be.
         """
+        if not 0 <= reconnect_s < float("inf"):
+            raise InvalidArgumentError(f"reconnect_s is {reconnect_s}, must be 0 or more")
         self._target = target
+        self._reconnect_s = reconnect_s
         if api_key is None:
             api_key = os.environ.get(API_KEY_VARIABLE, "")
         self._api_key = checked_key(api_key)
@@ -161,7 +169,7 @@ class Client:
             ttft_slo_ms=ttft_slo_ms,
             messages=messages,
         )
-        return Stream(self.stub, opening)
+        return Stream(self.stub, opening, self._reconnect_s)
 
     def generate(
         self,

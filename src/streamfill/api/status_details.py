@@ -49,15 +49,16 @@ def short_message(error: StreamError) -> str:
 
 def error_event(error: StreamError, seq: int) -> pb.StreamEvent:
     """The answer to an operation that was refused inside a call."""
-    return pb.StreamEvent(error=_told(error, seq))
+    return pb.StreamEvent(error=told(error, seq))
 
 
 def failed_event(error: StreamError) -> pb.StreamEvent:
     """The last event of a call that ends badly."""
-    return pb.StreamEvent(failed=_told(error, 0))
+    return pb.StreamEvent(failed=told(error, 0))
 
 
-def _told(error: StreamError, seq: int) -> pb.Error:
+def told(error: StreamError, seq: int) -> pb.Error:
+    """An error inside a call, of the operation with this number."""
     return pb.Error(
         seq=seq,
         code=pb.Code.Name(pb.Code.Value(f"CODE_{error.code}")),

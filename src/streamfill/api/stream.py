@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 class Stream:
     """One stream. Made by ``Client.stream``; used inside ``async with`` in one event loop."""
 
-    def __init__(self, stub: StreamfillStub, opening: pb.Open) -> None:
+    def __init__(self, stub: StreamfillStub, opening: pb.Open, reconnect_s: float = 0.0) -> None:
         self._stub = stub
+        self._reconnect_s = reconnect_s
         self._opening = opening
         self._opened_call: StreamCall | None = None
         self._result: Result | None = None
 
     async def __aenter__(self) -> Stream:
-        call = StreamCall(self._stub)
+        call = StreamCall(self._stub, self._reconnect_s)
         try:
             await call.open(self._opening)
         except BaseException:
@@ -60,6 +61,11 @@ class Stream:
         stream_id = self._call.stream_id
         assert stream_id is not None  # it came before `async with` was entered
         return stream_id
+
+    @property
+    def num_resumptions(self) -> int:
+        """How often it went on with a router that was restarted."""
+        return self._call.num_resumptions
 
     @property
     def progress(self) -> Progress:

@@ -4,23 +4,29 @@ A reader task takes every event in: acknowledgements wake whoever waits for them
 bounded queue, so that a slow reader of the answer slows the router down instead of filling this
 process. A task of the user that is cancelled leaves the call alone: gRPC itself would cancel the
 call with any task that writes to it or reads from it.
+
+When the router vanishes and had the stream in its log, the reader task looks for it, and what was
+not answered is sent again on a new call under its old number. Nobody else notices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 
 from streamfill.api import replies
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.resumption import Call, is_gone, resume_call, without_log
 from streamfill.api.status_details import from_error_event, from_rpc_error
 from streamfill.api.types import Progress, Result
 from streamfill.errors import (
     CancelledStreamError,
+    ErrorCode,
     FailedPreconditionError,
     InternalError,
     StreamError,
@@ -38,6 +44,14 @@ CANCEL_TIMEOUT_S = 2.0
 """How long ``cancel`` waits for the router's word before it drops the call."""
 
 
+@dataclass(frozen=True)
+class _Operation:
+    """Sent, and not answered yet."""
+
+    request: pb.StreamRequest
+    answered: asyncio.Future[None]
+
+
 class StreamCall:
     """One call, from ``open`` to ``drop``. Everything happens in the loop that made it.
 
@@ -47,22 +61,34 @@ class StreamCall:
         end: why the call is over, None while it lives; FailedPreconditionError after a good end.
     """
 
-    def __init__(self, stub: StreamfillStub) -> None:
+    def __init__(self, stub: StreamfillStub, reconnect_s: float = 0.0) -> None:
+        """Args:
+        stub: of the client.
+        reconnect_s: how long to look for a router that vanished; 0: not at all.
+        """
+        self.num_resumptions = 0
         self.stream_id: int | None = None
         self.progress = Progress()
         self.end: StreamError | None = None
+        self._stub = stub
+        self._reconnect_s = reconnect_s
+        self._is_resumable = False
+        self._is_given_up = False
+        self._next_token_index = 0
+        self._refused_seqs: list[int] = []
         self._loop = asyncio.get_running_loop()
         self._send_lock = asyncio.Lock()
         self._last_seq = 0
         self._last_segment_sent_s: float | None = None
-        self._pending: dict[int, asyncio.Future[None]] = {}
+        self._pending: dict[int, _Operation] = {}
         self._commit_seq: int | None = None
+        self._commit_request = pb.StreamRequest()
         self._told_end: StreamError | None = None
         self._changed = asyncio.Condition()
         self._answer_queue: asyncio.Queue[tuple[pb.Token | pb.Done | StreamError, float]]
         self._answer_queue = asyncio.Queue(MAX_QUEUED_TOKENS)
-        self._call: grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamEvent]
-        self._call = stub.Stream(None)
+        self._call: Call = stub.Stream(None)
+        self._resender: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read_events())
 
     async def open(self, opening: pb.Open) -> None:
@@ -106,30 +132,39 @@ class StreamCall:
     async def cancel(self, reason: str) -> None:
         """Ask the router to end the stream, and wait until it has."""
         request = pb.StreamRequest(cancel=pb.Cancel(reason=reason))
+        self._is_given_up = True
         try:
-            async with self._send_lock:
+            async with asyncio.timeout(CANCEL_TIMEOUT_S), self._send_lock:
                 await self._write(request)
-        except StreamError:
-            return  # it has ended meanwhile, which is what was wanted
+        except (StreamError, TimeoutError):
+            return  # it has ended meanwhile, which is what was wanted, or its router is away
         await asyncio.wait({self._reader}, timeout=CANCEL_TIMEOUT_S)
 
     def cancel_soon(self) -> None:
         """End the call without waiting, from any thread."""
+        self._is_given_up = True
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._call.cancel)
+            self._loop.call_soon_threadsafe(self._end_call)
+
+    def _end_call(self) -> None:
+        self._call.cancel()
 
     async def drop(self) -> None:
         """End the call if it lives, and its reader. Idempotent."""
+        self._is_given_up = True
         self._call.cancel()
         self._reader.cancel()
         await asyncio.wait({self._reader})
+        if self._resender is not None:
+            self._resender.cancel()
+            await asyncio.wait({self._resender})
 
     async def _operate(self, request: pb.StreamRequest) -> None:
         async with self._send_lock:
             self._last_seq += 1
             seq = request.seq = self._last_seq
             answered: asyncio.Future[None] = self._loop.create_future()
-            self._pending[seq] = answered
+            self._pending[seq] = _Operation(request, answered)
             self._last_segment_sent_s = time.monotonic()
             try:
                 await self._write(request)
@@ -149,14 +184,18 @@ class StreamCall:
             now_s = time.monotonic()
             if commit.HasField("final_segment") or self._last_segment_sent_s is None:
                 self._last_segment_sent_s = now_s
-            await self._write(pb.StreamRequest(seq=self._last_seq, commit=commit))
+            self._commit_request = pb.StreamRequest(seq=self._last_seq, commit=commit)
+            await self._write(self._commit_request)
             return now_s, self._last_segment_sent_s
 
     async def _write(self, request: pb.StreamRequest) -> None:
         try:
             await self._call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            # The call is over. That may be all that gRPC can say of a write; the reader knows why.
+            # The call is over. That may be all that gRPC can say of a write; the reader knows why,
+            # and sends the operation again if the stream goes on.
+            if self._may_go_on and self.end is None:
+                return
             await asyncio.wait({self._reader})
             if self.end is None:
                 raise
@@ -167,7 +206,15 @@ class StreamCall:
         end: StreamError = CancelledStreamError("this client gave the stream up")
         try:
             while True:
-                event = await self._call.read()
+                try:
+                    event = await self._call.read()
+                except grpc.aio.AioRpcError as error:
+                    if self._told_end is not None or not is_gone(error):
+                        raise
+                    if not self._may_go_on:
+                        raise self._lost(from_rpc_error(error)) from error
+                    await self._go_on()
+                    continue
                 if not isinstance(event, pb.StreamEvent):
                     break
                 await self._take_in(event)
@@ -175,6 +222,8 @@ class StreamCall:
         except grpc.aio.AioRpcError as error:
             end = self._told_end or from_rpc_error(error)
             end.__cause__ = error
+        except StreamError as error:
+            end = error
         except asyncio.CancelledError:
             pass  # by `drop` or `cancel_soon`, or because the loop closes
         except Exception as error:  # noqa: BLE001 - the edge of the loop; told to every waiter
@@ -183,17 +232,84 @@ class StreamCall:
         finally:
             await self._finish_reading(end)
 
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether the stream is looked for when its call breaks."""
+        return self._is_resumable and self._reconnect_s > 0 and not self._is_given_up
+
+    def _lost(self, error: StreamError) -> StreamError:
+        unknown = self.stream_id is None or self._is_resumable or self._reconnect_s <= 0
+        return error if unknown else without_log(error)
+
+    async def _go_on(self) -> None:
+        """Have a new call in the place of one that broke."""
+        await self._send_lock.acquire()  # what is sent now has to wait for what was sent before
+        try:
+            assert self.stream_id is not None
+            unanswered = [*self._pending, self._last_seq + 1]
+            if self._commit_seq is not None and self.progress.seq < self._commit_seq:
+                unanswered.append(self._commit_seq)
+            next_seq = min(unanswered)
+            resume = pb.Resume(
+                stream_id=self.stream_id,
+                next_token_index=self._next_token_index,
+                next_seq=next_seq,
+                refused_seqs=[seq for seq in self._refused_seqs if seq > next_seq],
+            )
+            self._call, opened = await resume_call(
+                self._stub,
+                resume,
+                reconnect_s=self._reconnect_s,
+                is_given_up=lambda: self._is_given_up,
+            )
+            self.num_resumptions += 1
+            await self._take_in_resumed(opened)
+            again = [self._pending[seq].request for seq in sorted(self._pending)]
+            if self._commit_seq is not None and self._commit_seq > opened.acknowledged.seq:
+                again.append(self._commit_request)
+        except BaseException:
+            self._send_lock.release()
+            raise
+        # Not by the reader: the router may write before it reads on.
+        self._resender = asyncio.create_task(self._send_again(again))
+
+    async def _take_in_resumed(self, opened: pb.Opened) -> None:
+        if opened.acknowledged.seq < self.progress.seq:
+            raise StreamError(
+                f"the router had acknowledged operation {self.progress.seq}, and after its restart "
+                f"knows only of {opened.acknowledged.seq}: its log has lost something",
+                code=ErrorCode.DATA_LOSS,
+            )
+        for error in opened.refused:
+            await self._take_in_error(error)
+        await self._take_in(pb.StreamEvent(acknowledged=opened.acknowledged))
+
+    async def _send_again(self, requests: Sequence[pb.StreamRequest]) -> None:
+        try:
+            for request in requests:
+                await self._write(request)
+        except StreamError:
+            pass  # everybody who waits is told the same by the reader
+        finally:
+            self._send_lock.release()
+
     async def _take_in(self, event: pb.StreamEvent) -> None:
         match event.WhichOneof("event"):
             case "opened":
                 self.stream_id = event.opened.stream_id
+                self._is_resumable = event.opened.is_resumable
                 await self._notify()
             case "acknowledged":
                 self.progress = replies.progress(event.acknowledged)
                 for seq in [seq for seq in self._pending if seq <= self.progress.seq]:
-                    _resolve(self._pending.pop(seq), None)
+                    _resolve(self._pending.pop(seq).answered, None)
                 await self._notify()
             case "token":
+                if event.token.index != self._next_token_index:
+                    raise InternalError(
+                        f"token {event.token.index} came instead of {self._next_token_index}"
+                    )
+                self._next_token_index += 1
                 await self._answer_queue.put((event.token, time.monotonic()))
             case "done":
                 await self._answer_queue.put((event.done, time.monotonic()))
@@ -206,16 +322,17 @@ class StreamCall:
 
     async def _take_in_error(self, event: pb.Error) -> None:
         error = from_error_event(event)
+        self._refused_seqs.append(event.seq)
         if event.seq == self._commit_seq:
             self._commit_seq = None
             await self._answer_queue.put((error, time.monotonic()))
         elif event.seq in self._pending:
-            _resolve(self._pending.pop(event.seq), error)
+            _resolve(self._pending.pop(event.seq).answered, error)
 
     async def _finish_reading(self, end: StreamError) -> None:
         self.end = end
         for seq in list(self._pending):
-            _resolve(self._pending.pop(seq), end)
+            _resolve(self._pending.pop(seq).answered, end)
         if not self._answer_queue.full():  # a reader with a full queue meets `end` behind it
             self._answer_queue.put_nowait((end, time.monotonic()))
         await self._notify()

@@ -55,20 +55,34 @@ CODE_DATA_LOSS: Code
 CODE_UNAUTHENTICATED: Code
 
 class StreamRequest(_message.Message):
-    __slots__ = ("seq", "open", "append", "update", "commit", "cancel")
+    __slots__ = ("seq", "open", "append", "update", "commit", "cancel", "resume")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     APPEND_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     seq: int
     open: Open
     append: Append
     update: Update
     commit: Commit
     cancel: Cancel
-    def __init__(self, seq: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    resume: Resume
+    def __init__(self, seq: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("stream_id", "next_token_index", "next_seq", "refused_seqs")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_SEQS_FIELD_NUMBER: _ClassVar[int]
+    stream_id: int
+    next_token_index: int
+    next_seq: int
+    refused_seqs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, stream_id: _Optional[int] = ..., next_token_index: _Optional[int] = ..., next_seq: _Optional[int] = ..., refused_seqs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("mode", "priority", "request_id", "deadline_s", "messages", "ttft_slo_ms")
@@ -199,10 +213,18 @@ class StreamEvent(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., failed: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("stream_id",)
+    __slots__ = ("stream_id", "is_resumable", "acknowledged", "is_committed", "refused")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    IS_RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    IS_COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
-    def __init__(self, stream_id: _Optional[int] = ...) -> None: ...
+    is_resumable: bool
+    acknowledged: Acknowledged
+    is_committed: bool
+    refused: _containers.RepeatedCompositeFieldContainer[Error]
+    def __init__(self, stream_id: _Optional[int] = ..., is_resumable: _Optional[bool] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., is_committed: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[Error, _Mapping]]] = ...) -> None: ...
 
 class Acknowledged(_message.Message):
     __slots__ = ("seq", "num_received_tokens", "num_computed_tokens", "num_invalidated_tokens")
@@ -346,10 +368,12 @@ class OpenStreamRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ...) -> None: ...
 
 class OpenStreamResponse(_message.Message):
-    __slots__ = ("stream_id",)
+    __slots__ = ("stream_id", "is_resumable")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    IS_RESUMABLE_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
-    def __init__(self, stream_id: _Optional[int] = ...) -> None: ...
+    is_resumable: bool
+    def __init__(self, stream_id: _Optional[int] = ..., is_resumable: _Optional[bool] = ...) -> None: ...
 
 class AppendSegmentRequest(_message.Message):
     __slots__ = ("stream_id", "seq", "segment")
@@ -372,14 +396,16 @@ class UpdateContextRequest(_message.Message):
     def __init__(self, stream_id: _Optional[int] = ..., seq: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
 
 class CommitStreamRequest(_message.Message):
-    __slots__ = ("stream_id", "seq", "commit")
+    __slots__ = ("stream_id", "seq", "commit", "next_token_index")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
     seq: int
     commit: Commit
-    def __init__(self, stream_id: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
+    next_token_index: int
+    def __init__(self, stream_id: _Optional[int] = ..., seq: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., next_token_index: _Optional[int] = ...) -> None: ...
 
 class CancelStreamRequest(_message.Message):
     __slots__ = ("stream_id", "reason")

@@ -22,6 +22,7 @@ from streamfill.api import loop_thread
 from streamfill.api.answer import Answer
 from streamfill.api.client import DEFAULT_TARGET, Client
 from streamfill.api.loop_thread import LoopThread
+from streamfill.api.resumption import RECONNECT_S
 from streamfill.api.stream import Stream
 from streamfill.api.sync_stream import SyncAnswer, SyncStream
 from streamfill.api.types import (
@@ -49,6 +50,7 @@ class SyncClient:
         tls_ca_file: str | None = None,
         tls_cert_file: str | None = None,
         tls_key_file: str | None = None,
+        reconnect_s: float = RECONNECT_S,
     ) -> None:
         """As ``Client``."""
         self._client = Client(
@@ -57,6 +59,7 @@ class SyncClient:
             tls_ca_file=tls_ca_file,
             tls_cert_file=tls_cert_file,
             tls_key_file=tls_key_file,
+            reconnect_s=reconnect_s,
         )
         self._loop: LoopThread | None = None
 

@@ -24,6 +24,7 @@ from streamfill.launcher.ports import Ports
 from streamfill.messages.common import Role
 
 OPERATOR_SOCKET: Final = "router.sock"
+ROUTER_LOG: Final = "router_log.sqlite"
 
 
 class ProcessKind(enum.Enum):
@@ -161,6 +162,8 @@ def plan_cluster(
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),
         otlp_endpoint=config.router.otlp_endpoint,
+        log=config.router.log,
+        log_file=_router_log(config, run_dir),
         log_level=config.log_level,
     )
     controller = ControllerConfig(
@@ -228,6 +231,12 @@ def environment(threads: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     }
+
+
+def _router_log(config: ClusterConfig, run_dir: Path) -> str | None:
+    if config.router.log == "memory":
+        return None
+    return str(run_dir / (config.router.log_file or ROUTER_LOG))
 
 
 def _asks_clients(config: ClusterConfig) -> bool:

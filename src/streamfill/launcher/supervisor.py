@@ -23,6 +23,8 @@ _LATER_STAGE_S: Final = 5.0
 
 _FOR_EVER: Final = 1 << 30
 _CONTROLLER_DELAY_S: Final = 2.0
+_ROUTER_DELAY_S: Final = 0.25
+"""Nobody is served while it is away, and it starts in a second."""
 
 
 class Supervisor:
@@ -194,6 +196,8 @@ def restart_policy(kind: ProcessKind, max_restarts: int) -> RestartPolicy:
     """
     if kind is ProcessKind.CONTROLLER and max_restarts > 0:
         return RestartPolicy(max_restarts=_FOR_EVER, max_delay_s=_CONTROLLER_DELAY_S)
+    if kind is ProcessKind.ROUTER:
+        return RestartPolicy(max_restarts=max_restarts, first_delay_s=_ROUTER_DELAY_S)
     return RestartPolicy(max_restarts=max_restarts)
 
 

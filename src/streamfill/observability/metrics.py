@@ -39,6 +39,7 @@ LATENCY_BUCKETS_S: Final = (
 )
 """From a token on a GPU to a one-shot prompt on two cores; close together around one second, where
 a user begins to notice."""
+LOG_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0)
 RATIO_BUCKETS: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -171,6 +172,24 @@ class Metric(Enum):
     RESYNCS = _count("resyncs", "messages", "Times that a server missed a message.")
     ROUTER_MALFORMED = _count("malformed_frames", "frames", "Frames that could not be read.")
     STALE_MESSAGES = _count("stale_messages", "messages", "Late news about what is over, dropped.")
+
+    # The log of streams, where there is one.
+    LOG_ON = _gauge("log_on", "1", "Whether streams outlive the router: a log is kept and works.")
+    LOG_RECORDS = _count("log_records", "records", "Records written to the log.")
+    LOG_BYTES = _count("log_written_bytes", "bytes", "Of these records.")
+    LOG_FILE_BYTES = _gauge("log_file_bytes", "bytes", "Size of the log on the disk.")
+    LOG_DELAY = _histogram(
+        "streamfill_router_log_delay_seconds",
+        "seconds",
+        "From the oldest record of a batch to all of it being written.",
+        (),
+        LOG_BUCKETS_S,
+    )
+    LOG_FAILURES = _count(
+        "log_failures", "failures", "Times that the log, or a stream in it, could not be used."
+    )
+    STREAMS_RESTORED = _count("streams_restored", "streams", "Found in the log at the start.")
+    STREAMS_RESUMED = _count("streams_resumed", "streams", "Times that a client came back.")
 
     # Room for context that nobody has committed yet.
     ADMISSION_WAIT = _seconds("admission_wait", "Waits of segments for room.", "outcome")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ class HfTokenizer:
 
     def affixes(self) -> tuple[list[int], list[int]] | None:
         """See `TextTokenizer`."""
+        found = self._affixes
+        return None if found is None else (list(found[0]), list(found[1]))
+
+    @cached_property
+    def _affixes(self) -> tuple[list[int], list[int]] | None:
         both = self.encode("", add_special_tokens=True)
         for probe in ("x", "x y", "0"):
             body = self.encode(probe, add_special_tokens=False)

@@ -56,6 +56,7 @@ class IncrementalTokenizer:
         # Safe points: character position and number of tokens before it, without `_prefix`.
         self._cuts: list[int] = []
         self._cut_tokens: list[int] = []
+        self._cuts_are_known = True
         self._context_ids: dict[str, list[int]] = {}
 
     @property
@@ -72,6 +73,19 @@ class IncrementalTokenizer:
     def is_incremental(self) -> bool:
         """Whether the cost of a change follows the change; otherwise it follows the text."""
         return self._rule is not None
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the ids begin as those of a text do."""
+        return self._add_special_tokens
+
+    def restore(self, text: str, ids: array[int]) -> None:
+        """Be as another object was that had this text and its ids; nothing is tokenised. No safe
+        point inside the text is known then, so its next change costs as much as the whole text."""
+        self._text, self._ids = text, ids
+        self._cuts.clear()
+        self._cut_tokens.clear()
+        self._cuts_are_known = False
 
     def append(self, text: str) -> Splice:
         """Put `text` behind the text.
@@ -103,7 +117,8 @@ class IncrementalTokenizer:
         start = self._cuts[num_kept_cuts - 1] if num_kept_cuts else 0
         num_kept = self._cut_tokens[num_kept_cuts - 1] if num_kept_cuts else 0
         # Between the last safe point and the old end there is none, so none is looked for there.
-        known_until = len(self._text) if num_common_chars == len(self._text) else start
+        is_append = num_common_chars == len(self._text)
+        known_until = len(self._text) if is_append and self._cuts_are_known else start
         cuts = self._safe_points(text, start, known_until)
         ids: list[int] = []
         new_cuts: list[tuple[int, int]] = []
@@ -114,6 +129,7 @@ class IncrementalTokenizer:
             if chunk is None:
                 return self._give_up(text)
             ids.extend(chunk)
+        self._cuts_are_known = True
         del self._cuts[num_kept_cuts:], self._cut_tokens[num_kept_cuts:]
         self._cuts.extend(cut for cut, _ in new_cuts)
         self._cut_tokens.extend(num_tokens for _, num_tokens in new_cuts)

@@ -53,6 +53,12 @@ class TokenLog:
         """Number of the latest splice; 0 before the first."""
         return self._last_seq
 
+    def restore(self, ids: array[int]) -> None:
+        """Be as another log was that had these ids, its own from now on; how they came about is not
+        known. For a new object only."""
+        self._ids = ids
+        self._last_seq = SeqNo(1 if ids else 0)
+
     def record(self, splice: Splice) -> SeqNo:
         """Apply `splice` and return its number, which is one more than the one before.
 

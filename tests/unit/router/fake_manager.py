@@ -19,6 +19,8 @@ from router.interface import (
     DoneEvent,
     OpenOptions,
     PolicyOutcome,
+    Resumed,
+    ResumePoint,
     Segment,
     ServerInfo,
     ServerStreams,
@@ -258,8 +260,20 @@ class FakeStream:
             self.cancelled_because = reason
             self.fail(CancelledStreamError(f"cancelled: {reason}"))
 
-    def note_refused(self, client_seq: int) -> None:
+    def note_refused(self, client_seq: int, error: StreamError) -> None:
         self.refused_seqs.append(client_seq)
+
+    @property
+    def is_resumable(self) -> bool:
+        return False
+
+    def resume(self, point: ResumePoint) -> Resumed:
+        return Resumed(
+            stream_id=self.stream_id,
+            acknowledged=self._acknowledged(),
+            is_committed=self.committed is not None,
+            refused=(),
+        )
 
     def fail(self, error: StreamError) -> None:
         """End the stream as a server would."""

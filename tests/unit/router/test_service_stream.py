@@ -228,7 +228,7 @@ async def test_the_first_message_must_open() -> None:
         call = StreamfillStub(channel).Stream(None)
         await call.write(append("abc"))
         assert await status(call) == (
-            *("FAILED_PRECONDITION", "the first message of a call is open, not append"),
+            *("FAILED_PRECONDITION", "the first message of a call is open or resume, not append"),
         )
     assert not manager.streams
 

@@ -88,8 +88,8 @@ async def test_grpc_refuses_who_does_not_belong(made: Certificates) -> None:
     the core."""
     manager = FakeManager()
     async with serve(manager, tls=made.tls) as target:
-        for files in ({}, {"tls_ca_file": made.foreign.ca_file}):
-            async with Client(target, **files) as client:
+        for ca_file in (None, made.foreign.ca_file):
+            async with Client(target, tls_ca_file=ca_file) as client:
                 with pytest.raises(UnavailableError):
                     await client.complete("x")
         port = target.rpartition(":")[2]
@@ -98,7 +98,7 @@ async def test_grpc_refuses_who_does_not_belong(made: Certificates) -> None:
     assert not manager.streams
 
 
-def identity(pair: tuple[str, str]) -> dict[str, str]:
+def identity(pair: tuple[str, str]) -> dict[str, Any]:
     return {"tls_cert_file": pair[0], "tls_key_file": pair[1]}
 
 
@@ -108,7 +108,7 @@ async def test_grpc_asks_clients_for_certificates(made: Certificates) -> None:
     async with serve(FakeManager(), tls=made.mtls) as target:
         async with Client(target, tls_ca_file=ca, **identity(made.client)) as client:
             assert (await client.complete("x")).text == "Hello world!"
-        others: tuple[dict[str, str], ...] = ({}, identity(made.stranger))
+        others: tuple[dict[str, Any], ...] = ({}, identity(made.stranger))
         for files in others:
             async with Client(target, tls_ca_file=ca, **files) as client:
                 with pytest.raises(UnavailableError):
@@ -228,7 +228,7 @@ def test_a_key_of_another_certificate_or_with_a_password_stops_the_start(
         ({"tls_key_file": "/nowhere.pem"}, "tls_key_file"),
     ],
 )
-def test_a_client_names_its_wrong_file(files: dict[str, str], key: str) -> None:
+def test_a_client_names_its_wrong_file(files: dict[str, Any], key: str) -> None:
     """When it is made, and not when it connects."""
     with pytest.raises(ConfigError) as caught:
         Client("127.0.0.1:1", **files)

@@ -1,0 +1,150 @@
+"""The log of a router: found at its start with the streams that an earlier process left, and closed
+at its end.
+
+1. `open` reads the file. A damaged one is set aside, and the router starts without its streams.
+2. The manager makes sessions of what was found.
+3. `start` begins to write; `journal` gives each new stream its journal.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from router.events import EventQueue
+from router.recovery.journal import Journal
+from router.recovery.log_file import LogDamagedError, LogFailedError, LogFile
+from router.recovery.log_writer import LogMetrics, LogWriter
+from router.recovery.replay import LoggedStream, replay
+from streamfill.errors import ConfigError
+from streamfill.observability.logging import log_event
+from streamfill.stream.ids import StreamId
+
+logger = logging.getLogger(__name__)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Keeper:
+    """Owned by the manager. `open`, then `start`; `close` at the end."""
+
+    def __init__(self, path: Path, model_facts: str, metrics: LogMetrics) -> None:
+        """
+        Args:
+            path: of the file.
+            model_facts: what tells the model from others: token ids of another one mean nothing.
+            metrics: of the router.
+        """
+        self._file = LogFile(path)
+        self._model_facts = model_facts
+        self._metrics = metrics
+        self._writer: LogWriter | None = None
+        self._found: Mapping[int, LoggedStream] = {}
+        self._bad_rows: list[int] = []
+        self._is_same_boot = True
+
+    def open(self) -> list[LoggedStream]:
+        """The streams that an earlier process left, in the order of their opening.
+
+        Raises:
+            ConfigError: the file cannot be opened or written, is in use, or of another version.
+        """
+        began_s = time.monotonic()
+        try:
+            try:
+                self._open()
+            except LogDamagedError as error:
+                self._set_aside(error)
+                self._open()
+            boot_id = _boot_id()
+            self._is_same_boot = self._file.meta("boot_id") == boot_id
+            self._file.set_meta("boot_id", boot_id)
+            self._file.set_meta("model", self._model_facts)
+        except (LogDamagedError, LogFailedError) as error:
+            self._file.close()
+            remedy = f"cannot be used ({error}); make room on the disk, or name another file"
+            raise ConfigError("router.log_file", str(self._file.path), remedy) from error
+        log_event(
+            logger,
+            "stream_log_opened",
+            path=self._file.path,
+            num_streams=len(self._found),
+            num_bad_records=len(self._bad_rows),
+            seconds=round(time.monotonic() - began_s, 3),
+        )
+        return list(self._found.values())
+
+    def opened_s(self, found: LoggedStream) -> float:
+        """When the stream was opened, by the clock of this process. The clock begins anew with the
+        machine, and with it the stream's deadline."""
+        now_s = time.monotonic()
+        return min(found.opened.opened_s, now_s) if self._is_same_boot else now_s
+
+    def start(self) -> None:
+        """Begin to write, in the running loop."""
+        writer = self._writer = LogWriter(self._file, self._metrics)
+        writer.start({stream_id: each.row_ids for stream_id, each in self._found.items()})
+        writer.remove(self._bad_rows)
+        self._found, self._bad_rows = {}, []
+
+    def journal(self, stream_id: StreamId, events: EventQueue) -> Journal | None:
+        """Of a new stream, or one that was found; None once the log has failed."""
+        if self._writer is None or self._writer.has_failed:
+            return None
+        return Journal(self._writer, stream_id, events)
+
+    def forget(self, stream_id: StreamId) -> None:
+        """An ended stream need not be found any more."""
+        if self._writer is not None:
+            self._writer.forget(stream_id)
+
+    def close(self) -> None:
+        """Write what is there. Blocks for seconds at most. Idempotent."""
+        if self._writer is not None:
+            self._writer.close()
+        else:
+            self._file.close()
+
+    def _open(self) -> None:
+        self._file.open()
+        if self._file.meta("model") not in (None, self._model_facts):
+            log_event(
+                logger,
+                "stream_log_of_another_model",
+                level=logging.WARNING,
+                path=self._file.path,
+                consequence="its streams are dropped",
+            )
+            self._bad_rows = [row.row_id for row in self._file.rows()]
+            return
+        found = replay(self._file.rows())
+        self._found, self._bad_rows = found.streams, found.bad_rows
+        if found.lost_streams:
+            self._metrics.failures.inc(len(found.lost_streams))
+            log_event(
+                logger,
+                "streams_unreadable",
+                level=logging.ERROR,
+                num_streams=len(found.lost_streams),
+                stream_ids=sorted(found.lost_streams)[:10],
+            )
+
+    def _set_aside(self, error: LogDamagedError) -> None:
+        self._metrics.failures.inc()
+        log_event(
+            logger,
+            "stream_log_damaged",
+            level=logging.ERROR,
+            error=str(error),
+            set_aside=self._file.set_aside(),
+            consequence="starting without the streams that were in it",
+        )
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:  # then deadlines go by a clock that may have begun anew
+        return "unknown"

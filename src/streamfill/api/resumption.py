@@ -1,0 +1,117 @@
+"""How a stream finds its router again that vanished: one that was restarted and kept a log.
+
+A call that broke without a word of the router is looked into for a bounded time. Whatever the
+router says itself ends the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.status_details import DETAILS_KEY, from_error_event, from_rpc_error
+from streamfill.errors import (
+    CancelledStreamError,
+    ErrorCode,
+    InternalError,
+    StreamError,
+    StreamNotFoundError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from streamfill.api.streamfill_pb2_grpc import StreamfillStub
+
+RECONNECT_S: Final = 30.0
+"""A router is back within seconds; a restarted one keeps streams without a client for a minute."""
+PAUSE_S: Final = 0.1
+"""Between two looks for the router. gRPC itself connects at most so often."""
+_GONE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
+
+Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamEvent]"
+
+
+def is_gone(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a call broke without a word of the router: what it says has details."""
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    return error.code() in _GONE and all(key != DETAILS_KEY for key, _ in metadata)
+
+
+def without_log(error: StreamError) -> StreamError:
+    """The error of a stream whose router vanished, and that is in no log."""
+    return StreamError.from_code(
+        error.code,
+        f"{error.message}; the router had no log of the stream (router.log), so it is lost",
+        details=error.details,
+    )
+
+
+async def resume_call(
+    stub: StreamfillStub,
+    resume: pb.Resume,
+    *,
+    reconnect_s: float,
+    is_given_up: Callable[[], bool],
+) -> tuple[Call, pb.Opened]:
+    """A call that goes on with a stream, and how far it is.
+
+    Args:
+        stub: of the client.
+        resume: which stream, and from where.
+        reconnect_s: how long to look for the router.
+        is_given_up: asked in between; then nobody wants it any more.
+
+    Raises:
+        StreamError: the router says why it does not go on, or is not to be found.
+    """
+    end_s = time.monotonic() + reconnect_s
+    while not is_given_up():
+        call: Call = stub.Stream(None)
+        try:
+            async with asyncio.timeout(max(PAUSE_S, end_s - time.monotonic())):
+                return call, await _opened(call, resume)
+        except grpc.aio.AioRpcError as error:
+            if not is_gone(error):
+                raise _explained(from_rpc_error(error), resume) from error
+            why = from_rpc_error(error).message
+        except StreamError as error:
+            raise _explained(error, resume) from error
+        except TimeoutError:
+            why = "it did not answer"
+        call.cancel()
+        if time.monotonic() + PAUSE_S > end_s:
+            raise UnavailableError(
+                f"the router vanished and was not back within {reconnect_s:g} s, so stream "
+                f"{resume.stream_id} cannot go on: {why}"
+            )
+        await asyncio.sleep(PAUSE_S)
+    raise CancelledStreamError("this client gave the stream up")
+
+
+async def _opened(call: Call, resume: pb.Resume) -> pb.Opened:
+    with contextlib.suppress(asyncio.InvalidStateError):  # it is over already; reading tells why
+        await call.write(pb.StreamRequest(resume=resume))
+    event = await call.read()
+    if isinstance(event, pb.StreamEvent):
+        match event.WhichOneof("event"):
+            case "opened":
+                return event.opened
+            case "failed":
+                raise from_error_event(event.failed)
+    raise InternalError("a call that was to go on with a stream began with something else")
+
+
+def _explained(error: StreamError, resume: pb.Resume) -> StreamError:
+    if error.code is not ErrorCode.NOT_FOUND:
+        return error
+    return StreamNotFoundError(
+        f"the router was restarted and does not know stream {resume.stream_id} any more; it keeps "
+        "streams beyond its end only with a log (router.log) that works, for a limited time"
+    )

@@ -1,0 +1,316 @@
+"""Who may come back to a stream and how, and what becomes of streams whose log does not work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+from router import timing
+from router.access.account import CALLER
+from router.access.guarded import GuardedManager
+from router.interface import ResumePoint
+from streamfill.access.key_file import change_keys
+from streamfill.access.keys import KeyLimits, new_key
+from streamfill.api import Client
+from streamfill.api import streamfill_pb2 as pb
+from streamfill.errors import StreamError, StreamNotFoundError, UnavailableError
+from streamfill.messages.common import Role
+from streamfill.observability.metrics import Metric
+from streamfill.stream.state import StreamState
+from tests.support.metrics import scrape
+from tests.unit.router.cluster_for_tests import TestCluster, answer_of, commit_of, ids, until
+from tests.unit.router.fake_server import expected_answer
+from tests.unit.router.recovery.router_process import RouterProcess
+
+PATIENCE_S = 60.0
+
+
+@asynccontextmanager
+async def logged(model: Path, file: Path, **config: Any) -> AsyncIterator[TestCluster]:
+    """A core with a log, and a prefill server."""
+    async with TestCluster(model, log="sqlite", log_file=str(file), **config) as cluster:
+        await cluster.prefill()
+        yield cluster
+
+
+async def crash(cluster: TestCluster) -> None:
+    """As far as the log can tell, the process ends here."""
+    keeper = cluster.manager._keeper
+    assert keeper is not None
+    await asyncio.to_thread(keeper.close)
+
+
+async def test_an_answer_goes_on_in_another_core(tiny_model: Path, tmp_path: Path) -> None:
+    """Tokens that are out are not generated again; the client names the first that it lacks."""
+    file = tmp_path / "log"
+    async with logged(tiny_model, file) as cluster:
+        cluster.servers[0].output_limit = 4
+        handle = await cluster.open(is_resumable=True, needs_call=True)
+        await handle.append(ids(20, 21, 22), 1)
+        await handle.commit(commit_of(10), 2)
+        await until(lambda: handle.status().num_output_tokens == 4)
+        stream_id, vocab_size = handle.stream_id, cluster.vocab_size
+        await crash(cluster)
+    async with logged(tiny_model, file) as cluster:
+        handle = cluster.manager.get(stream_id)
+        resumed = handle.resume(ResumePoint(next_token_index=0, next_seq=3))
+        assert (resumed.is_committed, resumed.acknowledged.client_seq) == (True, 2)
+        tokens, done = await answer_of(handle)
+        assert [t.token_id for t in tokens] == expected_answer([20, 21, 22], 10, vocab_size)
+        assert done.usage.num_output_tokens == 10
+        generated = cluster.servers[0].streams
+        assert all(stream.first_output == 4 for stream in generated.values())
+
+
+async def test_whom_nobody_comes_back_to(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream with a call ends soon after a restart, on its server too; one without stays; one
+    whose client came stays."""
+    file = tmp_path / "log"
+    monkeypatch.setattr(timing, "HOUSEKEEPING_INTERVAL_S", 0.01)
+    async with logged(tiny_model, file) as cluster:
+        lonely = await cluster.open(is_resumable=True, needs_call=True)
+        unary = await cluster.open(is_resumable=True)
+        visited = await cluster.open(is_resumable=True, needs_call=True)
+        await lonely.append(ids(20), 1)
+        await crash(cluster)
+    monkeypatch.setattr(timing, "RESUME_WAIT_S", 0.3)
+    async with logged(tiny_model, file) as cluster:
+        get = cluster.manager.get
+        get(visited.stream_id).resume(ResumePoint())
+        await until(lambda: lonely.stream_id in cluster.servers[0].streams)
+        await until(lambda: get(lonely.stream_id).status().state is StreamState.ABORTED)
+        with pytest.raises(StreamError, match=r"did not come back within 0\.3 s of a restart"):
+            await answer_of(get(lonely.stream_id))
+        await until(lambda: lonely.stream_id not in cluster.servers[0].streams)
+        states = [get(each.stream_id).status().state for each in (unary, visited)]
+        assert states == [StreamState.OPEN, StreamState.OPEN]
+
+
+async def test_ended_streams_leave_the_log(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When they are not told of any more either."""
+    file = tmp_path / "log"
+    monkeypatch.setattr(timing, "HOUSEKEEPING_INTERVAL_S", 0.01)
+    monkeypatch.setattr(timing, "FINISHED_RETENTION_S", 0.1)
+    async with logged(tiny_model, file) as cluster:
+        handle = await cluster.open(is_resumable=True)
+        kept = await cluster.open(is_resumable=True)
+        await handle.append(ids(20), 1)
+        await handle.commit(commit_of(2), 2)
+        await answer_of(handle)
+
+        def is_forgotten() -> bool:
+            try:
+                cluster.manager.get(handle.stream_id)
+            except StreamNotFoundError:
+                return True
+            return False
+
+        await until(is_forgotten)
+        await crash(cluster)
+    async with logged(tiny_model, file) as cluster:
+        assert cluster.manager.info().num_open_streams == 1
+        assert cluster.manager.get(kept.stream_id).status().state is StreamState.OPEN
+        with pytest.raises(StreamNotFoundError):
+            cluster.manager.get(handle.stream_id)
+
+
+async def test_one_shot_requests_are_not_logged(tiny_model: Path, tmp_path: Path) -> None:
+    """Nobody could come back to them."""
+    file = tmp_path / "log"
+    async with logged(tiny_model, file) as cluster:
+        handle = await cluster.open()
+        assert not handle.is_resumable
+        await crash(cluster)
+    async with logged(tiny_model, file) as cluster:
+        assert cluster.manager.info().num_open_streams == 0
+
+
+async def test_streams_of_another_model_are_dropped(
+    tiny_model: Path, tiny_sentencepiece_model: Path, tmp_path: Path
+) -> None:
+    """Their token ids mean nothing to it."""
+    file = tmp_path / "log"
+    async with logged(tiny_model, file) as cluster:
+        await cluster.open(is_resumable=True)
+        await crash(cluster)
+    async with logged(tiny_sentencepiece_model, file) as cluster:
+        assert cluster.manager.info().num_open_streams == 0
+
+
+async def test_a_limit_that_lies_behind_the_restart(tiny_model: Path, tmp_path: Path) -> None:
+    """The deadline counts from the opening, not from the restart."""
+    file = tmp_path / "log"
+    async with logged(tiny_model, file) as cluster:
+        handle = await cluster.open(is_resumable=True, deadline_s=0.5)
+        await crash(cluster)
+    await asyncio.sleep(0.5)
+    async with logged(tiny_model, file) as cluster:
+        await until(
+            lambda: cluster.manager.get(handle.stream_id).status().state is StreamState.DEADLINE
+        )
+
+
+async def test_only_the_owner_comes_back(tiny_model: Path, tmp_path: Path) -> None:
+    """A key of another tenant does not find the stream; the owner's place is taken again, also
+    beyond its limit, and given back with the end."""
+    key_file, keys = tmp_path / "keys.jsonl", dict[str, str]()
+    entries = []
+    for name in ("alice", "bob"):
+        keys[name], entry = new_key(name, limits=KeyLimits(max_streams=1))
+        entries.append(entry)
+    change_keys(key_file, lambda old: [*old, *entries], "--file")
+    async with RouterProcess(tmp_path, tiny_model, api_keys_file=str(key_file)) as router:
+        await router.pair()
+        async with (
+            Client(router.target, api_key=keys["alice"]) as alice,
+            Client(router.target, api_key=keys["bob"]) as bob,
+        ):
+            async with alice.stream() as stream:
+                await stream.append("abc")
+                await router.restart()
+                await asyncio.wait_for(stream.append("def"), PATIENCE_S)
+                call = bob.stub.Stream(None)
+                resume = pb.Resume(stream_id=stream.stream_id)
+                await call.write(pb.StreamRequest(resume=resume))
+                event = await call.read()
+                assert isinstance(event, pb.StreamEvent)
+                assert event.failed.code == pb.CODE_NOT_FOUND
+                with pytest.raises(StreamError, match="max_streams"):
+                    async with alice.stream():
+                        pass
+                result = await stream.commit("?", max_tokens=3).read()
+                assert result.usage.num_output_tokens == 3
+            async with alice.stream() as another:
+                await another.append("x")
+
+
+async def test_a_web_socket_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    """`resume` by the id that came with `opened`: what was acknowledged is there."""
+    async with RouterProcess(tmp_path, tiny_model) as router:
+        _, decode = await router.pair()
+        url = f"ws://127.0.0.1:{router.http_port}/v1/streams"
+
+        async def read(socket: Any, kind: str) -> dict[str, Any]:
+            while (message := json.loads(await socket.recv()))["type"] != kind:
+                assert message["type"] == "acknowledged"
+            return dict(message)
+
+        async with connect(url) as socket:
+            await socket.send(json.dumps({"type": "open"}))
+            opened = await read(socket, "opened")
+            assert opened["is_resumable"] is True
+            await socket.send(json.dumps({"type": "append", "seq": 1, "token_ids": [20, 21]}))
+            await read(socket, "acknowledged")
+            decode.output_limit = 5
+            commit = {"type": "commit", "seq": 2, "max_tokens": 8, "temperature": 0}
+            await socket.send(json.dumps(commit))
+            tokens = [await read(socket, "token") for _ in range(3)]
+            await router.kill()
+        await router.start()
+        decode.output_limit = 100
+        stream_id = opened["stream_id"]
+        async with connect(url) as socket:
+            resume = {"type": "resume", "stream_id": stream_id, "next_token_index": 3}
+            await socket.send(json.dumps({**resume, "next_seq": 2}))
+            opened = await read(socket, "opened")
+            assert (opened["acknowledged"]["seq"], opened["is_committed"]) == (2, True)
+            assert opened["refused"] == []
+            tokens += [await read(socket, "token") for _ in range(5)]
+            assert (await read(socket, "done"))["usage"]["num_output_tokens"] == 8
+        assert [token["index"] for token in tokens] == list(range(8))
+        expected = expected_answer([20, 21], 8, router.vocab_size)
+        assert [token["token_id"] for token in tokens] == expected
+        async with connect(url) as socket:
+            await socket.send(json.dumps({"type": "resume", "stream_id": "x"}))
+            assert "stream_id" in (await read(socket, "failed"))["error"]["message"]
+
+
+async def test_a_full_disk_costs_no_stream(tiny_model: Path, tmp_path: Path) -> None:
+    """The router goes on in memory, says so, and only its death is not survived any more."""
+    async with RouterProcess(tmp_path, tiny_model) as router:
+        await router.pair()
+        async with Client(router.target) as client, client.stream() as stream:
+            await stream.append(token_ids=[20] * 50)
+            size = max(file.stat().st_size for file in _files(router))
+            resource.prlimit(router.pid, resource.RLIMIT_FSIZE, (size, size))
+            for _ in range(40):
+                await asyncio.wait_for(stream.append(token_ids=[21] * 100), PATIENCE_S)
+            page = await asyncio.to_thread(scrape, router.metrics_port)
+            assert (page.value(Metric.LOG_ON), page.value(Metric.LOG_FAILURES)) == (0, 1)
+            result = await stream.commit(max_tokens=5, temperature=0.0).read()
+            prompt = [20] * 50 + [21] * 4_000
+            assert list(result.token_ids) == expected_answer(prompt, 5, router.vocab_size)
+            assert "stream_log_failed" in router.output.read_text()
+            assert not _files(router)
+            async with client.stream() as another:
+                await another.append("x")
+                await router.restart()
+                with pytest.raises(UnavailableError, match="had no log of the stream"):
+                    await asyncio.wait_for(another.append("y"), PATIENCE_S)
+        page = await asyncio.to_thread(scrape, router.metrics_port)
+        assert page.value(Metric.LOG_ON) == 1
+
+
+def _files(router: RouterProcess) -> list[Path]:
+    return sorted(router.log_file.parent.glob(f"{router.log_file.name}*"))
+
+
+def _spoil(router: RouterProcess) -> None:
+    router.log_file.write_bytes(b"not a database, " * 500)
+    Path(f"{router.log_file}-wal").unlink()  # all of it may still be there
+
+
+async def test_a_damaged_log_is_set_aside(tiny_model: Path, tmp_path: Path) -> None:
+    """The router starts without the streams that were in it, and says so."""
+    async with RouterProcess(tmp_path, tiny_model) as router:
+        await router.pair()
+        async with Client(router.target) as client:
+            async with client.stream() as stream:
+                await stream.append("abc")
+                await router.kill()
+                _spoil(router)
+                await router.start()
+                with pytest.raises(StreamNotFoundError):
+                    await asyncio.wait_for(stream.append("def"), PATIENCE_S)
+            async with client.stream() as stream:
+                assert (await stream.append("abc")).num_received_tokens > 0
+        assert "stream_log_damaged" in router.output.read_text()
+        assert router.log_file.with_name("router_log.sqlite.damaged").exists()
+        page = await asyncio.to_thread(scrape, router.metrics_port)
+        assert page.value(Metric.LOG_FAILURES) == 1
+
+
+async def test_an_idle_stream_ends_with_notice(tiny_model: Path, tmp_path: Path) -> None:
+    """Its client, which has a call open, is told why in the call's last event."""
+    config = {"log": "memory", "idle_stream_timeout_s": 0.3}
+    async with RouterProcess(tmp_path, tiny_model, **config) as router:
+        await router.serve("prefill-0", Role.PREFILL)
+        async with Client(router.target) as client:
+            call = client.stub.Stream(None)
+            await call.write(pb.StreamRequest(open=pb.Open()))
+            events: list[pb.StreamEvent] = []
+            while not events or not events[-1].HasField("failed"):
+                event = await asyncio.wait_for(call.read(), PATIENCE_S)
+                assert isinstance(event, pb.StreamEvent)
+                events.append(event)
+            assert events[-1].failed.code == pb.CODE_ABORTED
+            assert "not touched for 0.3 s" in events[-1].failed.message
+
+
+def test_the_guard_needs_a_caller() -> None:
+    """Nobody comes to a stream past the keys."""
+    assert CALLER.get() is None
+    with pytest.raises(StreamError, match="without the API key"):
+        GuardedManager(None).get(1)  # type: ignore[arg-type]
