@@ -12,7 +12,7 @@ from streamfill.stream.state import StreamState
 
 _EVENT = re.compile(
     r" (?P<event>link_fault_injected|kv_fault_injected|server_lost|server_suspect|router_stalled|"
-    r"router_silent)\b(?: kind=(?P<kind>\w+))?"
+    r"router_silent|stream_log_failed)\b(?: kind=(?P<kind>\w+))?"
 )
 _STREAM = re.compile(
     r" (?P<event>stream_opened|stream_ended) stream=\d+ request_id=(?P<request_id>\S+)"
@@ -29,7 +29,8 @@ class Evidence:
     """By kind."""
     kv_faults: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
-    """``server_lost``, ``server_suspect``, ``router_stalled``, ``router_silent``."""
+    """``server_lost``, ``server_suspect``, ``router_stalled``, ``router_silent``,
+    ``stream_log_failed``."""
     openings: Counter[str] = field(default_factory=Counter)
     """By request id."""
     endings: defaultdict[str, list[StreamState]] = field(default_factory=lambda: defaultdict(list))

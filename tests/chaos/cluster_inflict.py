@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from streamfill.launcher.log_files import log_file
+from streamfill.launcher.plan import ROUTER_LOG
 from tests.chaos.cluster_evidence import shifts_s
 from tests.chaos.cluster_plan import ChaosPlan, FaultKind, PlannedFault
 from tests.support.cluster import RunningCluster
@@ -27,6 +28,8 @@ _POLL_S = 0.02
 _SEEN_WITHIN_S = 2.0
 _JUMP_SEEN_WITHIN_S = 15.0
 """The router may stand still, or be dead, just then."""
+_DISK_WITHIN_S = 15.0
+"""So long it takes at most until the log has to grow, with the load that there is."""
 _CLOCK_SLACK_S = 20.0
 """Less than any jump, more than a line is old."""
 
@@ -81,6 +84,8 @@ class Inflictor:
                 await self._jump(fault)
             case FaultKind.VANISH:
                 await self._vanish(fault)
+            case FaultKind.DISK:
+                await self._fill_disk(fault)
 
     async def _kill(self, fault: PlannedFault) -> None:
         pid = await self._pid_of(fault.target)
@@ -124,6 +129,20 @@ class Inflictor:
             return any(abs(each - shift_s) < _CLOCK_SLACK_S for each in shifts_s(log, position))
 
         self._note(fault, at_s, await _seen(is_shifted, _JUMP_SEEN_WITHIN_S))
+
+    async def _fill_disk(self, fault: PlannedFault) -> None:
+        """No file of the router may grow beyond its largest one, until it gives its log up."""
+        process = psutil.Process(await self._pid_of(fault.target))
+        folder = Path(self._cluster.state.run_dir)
+        at_s = time.monotonic()
+        before = process.rlimit(psutil.RLIMIT_FSIZE)
+        most_bytes = max(file.stat().st_size for file in _logs_of(folder))
+        process.rlimit(psutil.RLIMIT_FSIZE, (most_bytes, before[1]))
+        try:
+            is_real = await _seen(lambda: not _logs_of(folder), _DISK_WITHIN_S)
+        finally:
+            process.rlimit(psutil.RLIMIT_FSIZE, before)
+        self._note(fault, at_s, is_real, process.pid)
 
     async def _vanish(self, fault: PlannedFault) -> None:
         client = await asyncio.create_subprocess_exec(
@@ -177,6 +196,11 @@ class Inflictor:
 def gate_of(folder: Path, kind: FaultKind) -> Path:
     """The file while which there is, faults of this kind happen."""
     return folder / f"{kind.value}-go-wrong"
+
+
+def _logs_of(folder: Path) -> list[Path]:
+    """The files of the router's log of streams."""
+    return list(folder.glob(f"{ROUTER_LOG}*"))
 
 
 def _lives(process: psutil.Process) -> bool:

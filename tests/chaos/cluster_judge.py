@@ -25,7 +25,7 @@ from tests.chaos.cluster_history import StreamHistory
 from tests.chaos.cluster_inflict import Inflicted
 from tests.chaos.cluster_plan import ChaosPlan, FaultKind, role_of
 from tests.chaos.cluster_probe import Probe
-from tests.chaos.cluster_streams import PlannedStream
+from tests.chaos.cluster_streams import Form, PlannedStream
 from tests.chaos.judge import Rule, Violation
 
 SERVICE_WITHIN_S = 5.0
@@ -59,13 +59,15 @@ class Promise:
     """What the documents except from "no stream is lost"."""
 
     keeps_streams: bool
-    """The router has a log: also its own death costs no stream."""
+    """The router has a log: its own death costs one-shot requests only, which are in no log."""
     router_deaths_s: Sequence[float] = ()
 
-    def excuses(self, history: StreamHistory) -> bool:
+    def excuses(self, planned: PlannedStream, history: StreamHistory) -> bool:
         """Whether the way in which a stream failed is documented, and had its cause."""
         failure, ended_s = history.failure, history.ended_s
-        if failure is None or ended_s is None or self.keeps_streams:
+        if failure is None or ended_s is None:
+            return False
+        if self.keeps_streams and planned.form is not Form.ONE_SHOT:
             return False
         return failure.code in _ROUTER_GONE and any(
             history.began_s <= death_s <= ended_s <= death_s + _HEARD_WITHIN_S
@@ -78,7 +80,7 @@ def judge_stream(
 ) -> list[Violation]:
     """Rules 1 and 2 for one stream, but for what its tokens are."""
     found = [
-        *_judge_end(history, promise),
+        *_judge_end(planned, history, promise),
         *_judge_segments(planned, history),
         *_judge_tokens(planned, history),
     ]
@@ -107,7 +109,8 @@ def judge_log(
         for request_id in history.request_ids:
             num_opened = evidence.openings[request_id]
             endings = evidence.endings.get(request_id, [])
-            fewest = 0 if promise.router_deaths_s and not promise.keeps_streams else num_opened
+            # One that died with the router is ended by nobody.
+            fewest = 0 if promise.router_deaths_s else num_opened
             if num_opened > 1 or not fewest <= len(endings) <= num_opened:
                 states = [str(state) for state in endings]
                 text = f"{request_id}: opened {num_opened} times, ended as {states}"
@@ -212,7 +215,7 @@ def judge_service(services: Sequence[Service]) -> list[Violation]:
     ]
 
 
-def _judge_end(history: StreamHistory, promise: Promise) -> _Problems:
+def _judge_end(planned: PlannedStream, history: StreamHistory, promise: Promise) -> _Problems:
     if history.ended_s is None:
         return [(Rule.PROMPTNESS, "it did not end in time")]
     ways = [history.answered is not None, history.failure is not None, history.left]
@@ -224,7 +227,7 @@ def _judge_end(history: StreamHistory, promise: Promise) -> _Problems:
         return []
     if failure.code not in CLEAN_CODES:
         return [(Rule.OUTCOME, f"no clean end: {failure.text}")]
-    if not promise.excuses(history):
+    if not promise.excuses(planned, history):
         return [(Rule.OUTCOME, f"lost: {failure.text}")]
     return []
 

@@ -35,6 +35,7 @@ class FaultKind(enum.StrEnum):
     KV = "kv"
     CLOCK = "clock"
     VANISH = "vanish"
+    DISK = "disk"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,10 @@ def draw_plan(seed: int, load_s: float, processes: Sequence[str] = PROCESSES) ->
                 lasts_s=random.uniform(2.5, 5.0),
             )
         )
+    # A log that cannot be written is given up, and a router without one may not be killed.
+    if "router" not in killed and random.random() < 0.4:
+        at_s = load_s * random.uniform(0.2, 0.7)
+        faults.append(PlannedFault(kind=FaultKind.DISK, at_s=at_s, target="router"))
     return ChaosPlan(
         seed=seed,
         load_s=load_s,

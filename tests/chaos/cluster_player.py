@@ -161,9 +161,15 @@ class _Player:
             sampling=requests.sampling(planned.sampling),
             final_segment=requests.optional_segment(await self._final(), None, None),
         )
-        seq = len(self._before_commit) + 1
-        request = pb.CommitStreamRequest(stream_id=stream_id, seq=seq, commit=commit)
-        await self._again(lambda: self._read_call(stub.CommitStream(request)))
+        request = pb.CommitStreamRequest(
+            stream_id=stream_id, seq=len(self._before_commit) + 1, commit=commit
+        )
+
+        async def read() -> None:
+            request.next_token_index = len(self.history.indices)
+            await self._read_call(stub.CommitStream(request))
+
+        await self._again(read, can_go_on=True)
 
     async def _put(self, stub: StreamfillStub, stream_id: int, seq: int, text: str) -> int:
         segment = requests.segment(text, None, None, None)
@@ -175,7 +181,7 @@ class _Player:
             return (await stub.UpdateContext(update)).num_received_tokens
 
     async def _read_call(self, call: AsyncIterable[pb.StreamEvent]) -> None:
-        self.history.committed_s = time.monotonic()
+        self.history.committed_s = self.history.committed_s or time.monotonic()
         with _translated():
             async for event in call:
                 match event.WhichOneof("event"):
@@ -188,10 +194,13 @@ class _Player:
                         self._answered(done.finish_reason, done.usage, done.metadata)
 
     async def _again(
-        self, work: Callable[[], Awaitable[T]], is_over: Callable[[], bool] = lambda: False
+        self,
+        work: Callable[[], Awaitable[T]],
+        is_over: Callable[[], bool] = lambda: False,
+        can_go_on: bool = False,
     ) -> T:
-        """Do it until it is not refused for now. Once a token came, or ``is_over``, nothing is said
-        again."""
+        """Do it until it is not refused for now. When ``is_over``, nothing is said again, nor once
+        a token came, unless it ``can_go_on`` behind that one."""
         end_s = time.monotonic() + AGAIN_WITHIN_S
         while True:
             try:
@@ -199,7 +208,7 @@ class _Player:
             except StreamError as error:
                 if (
                     error.code not in _FOR_NOW
-                    or self.history.indices
+                    or (self.history.indices and not can_go_on)
                     or is_over()
                     or time.monotonic() > end_s
                 ):

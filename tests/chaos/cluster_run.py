@@ -14,6 +14,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from router.timing import RESUME_WAIT_S
 from streamfill.api import Client
 from streamfill.errors import StreamError
 from streamfill.kv_transfer.faults import VARIABLE as KV_VARIABLE
@@ -56,8 +57,9 @@ BASE_WITHIN_S = 30.0
 ABANDONED_S = 15.0
 """Of the router: a stream that lives without a call, and whose client is gone, is kept so long."""
 
-_KEEPS_STREAMS = False
-"""The router's own death costs the streams that are open; see README.md."""
+ORPHANED_S = RESUME_WAIT_S + 10.0
+"""After a restart the router waits so long for the clients of the streams in its log; some vanished
+just then."""
 
 _PREFIX = "chaos-"
 _WARM_STREAMS = 8
@@ -90,6 +92,7 @@ def start(
             f"prefill.pool_tokens={options.prefill_pool_tokens}",
             f"decode.pool_tokens={options.decode_pool_tokens}",
             f"router.idle_stream_timeout_s={ABANDONED_S}",
+            "router.log=sqlite",
             "launcher.drain_timeout_s=5",
         ],
         environment=environment,
@@ -138,7 +141,10 @@ class _Run:
         # A client of its own: that of the load may wait before it tries a dead router again.
         async with Client(self._address) as client:
             sick = await not_healthy(self._cluster, client, HEALTHY_WITHIN_S)
-            held = await not_at_base(self._cluster, client, base, BASE_WITHIN_S)
+            deaths_s = self._router_deaths_s
+            orphans_s = max(deaths_s, default=-ORPHANED_S) + ORPHANED_S - time.monotonic()
+            within_s = max(BASE_WITHIN_S, orphans_s)
+            held = await not_at_base(self._cluster, client, base, within_s)
             violations += [Violation(rule=Rule.HEALTH, text=text) for text in sick]
             violations += [Violation(rule=Rule.COUNTERS, text=text) for text in held]
             used = uses(self._cluster)
@@ -235,13 +241,25 @@ class _Run:
             num_compared += 1
         return violations, num_compared
 
+    @property
+    def _router_deaths_s(self) -> list[float]:
+        return [
+            each.began_s
+            for each in self._inflictor.inflicted
+            if each.fault.kind is FaultKind.KILL and each.fault.target == "router"
+        ]
+
+    def _errors(self) -> list[str]:
+        """Errors in the logs, but that of a router that cannot write its log where it is to."""
+        lines = error_lines(self._logs)
+        if self._plan.of(FaultKind.DISK):
+            lines = [line for line in lines if " stream_log_failed " not in line]
+        return lines
+
     def _judge(self) -> list[Violation]:
         inflicted = self._inflictor.inflicted
         kills = [each for each in inflicted if each.fault.kind is FaultKind.KILL]
-        promise = Promise(
-            keeps_streams=_KEEPS_STREAMS,
-            router_deaths_s=[x.began_s for x in kills if x.fault.target == "router"],
-        )
+        promise = Promise(keeps_streams=True, router_deaths_s=self._router_deaths_s)
         evidence = read_evidence(self._logs)
         restarts = {each.name: each.num_restarts for each in self._cluster.state.processes}
         self._services = [service_after(kill, inflicted, self._prober.probes) for kill in kills]
@@ -253,6 +271,6 @@ class _Run:
             ),
             *judge_log(self._histories, evidence, promise),
             *judge_faults(self._plan, inflicted, evidence, self._problems),
-            *judge_restarts(inflicted, restarts, error_lines(self._logs)),
+            *judge_restarts(inflicted, restarts, self._errors()),
             *judge_service(self._services),
         ]

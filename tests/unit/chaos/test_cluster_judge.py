@@ -136,6 +136,15 @@ def test_a_lost_stream_is_excused_only_by_the_death_of_a_router_without_a_log() 
     assert rules(replace(lost, failure=other), dead) == [Rule.OUTCOME]
 
 
+def test_a_router_with_a_log_may_lose_one_shots_when_it_dies() -> None:
+    """They are not in its log; without its death none is lost."""
+    lost = history(answered=None, failure=LOST, acknowledged=[])
+    one_shot = replace(PLANNED, form=Form.ONE_SHOT)
+    died = Promise(keeps_streams=True, router_deaths_s=[100.0])
+    assert judge_stream(one_shot, lost, died) == []
+    assert judge_stream(one_shot, lost, PROMISE)
+
+
 @pytest.mark.parametrize(
     "acknowledged",
     [
@@ -187,7 +196,7 @@ def test_a_log_that_says_something_else_is_found() -> None:
     twice = evidence(endings=defaultdict(list, {"chaos-7.0": [StreamState.DONE] * 2}))
     never = evidence(endings=defaultdict(list))
     again = evidence(openings=Counter({"chaos-7.0": 2}))
-    dead = Promise(keeps_streams=False, router_deaths_s=[100.0])
+    dead = Promise(keeps_streams=True, router_deaths_s=[100.0])
     for wrong in (twice, never, again):
         assert [x.rule for x in judge_log([history()], wrong, PROMISE)] == [Rule.ONE_ENDING]
     assert judge_log([history()], never, dead) == []
