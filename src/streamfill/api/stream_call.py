@@ -381,3 +381,4 @@ def _resolve(future: asyncio.Future[None], error: StreamError | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
+        future.exception()  # where its task was cancelled while it wrote, nobody else looks

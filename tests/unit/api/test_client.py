@@ -16,6 +16,7 @@ import pytest
 
 from streamfill.api import Client, Mode, Token
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.stream_call import _resolve
 from streamfill.api.streamfill_pb2_grpc import (
     StreamfillServicer,
     add_StreamfillServicer_to_server,
@@ -301,6 +302,19 @@ async def test_a_caller_that_gave_up_before_the_call_ended_leaves_no_noise(
         gc.collect()
     finally:
         loop.set_exception_handler(None)
+    assert said == []
+
+
+def test_an_error_of_an_operation_that_was_never_awaited_leaves_no_noise() -> None:
+    """As of one whose task was cancelled while it wrote."""
+    said: list[str] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: said.append(context["message"]))
+    future: asyncio.Future[None] = loop.create_future()
+    _resolve(future, CancelledStreamError("gone"))
+    del future
+    gc.collect()
+    loop.close()
     assert said == []
 
 
