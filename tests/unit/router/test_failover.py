@@ -94,6 +94,43 @@ async def test_link_faults_of_the_router_change_nothing(
         cluster.assert_no_load()
 
 
+async def test_a_lost_forget_is_said_again(cluster: TestCluster) -> None:
+    """So that no server keeps an answer that nobody needs any more."""
+    servers = (await cluster.prefill(), await cluster.decode())
+    lost: list[r.RouterToServer] = []
+
+    def lose_first(message: r.RouterToServer) -> bool:
+        if isinstance(message, r.Forget) and len(lost) < len(servers):
+            lost.append(message)
+            return True
+        return False
+
+    for server in servers:
+        server.drop_incoming = lose_first
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await handle.commit(commit_of(5))
+    await answer_of(handle)
+    await until(lambda: not any(server.streams for server in servers))
+    await until(lambda: not len(cluster.manager._cluster.cancels))
+    assert len(lost) == 2
+
+
+async def test_a_stream_that_comes_late_to_a_server_is_ended_there(cluster: TestCluster) -> None:
+    """The server acknowledges an opening that was delayed past the stream's end."""
+    prefill = await cluster.prefill()
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await until(lambda: prefill.of_type(r.Splice))
+    (opening,) = prefill.of_type(r.OpenStream)
+    await handle.cancel("not needed")
+    await until(lambda: not prefill.streams and not len(cluster.manager._cluster.cancels))
+    await prefill._take(opening)
+    assert prefill.streams
+    await until(lambda: not prefill.streams)
+    await until(lambda: not len(cluster.manager._cluster.cancels))
+
+
 async def test_gap_is_filled_from_the_log(cluster: TestCluster) -> None:
     """A lost splice is noticed at the next one and sent again, without a new attempt."""
     prefill = await cluster.prefill()
