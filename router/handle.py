@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from router import timing
 from router.cluster import Cluster
 from router.interface import (
     Acknowledged,
@@ -290,7 +289,7 @@ class ClientHandle:
         session.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
         limits = self._cluster.limits()
         check_sampling(options.sampling, options.stop, limits.vocab_size)
-        if not await self._cluster.wait_for_prefill(timing.PLACE_WAIT_S):
+        if not await self._cluster.wait_for_prefill(session.place_wait_s):
             raise UnavailableError("no prefill server is alive; the stream is kept, commit again")
         self._check_open()
         final = options.final_segment

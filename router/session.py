@@ -120,6 +120,8 @@ class Session:
         self._work = WorkRecord(self.lifetime, now_s)
         self.client_seq = 0
         """Newest operation of the client that was applied."""
+        self.place_wait_s = timing.PLACE_WAIT_S
+        """How long a commit waits for a prefill server."""
         self.journal: Journal | None = None
         """None: the stream ends with this process."""
         self.due_s = NEVER_S
@@ -176,6 +178,7 @@ class Session:
             opened_s: when it was opened, by this process's clock.
         """
         self.journal = journal
+        self.place_wait_s = timing.RESTART_PLACE_WAIT_S
         if journal is not None:
             journal.taken_up(found)
         self.events.keeps_tokens = True

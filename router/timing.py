@@ -34,6 +34,10 @@ HOUSEKEEPING_INTERVAL_S = 0.1
 PLACE_WAIT_S = 0.8
 """`open` and `commit` wait so long for a prefill server; the client hears within a second."""
 
+RESTART_PLACE_WAIT_S = 15.0
+"""As `PLACE_WAIT_S`, of a stream that outlived a restart: servers register anew meanwhile, and may
+be busy."""
+
 REPLACE_WAIT_S = 30.0
 """A stream that lost its server waits so long for another; the launcher restarts one in less."""
 

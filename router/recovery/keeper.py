@@ -24,6 +24,9 @@ from streamfill.stream.ids import StreamId
 
 logger = logging.getLogger(__name__)
 
+TRY_AGAIN_S = 10.0
+"""Between two tries to begin a log again that has failed. Each takes a millisecond or two."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -44,6 +47,7 @@ class Keeper:
         self._found: Mapping[int, LoggedStream] = {}
         self._bad_rows: list[int] = []
         self._is_same_boot = True
+        self._try_again_s = 0.0
 
     def open(self) -> list[LoggedStream]:
         """The streams that an earlier process left, in the order of their opening.
@@ -58,10 +62,8 @@ class Keeper:
             except LogDamagedError as error:
                 self._set_aside(error)
                 self._open()
-            boot_id = _boot_id()
-            self._is_same_boot = self._file.meta("boot_id") == boot_id
-            self._file.set_meta("boot_id", boot_id)
-            self._file.set_meta("model", self._model_facts)
+            self._is_same_boot = self._file.meta("boot_id") == _boot_id()
+            self._sign(self._file)
         except (LogDamagedError, LogFailedError) as error:
             self._file.close()
             remedy = f"cannot be used ({error}); make room on the disk, or name another file"
@@ -90,8 +92,8 @@ class Keeper:
         self._found, self._bad_rows = {}, []
 
     def journal(self, stream_id: StreamId, events: EventQueue) -> Journal | None:
-        """Of a new stream, or one that was found; None once the log has failed."""
-        if self._writer is None or self._writer.has_failed:
+        """Of a new stream, or one that was found; None while the log does not work."""
+        if self._writer is None or (self._writer.has_failed and not self._begin_again()):
             return None
         return Journal(self._writer, stream_id, events)
 
@@ -130,6 +132,30 @@ class Keeper:
                 num_streams=len(found.lost_streams),
                 stream_ids=sorted(found.lost_streams)[:10],
             )
+
+    def _sign(self, file: LogFile) -> None:
+        file.set_meta("boot_id", _boot_id())
+        file.set_meta("model", self._model_facts)
+
+    def _begin_again(self) -> bool:
+        """Whether the log works once more, for streams from now on. Tried now and then."""
+        now_s = time.monotonic()
+        if now_s < self._try_again_s:
+            return False
+        self._try_again_s = now_s + TRY_AGAIN_S
+        file = LogFile(self._file.path)
+        try:
+            file.open()
+            self._sign(file)
+        except (ConfigError, LogDamagedError, LogFailedError) as error:
+            file.remove()
+            log_event(logger, "stream_log_still_failing", level=logging.WARNING, error=str(error))
+            return False
+        self._file = file
+        writer = self._writer = LogWriter(file, self._metrics)
+        writer.start({})
+        log_event(logger, "stream_log_began_again", level=logging.WARNING, path=file.path)
+        return True
 
     def _set_aside(self, error: LogDamagedError) -> None:
         self._metrics.failures.inc()

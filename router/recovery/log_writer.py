@@ -6,9 +6,9 @@
 3. The loop hears up to where records are durable, and calls who waits for it: acknowledgements and
    tokens leave the router only then.
 
-A file that cannot be written, as on a full disk, is given up for good: it is removed, since it is
-not the truth any more, the router says so loudly, and goes on in memory. Everybody who waits goes
-on at once.
+A file that cannot be written, as on a full disk, is given up: it is removed, since it is not the
+truth any more, the router says so loudly, and goes on in memory. Everybody who waits goes on at
+once. A later log is another writer's.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class LogWriter:
             level=logging.ERROR,
             error=str(error),
             consequence="going on in memory: open streams do not outlive this router process",
-            remedy="make room on the disk, then restart the router",
+            remedy="make room on the disk; a log of streams that are opened then begins again",
         )
         self._on_durable(Ticket(self._last_ticket))
 

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ tls_client_ca_file = "{ca}"
 class Guarded:
     cluster: RunningCluster
     key: str
-    tls: dict[str, str]
+    tls: dict[str, Any]
     """Of a client, as ``Client`` takes it."""
 
     @property
@@ -68,7 +69,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
     client = authority.certificate("client")
     toml = TOML.format(keys=folder / "keys.jsonl", server=server, ca=authority.ca_file)
     cluster = start_cluster(folder, tiny_model, "guarded", toml)
-    files = {"tls_ca_file": authority.ca_file}
+    files: dict[str, Any] = {"tls_ca_file": authority.ca_file}
     files |= {"tls_cert_file": client[0], "tls_key_file": client[1]}
     yield Guarded(cluster, key, files)
     assert cluster.stop() == 0

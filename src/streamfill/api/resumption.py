@@ -33,7 +33,10 @@ RECONNECT_S: Final = 30.0
 """A router is back within seconds; a restarted one keeps streams without a client for a minute."""
 PAUSE_S: Final = 0.1
 """Between two looks for the router. gRPC itself connects at most so often."""
-_GONE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN})
+_GONE: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+)
+"""INTERNAL is what gRPC itself makes of a call that was just writing when its connection broke."""
 
 Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamEvent]"
 

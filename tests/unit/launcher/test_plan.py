@@ -227,6 +227,25 @@ def test_a_router_that_asks_for_something_has_a_socket_for_its_user() -> None:
         assert made.own_address == (f"unix:{socket}" if socket else made.address)
 
 
+def test_where_the_log_of_the_router_is() -> None:
+    """In the cluster's folder, unless the file names another place; nowhere without one."""
+    for section, log_file in (
+        (RouterSection(), None),
+        (RouterSection(log="sqlite"), "/run/c/router_log.sqlite"),
+        (RouterSection(log="sqlite", log_file="mine"), "/run/c/mine"),
+        (RouterSection(log="sqlite", log_file="/data/mine"), "/data/mine"),
+    ):
+        made = plan_cluster(
+            ClusterConfig(router=section),
+            model_path=Path("/models/m"),
+            ports=PORTS,
+            num_cores=8,
+            run_dir=Path("/run/c"),
+        )
+        router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+        assert (router.log, router.log_file) == (section.log, log_file)
+
+
 def test_policy_of_prefill_servers() -> None:
     """The policy that the file names reaches every prefill server, with its options."""
     prefill = ServerSection(count=2, policy="lcas", policy_options={"order": "newest"})

@@ -33,6 +33,12 @@ def test_the_controller_comes_back_soon_and_always() -> None:
     assert restart_policy(ProcessKind.PREFILL, 5).delay_s(6) is None
 
 
+def test_the_router_comes_back_at_once() -> None:
+    """Nobody is served without it; a router that keeps dying is given up like a server."""
+    policy = restart_policy(ProcessKind.ROUTER, 3)
+    assert [policy.delay_s(n) for n in (1, 2, 3, 4)] == [0.25, 0.5, 1.0, None]
+
+
 def test_long_life_begins_a_new_row() -> None:
     """A process that ran for a minute starts over; one that ran for less does not."""
     policy = RestartPolicy(max_restarts=5)

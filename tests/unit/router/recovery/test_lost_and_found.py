@@ -17,11 +17,13 @@ from router import timing
 from router.access.account import CALLER
 from router.access.guarded import GuardedManager
 from router.interface import ResumePoint
+from router.recovery import keeper as keeper_module
+from router.recovery.log_file import LogFailedError, LogFile
 from streamfill.access.key_file import change_keys
 from streamfill.access.keys import KeyLimits, new_key
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
-from streamfill.errors import StreamError, StreamNotFoundError, UnavailableError
+from streamfill.errors import StreamError, StreamNotFoundError
 from streamfill.messages.common import Role
 from streamfill.observability.metrics import Metric
 from streamfill.stream.state import StreamState
@@ -68,6 +70,26 @@ async def test_an_answer_goes_on_in_another_core(tiny_model: Path, tmp_path: Pat
         assert done.usage.num_output_tokens == 10
         generated = cluster.servers[0].streams
         assert all(stream.first_output == 4 for stream in generated.values())
+
+
+async def test_a_commit_that_is_faster_than_the_servers_waits(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a restart a client may be there before the servers are; it is not refused for that."""
+    file = tmp_path / "log"
+    async with logged(tiny_model, file) as cluster:
+        handle = await cluster.open(is_resumable=True)
+        await handle.append(ids(20), 1)
+        await crash(cluster)
+    monkeypatch.setattr(timing, "PLACE_WAIT_S", 0.0)
+    async with TestCluster(tiny_model, log="sqlite", log_file=str(file)) as cluster:
+        again = cluster.manager.get(handle.stream_id)
+        committing = asyncio.create_task(again.commit(commit_of(3), 2))
+        await asyncio.sleep(0.2)
+        await cluster.prefill()
+        await asyncio.wait_for(committing, PATIENCE_S)
+        tokens, _ = await answer_of(again)
+        assert [t.token_id for t in tokens] == expected_answer([20], 3, cluster.vocab_size)
 
 
 async def test_whom_nobody_comes_back_to(
@@ -238,7 +260,7 @@ async def test_a_web_socket_goes_on(tiny_model: Path, tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_costs_no_stream(tiny_model: Path, tmp_path: Path) -> None:
-    """The router goes on in memory, says so, and only its death is not survived any more."""
+    """The router goes on in memory, and says so. A new log has room for what is opened later."""
     async with RouterProcess(tmp_path, tiny_model) as router:
         await router.pair()
         async with Client(router.target) as client, client.stream() as stream:
@@ -257,8 +279,8 @@ async def test_a_full_disk_costs_no_stream(tiny_model: Path, tmp_path: Path) -> 
             async with client.stream() as another:
                 await another.append("x")
                 await router.restart()
-                with pytest.raises(UnavailableError, match="had no log of the stream"):
-                    await asyncio.wait_for(another.append("y"), PATIENCE_S)
+                await asyncio.wait_for(another.append("y"), PATIENCE_S)
+                assert another.num_resumptions == 1
         page = await asyncio.to_thread(scrape, router.metrics_port)
         assert page.value(Metric.LOG_ON) == 1
 
@@ -270,6 +292,38 @@ def _files(router: RouterProcess) -> list[Path]:
 def _spoil(router: RouterProcess) -> None:
     router.log_file.write_bytes(b"not a database, " * 500)
     Path(f"{router.log_file}-wal").unlink()  # all of it may still be there
+
+
+async def test_a_log_begins_again_when_there_is_room(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams that are opened then outlive the router again; those from before do not."""
+    file = tmp_path / "log"
+    monkeypatch.setattr(keeper_module, "TRY_AGAIN_S", 0.0)
+    async with logged(tiny_model, file) as cluster:
+        old = await cluster.open(is_resumable=True)
+        keeper = cluster.manager._keeper
+        assert keeper is not None
+        with monkeypatch.context() as full:
+
+            def fail(*_: object) -> None:
+                raise LogFailedError("the disk is full")
+
+            full.setattr(LogFile, "insert", fail)
+            full.setattr(LogFile, "set_meta", fail)
+            await old.append(ids(20), 1)
+            unlucky = await cluster.open(is_resumable=True)
+            assert not unlucky.is_resumable
+        lucky = await cluster.open(is_resumable=True)
+        assert lucky.is_resumable
+        assert cluster.manager.metrics.log.is_on
+        for each in (old, unlucky, lucky):
+            await each.append(ids(21), 2 if each is old else 1)
+        await crash(cluster)
+    async with logged(tiny_model, file) as cluster:
+        assert cluster.manager.info().num_open_streams == 1
+        found = cluster.manager.get(lucky.stream_id).status()
+        assert found.acknowledged.client_seq == 1
 
 
 async def test_a_damaged_log_is_set_aside(tiny_model: Path, tmp_path: Path) -> None:
