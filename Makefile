@@ -9,7 +9,7 @@ POLICIES_ARGS ?=
 HANDOFF_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak chaos-controller chaos-handoff check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak chaos chaos-kills chaos-controller chaos-handoff check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -48,6 +48,12 @@ bench-preemption: setup  ## memory for a quarter of the open streams, in each pr
 		--preemption auto,swap,recompute,none --set prefill.pool_tokens=4000 --report report-preemption-crawl.html
 	@$(BIN)/streamfill bench compare --trace traces/ann-small.jsonl --request-rate 0.55 --modes oneshot,stream \
 		--preemption auto,swap,recompute,none --set prefill.pool_tokens=2500 --report report-preemption-ann.html
+
+chaos: setup  ## kills, pauses, bad links, clock jumps against a whole cluster, 20 seeds; half an hour. CHAOS_ARGS="--seed 7": one
+	$(BIN)/python -m tests.chaos.cluster $(or $(CHAOS_ARGS),--seeds 0:20)
+
+chaos-kills: setup  ## kill -9 of each process of a cluster in turn, under load; 2 minutes
+	$(BIN)/python -m tests.chaos.cluster --kills $(CHAOS_ARGS)
 
 chaos-controller: setup  ## the preemption controller is killed 20 times under memory pressure; 10 minutes
 	$(BIN)/python -m tests.chaos.controller_kills --trace traces/crawl-small.jsonl $(CHAOS_ARGS)

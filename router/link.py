@@ -15,6 +15,7 @@ from collections.abc import Callable
 import zmq
 
 from streamfill.errors import ConfigError, ProtocolError
+from streamfill.links.faults import LinkFaults
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
@@ -48,6 +49,7 @@ class RouterLink:
         self._look_again_planned = False
         self._log_malformed = RateLimited()
         self._log_full = RateLimited()
+        self._faults = LinkFaults.from_environment("router")
         self.num_malformed_frames = 0
 
     def bind(self, host: str, port: int) -> int:
@@ -96,17 +98,29 @@ class RouterLink:
 
     def send(self, identity: Identity, message: r.RouterToServer) -> bool:
         """Queue a message for one connection; False when there is no such connection any more."""
+        name = type(message).__name__
+        if self._faults is None or self._loop is None:
+            return self._send(identity, encode(message), name)
+        is_connected = True
+        for delay_s in self._faults.delays_s(identity, message):
+            if delay_s:
+                self._loop.call_later(delay_s, self._send, identity, encode(message), name)
+            else:
+                is_connected = self._send(identity, encode(message), name)
+        return is_connected
+
+    def _send(self, identity: Identity, frame: bytes, name: str) -> bool:
         if self._socket is None:
             return False
         try:
-            self._socket.send_multipart((identity, encode(message)), zmq.NOBLOCK)
+            self._socket.send_multipart((identity, frame), zmq.NOBLOCK)
         except zmq.Again:
             if self._log_full.allow():
                 log_event(
                     logger,
                     "server_queue_full",
                     level=logging.WARNING,
-                    dropped=type(message).__name__,
+                    dropped=name,
                     num_suppressed=self._log_full.num_suppressed,
                 )
             return True

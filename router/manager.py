@@ -347,7 +347,7 @@ class Manager:
             session.on_message(server, message)
             return
         self._cluster.num_stale_messages += 1
-        if isinstance(message, s.Output | s.Progress | s.ResyncRequest):
+        if isinstance(message, s.Received | s.Output | s.Progress | s.ResyncRequest):
             now_s = time.monotonic()
             self._cluster.cancels.add(server, message.stream_id, message.attempt, now_s)
 

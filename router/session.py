@@ -909,8 +909,7 @@ class Session:
             here = [leg for leg in legs if leg.server is server]
             attempt = max(leg.attempt for leg in here)
             if all(leg.is_through for leg in here):
-                message = r.Forget(stream_id=self.stream_id, attempt=attempt)
-                self._cluster.send(server, message)
+                self._cluster.cancels.forget(server, self.stream_id, attempt, time.monotonic())
             else:
                 self._cluster.cancels.add(server, self.stream_id, attempt, time.monotonic())
         for leg in legs:

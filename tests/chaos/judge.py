@@ -30,6 +30,8 @@ class Rule(enum.StrEnum):
     POLICY = "a policy is changed when asked"
     FAULTS = "faults and kills happen as often as they should"
     RECOVERY = "what was killed is replaced in time"
+    SEGMENTS = "each segment counts once, in its place"
+    HEALTH = "all processes are healthy afterwards"
 
 
 @dataclass(frozen=True, kw_only=True)

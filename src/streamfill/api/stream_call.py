@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 
@@ -34,6 +34,8 @@ from streamfill.errors import (
 
 if TYPE_CHECKING:
     from streamfill.api.streamfill_pb2_grpc import StreamfillStub
+
+T = TypeVar("T")
 
 MAX_QUEUED_TOKENS = 256
 """Of the answer, read from the call and not yet by the user."""
@@ -100,11 +102,11 @@ class StreamCall:
         Raises:
             StreamError: it was refused, or the call is over.
         """
-        await asyncio.shield(asyncio.ensure_future(self._operate(request)))
+        await _shielded(self._operate(request))
 
     async def commit(self, commit: pb.Commit) -> tuple[float, float]:
         """Send the commit. Returns as ``AnswerSource.start``."""
-        return await asyncio.shield(asyncio.ensure_future(self._commit(commit)))
+        return await _shielded(self._commit(commit))
 
     async def next_answer_event(self) -> tuple[pb.Token | pb.Done, float]:
         """As ``AnswerSource.next_event``."""
@@ -363,6 +365,14 @@ class StreamAnswerSource:
         self._call.cancel_soon()
 
 
+async def _shielded(work: Coroutine[Any, Any, T]) -> T:
+    """Like ``asyncio.shield``. When nobody waits any more, an error in the end is not worth a line
+    on the user's terminal."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
+
+
 def _resolve(future: asyncio.Future[None], error: StreamError | None) -> None:
     """Wake the operation, unless its caller has gone."""
     if future.done():
@@ -371,3 +381,4 @@ def _resolve(future: asyncio.Future[None], error: StreamError | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
+        future.exception()  # where its task was cancelled while it wrote, nobody else looks

@@ -5,10 +5,11 @@ spoils every transfer whose id is a multiple of ``every``, in a way drawn from `
 So both sides of a transfer agree without a word on what is to go wrong, and each does its part::
 
     STREAMFILL_KV_FAULTS="every=5,seed=1"
-    STREAMFILL_KV_FAULTS="every=1,seed=1,kinds=damaged+complete_lost"
+    STREAMFILL_KV_FAULTS="every=1,seed=1,kinds=damaged+complete_lost,while=/tmp/faults"
 
-Each fault that really happens is counted, and logged as ``kv_fault_injected`` with its kind and
-transfer id. Without such a setting none of this is in a transfer's way.
+With ``while`` only as long as there is a file of that name. Each fault that really happens is
+counted, and logged as ``kv_fault_injected`` with its kind and transfer id. Without such a setting
+none of this is in a transfer's way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -102,10 +104,12 @@ class FaultPlan:
     """1 spoils all, 5 every fifth by their ids."""
     seed: int
     kinds: tuple[Fault, ...] = tuple(Fault)
+    while_file: Path | None = None
+    """Only while it exists. None: always."""
 
     def fault_of(self, transfer_id: int) -> Fault | None:
         """The same on both sides."""
-        if transfer_id % self.every:
+        if transfer_id % self.every or not (self.while_file is None or self.while_file.exists()):
             return None
         return random.Random(f"{self.seed} {transfer_id}").choice(self.kinds)
 
@@ -119,7 +123,7 @@ class FaultPlan:
         values: dict[str, str] = {}
         for word in text.split(","):
             key, equals, value = word.strip().partition("=")
-            if key not in ("every", "seed", "kinds") or not equals or key in values:
+            if key not in ("every", "seed", "kinds", "while") or not equals or key in values:
                 raise ConfigError(VARIABLE, text, f"{word!r} is not understood; {_REMEDY}")
             values[key] = value
         try:
@@ -130,12 +134,13 @@ class FaultPlan:
             raise ConfigError(VARIABLE, text, f"{error}; {_REMEDY}") from error
         if every < 1:
             raise ConfigError(VARIABLE, text, f"every must be at least 1; {_REMEDY}")
-        return cls(every=every, seed=seed, kinds=kinds)
+        file = Path(values["while"]) if "while" in values else None
+        return cls(every=every, seed=seed, kinds=kinds, while_file=file)
 
 
 _REMEDY = (
-    "write every=N,seed=N or every=N,seed=N,kinds=A+B with kinds of "
-    f"{', '.join(kind.value for kind in Fault)}; or unset it"
+    "write every=N,seed=N, and if you like kinds=A+B with kinds of "
+    f"{', '.join(kind.value for kind in Fault)}, and while=FILE; or unset it"
 )
 
 

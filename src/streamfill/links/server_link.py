@@ -22,6 +22,7 @@ import zmq
 
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.waker import Waker
+from streamfill.links.faults import DelayedFrames, LinkFaults
 from streamfill.links.inbound_gate import InboundGate
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
@@ -86,6 +87,8 @@ class ServerLink:
         self._poller = zmq.Poller()
         self._socket: zmq.Socket[bytes] | None = None
         """Used in the link's thread only."""
+        self._faults = LinkFaults.from_environment(register.server_id)
+        self._delayed = DelayedFrames()
         self.num_malformed_frames = 0
         self._thread = threading.Thread(target=self._run, name="router-link", daemon=True)
 
@@ -157,7 +160,8 @@ class ServerLink:
             self._connect()
             next_heartbeat = time.monotonic()
             while not self._closing:
-                self._poller.poll(max(0, math.ceil((next_heartbeat - time.monotonic()) * 1000)))
+                wake_s = min(next_heartbeat, self._delayed.next_s)
+                self._poller.poll(max(0, math.ceil((wake_s - time.monotonic()) * 1000)))
                 self._outbox_waker.clear()
                 self._receive()
                 self._flush()
@@ -181,6 +185,7 @@ class ServerLink:
         if self._socket is not None:
             self._poller.unregister(self._socket)
             self._socket.close(linger=0)
+            self._delayed.clear()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = LINGER_MS
         self._socket.sndhwm = self._socket.rcvhwm = MAX_QUEUED_MESSAGES
@@ -269,12 +274,25 @@ class ServerLink:
     def _flush(self) -> None:
         while self._outbox:
             self._transmit(self._outbox.popleft())
+        for frame in self._delayed.take(time.monotonic()):
+            self._send(frame, "a delayed frame")
 
     def _transmit(self, message: s.ServerToRouter) -> None:
+        if self._faults is None:
+            self._send(encode(message), type(message).__name__)
+            return
+        now_s = time.monotonic()
+        for delay_s in self._faults.delays_s(self._endpoint, message):
+            if delay_s:
+                self._delayed.put(now_s + delay_s, encode(message))
+            else:
+                self._send(encode(message), type(message).__name__)
+
+    def _send(self, frame: bytes, name: str) -> None:
         if self._socket is None:
             return
         try:
-            self._socket.send(encode(message), zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             # The queue to a router that does not read is full. It misses messages, notices by their
             # numbers, and asks.
@@ -283,6 +301,6 @@ class ServerLink:
                     logger,
                     "router_queue_full",
                     level=logging.WARNING,
-                    dropped=type(message).__name__,
+                    dropped=name,
                     num_suppressed=self._log_full.num_suppressed,
                 )

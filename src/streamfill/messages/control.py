@@ -115,7 +115,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     server_id: str
     epoch: int
-    """Grows with each start of a controller; a plan of an older epoch is refused."""
+    """Grows with each start of a controller, unless the wall clock goes back; a plan of an older
+    epoch is refused while the newer controller lives."""
     version: int
     """Grows with each plan within an epoch."""
     victims: tuple[PlanEntry, ...]

@@ -156,7 +156,8 @@ class ResendOutput(_Message, frozen=True, kw_only=True, tag="resend_output"):
 
 
 class Forget(_Message, frozen=True, kw_only=True, tag="forget"):
-    """The router has the whole answer: the server may drop the stream's record. Not answered."""
+    """The router has the whole answer: the server may drop the stream's record. Answered with
+    ``Closed``, always."""
 
     stream_id: int
     attempt: int

@@ -133,7 +133,7 @@ class StreamFailed(_Message, frozen=True, kw_only=True, tag="stream_failed"):
 
 
 class Closed(_Message, frozen=True, kw_only=True, tag="closed"):
-    """Answer to ``Cancel``: nothing of the stream is left here."""
+    """Answer to ``Cancel`` and ``Forget``: nothing of the stream is left here."""
 
     stream_id: int
     attempt: int

@@ -70,7 +70,8 @@ class ControllerClient:
         self.num_dropped_reports = 0
         """Reports that a newer one replaced before they were sent."""
         self.num_refused_plans = 0
-        """Plans of an older epoch or version, or for another server."""
+        """Plans of an older version, of an older epoch while a newer one lives, or for another
+        server."""
         self.num_malformed_frames = 0
         self._server_id = server_id
         self._incarnation = incarnation
@@ -154,7 +155,12 @@ class ControllerClient:
         match message:
             case Plan():
                 place = (message.epoch, message.version)
-                if message.server_id != self._server_id or place < self._newest:
+                # Of two controllers the newer one counts. With nobody heard of for so long there
+                # is only one, whatever the wall clock said when it chose its epoch.
+                is_outdated = place < self._newest and (
+                    message.epoch == self._newest[0] or self.alive
+                )
+                if message.server_id != self._server_id or is_outdated:
                     self._refuse(message)
                     return None
                 self._heard_s = self._clock()

@@ -337,6 +337,7 @@ class ServingCore:
                 record = self._records.get(message.stream_id)
                 if record is not None and record.attempt <= message.attempt:
                     self._forget(record)
+                self._send(s.Closed(stream_id=message.stream_id, attempt=message.attempt))
             case r.FlushCache() | r.SetPolicy() | r.DescribeStreams():
                 self._answer_question(message)
             case RouterLost():

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import grpc.aio
@@ -15,6 +16,7 @@ import pytest
 
 from streamfill.api import Client, Mode, Token
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.stream_call import _resolve
 from streamfill.api.streamfill_pb2_grpc import (
     StreamfillServicer,
     add_StreamfillServicer_to_server,
@@ -278,6 +280,42 @@ async def test_a_cancelled_caller_leaves_its_stream_alive(
         only_stream(manager).fail(DeadlineExceededError("too late"))
         with pytest.raises(DeadlineExceededError, match="too late"):
             await answer.read()
+
+
+async def test_a_caller_that_gave_up_before_the_call_ended_leaves_no_noise(
+    client: Client, manager: FakeManager
+) -> None:
+    """Nobody waits for the operation any more, so its error is nobody's, and is not printed."""
+    said: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: said.append(context["message"]))
+    try:
+        async with client.stream() as stream:
+            await stream.append("abc")
+            with patch.object(pb.StreamEvent, "WhichOneof", lambda event, name: None):
+                task = asyncio.create_task(stream.append("never answered"))
+                await asyncio.sleep(0.05)
+                task.cancel()
+                await asyncio.wait({task})
+                await client.close()
+        await asyncio.sleep(0)
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert said == []
+
+
+def test_an_error_of_an_operation_that_was_never_awaited_leaves_no_noise() -> None:
+    """As of one whose task was cancelled while it wrote."""
+    said: list[str] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: said.append(context["message"]))
+    future: asyncio.Future[None] = loop.create_future()
+    _resolve(future, CancelledStreamError("gone"))
+    del future
+    gc.collect()
+    loop.close()
+    assert said == []
 
 
 async def test_a_stream_is_used_inside_async_with(client: Client) -> None:

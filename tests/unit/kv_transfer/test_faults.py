@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,6 +258,17 @@ def test_a_plan_is_the_same_on_both_sides() -> None:
         Fault.DAMAGED,
         Fault.ACCEPT_LOST,
     )
+
+
+def test_faults_happen_only_while_the_file_is_there(tmp_path: Path) -> None:
+    """So that a test can begin and end the faults of a running cluster."""
+    file = tmp_path / "on"
+    plan = FaultPlan.parse(f"every=1,seed=1,while={file}")
+    assert plan.fault_of(1) is None
+    file.touch()
+    assert plan.fault_of(1) is not None
+    file.unlink()
+    assert plan.fault_of(1) is None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamfill.links import server_link
+from streamfill.links.faults import VARIABLE as LINK_FAULTS
 from streamfill.links.server_link import Inbound, RouterLost, ServerLink
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import router_to_server as r
@@ -408,3 +409,18 @@ def test_exactly_once_and_in_order_over_a_bad_wire(
         router.say(*log[acknowledged + 1 :])
         acknowledged = max(acknowledged, router.hear(s.Received).seq)
     assert _drain(link, len(log)) == log
+
+
+def test_link_faults_spoil_what_the_server_says(
+    router: Router, ends: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every frame duplicated, the router hears each twice, and the second one by itself."""
+    monkeypatch.setenv(LINK_FAULTS, "every=1,seed=1,kinds=duplicated")
+    link = ServerLink(router.endpoint, REGISTER, ends.append)
+    link.start()
+    try:
+        router.register()
+        link.send(s.Received(stream_id=4, attempt=1, seq=9))
+        assert [router.hear(s.Received).seq for _ in range(2)] == [9, 9]
+    finally:
+        link.close()

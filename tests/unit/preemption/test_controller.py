@@ -219,34 +219,58 @@ def test_dead_controller_never_blocks_a_server() -> None:
         context.term()
 
 
-def test_only_newer_plans_are_taken() -> None:
-    """Plans of an older epoch or version, or for another server, are refused and counted."""
-    with fake_controller() as (router, port), connected(port) as client:
+class Teller:
+    """Says what a test wants said, as the controller of a client that has just reported."""
+
+    def __init__(self, router: zmq.Socket[bytes], client: ControllerClient) -> None:
+        self._router, self._client = router, client
         client.report(report(stream(1)))
         while not router.poll(20):
             client.poll()
-        sender, _ = router.recv_multipart()
+        self._sender, _ = router.recv_multipart()
 
-        def hear(*messages: bytes) -> Plan | None:
-            for message in messages:
-                router.send_multipart((sender, message))
-            deadline_s = time.monotonic() + WAIT_S
-            newest: Plan | None = None
-            num_heard = client.num_malformed_frames
-            router.send_multipart((sender, b"end of what a test says"))
-            while client.num_malformed_frames == num_heard and time.monotonic() < deadline_s:
-                client.socket.poll(100)
-                newest = client.poll() or newest
-            return newest
+    def say(self, *plans: Plan) -> Plan | None:
+        """What the client makes of them: the newest that it takes."""
+        client = self._client
+        for plan in plans:
+            self._router.send_multipart((self._sender, encode(plan)))
+        deadline_s = time.monotonic() + WAIT_S
+        newest: Plan | None = None
+        num_heard = client.num_malformed_frames
+        self._router.send_multipart((self._sender, b"end of what a test says"))
+        while client.num_malformed_frames == num_heard and time.monotonic() < deadline_s:
+            client.socket.poll(100)
+            newest = client.poll() or newest
+        return newest
 
+
+def test_only_newer_plans_are_taken() -> None:
+    """Plans of an older epoch or version, or for another server, are refused and counted."""
+    with fake_controller() as (router, port), connected(port) as client:
+        teller = Teller(router, client)
         newest = plan_of(3, 2)
-        assert hear(encode(plan_of(3, 1)), encode(newest)) == newest
-        assert hear(encode(newest)) is None
+        assert teller.say(plan_of(3, 1), newest) == newest
+        assert teller.say(newest) is None
         assert client.num_refused_plans == 0
-        assert hear(encode(plan_of(3, 1)), encode(plan_of(2, 9))) is None
-        assert hear(encode(plan_of(9, 9, server_id="prefill-1"))) is None
+        assert teller.say(plan_of(3, 1), plan_of(2, 9)) is None
+        assert teller.say(plan_of(9, 9, server_id="prefill-1")) is None
         assert client.num_refused_plans == 3
-        assert hear(encode(plan_of(4, 1))) == plan_of(4, 1)
+        assert teller.say(plan_of(4, 1)) == plan_of(4, 1)
+
+
+def test_a_controller_that_starts_after_the_clock_was_set_back_is_followed() -> None:
+    """Its epoch is older than the dead one's; once that one is silent, its plans are taken."""
+    clock = FakeClock()
+    with fake_controller() as (router, port), connected(port, clock) as client:
+        teller = Teller(router, client)
+        assert teller.say(plan_of(9_000, 5)) == plan_of(9_000, 5)
+        assert teller.say(plan_of(2_000, 1)) is None
+        clock.now_s += CONTROLLER_ALIVE_S + 0.01
+        assert teller.say(plan_of(9_000, 4)) is None
+        assert teller.say(plan_of(2_000, 2)) == plan_of(2_000, 2)
+        assert client.alive
+        assert teller.say(plan_of(2_000, 1)) is None
+        assert teller.say(plan_of(9_001, 1)) == plan_of(9_001, 1)
 
 
 def test_alive_lasts_for_its_time_only() -> None:

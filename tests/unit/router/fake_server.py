@@ -242,9 +242,8 @@ class FakeServer:
                 known = self.streams.get(message.stream_id)
                 if known is not None and known.attempt <= message.attempt:
                     self._remove(message.stream_id)
-                if isinstance(message, r.Cancel):
-                    closed = s.Closed(stream_id=message.stream_id, attempt=message.attempt)
-                    await self.send(closed)
+                closed = s.Closed(stream_id=message.stream_id, attempt=message.attempt)
+                await self.send(closed)
             case r.ResendOutput():
                 await self._resend(message)
             case r.FlushCache(request_id=request_id):

@@ -11,6 +11,7 @@ import pytest
 
 from router import timing
 from streamfill.errors import InvalidArgumentError, UnavailableError
+from streamfill.links.faults import VARIABLE as LINK_FAULTS
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids
@@ -67,6 +68,67 @@ async def test_dropped_frames_are_sent_again(cluster: TestCluster, seed: int) ->
     assert [token.token_id for token in tokens] == expected
     await until(lambda: not len(cluster.manager._cluster.cancels))
     cluster.assert_no_load()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_link_faults_of_the_router_change_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A third of what it sends lost, doubled, late or slow: prompt and answer are right."""
+    fast_timing(monkeypatch)
+    monkeypatch.setenv(LINK_FAULTS, f"every=3,seed={seed}")
+    async with TestCluster(tiny_model) as cluster:
+        await cluster.prefill()
+        await cluster.decode()
+        handle = await cluster.open()
+        for token_id in range(30, 50):
+            await handle.append(ids(token_id))
+        await handle.commit(commit_of(20))
+        tokens, _ = await answer_of(handle)
+        expected = expected_answer(list(range(30, 50)), 20, cluster.vocab_size)
+        assert [token.token_id for token in tokens] == expected
+        faults = cluster.manager._cluster._link._faults
+        assert faults is not None
+        assert faults.num_by_kind.total() > 3
+        await until(lambda: not len(cluster.manager._cluster.cancels))
+        cluster.assert_no_load()
+
+
+async def test_a_lost_forget_is_said_again(cluster: TestCluster) -> None:
+    """So that no server keeps an answer that nobody needs any more."""
+    servers = (await cluster.prefill(), await cluster.decode())
+    lost: list[r.RouterToServer] = []
+
+    def lose_first(message: r.RouterToServer) -> bool:
+        if isinstance(message, r.Forget) and len(lost) < len(servers):
+            lost.append(message)
+            return True
+        return False
+
+    for server in servers:
+        server.drop_incoming = lose_first
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await handle.commit(commit_of(5))
+    await answer_of(handle)
+    await until(lambda: not any(server.streams for server in servers))
+    await until(lambda: not len(cluster.manager._cluster.cancels))
+    assert len(lost) == 2
+
+
+async def test_a_stream_that_comes_late_to_a_server_is_ended_there(cluster: TestCluster) -> None:
+    """The server acknowledges an opening that was delayed past the stream's end."""
+    prefill = await cluster.prefill()
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await until(lambda: prefill.of_type(r.Splice))
+    (opening,) = prefill.of_type(r.OpenStream)
+    await handle.cancel("not needed")
+    await until(lambda: not prefill.streams and not len(cluster.manager._cluster.cancels))
+    await prefill._take(opening)
+    assert prefill.streams
+    await until(lambda: not prefill.streams)
+    await until(lambda: not len(cluster.manager._cluster.cancels))
 
 
 async def test_gap_is_filled_from_the_log(cluster: TestCluster) -> None:
