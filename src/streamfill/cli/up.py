@@ -95,6 +95,8 @@ def _announce(cluster: RunningCluster, config: ClusterConfig, view: ProcessView)
     view.say(f"Ready after {cluster.startup_s:.1f} s. Clients connect to {cluster.address}.")
     if cluster.http_url is not None:
         view.say(f"HTTP, as of the OpenAI API: {cluster.http_url}/v1")
+        if config.router.status_page:
+            view.say(f"Status page: {cluster.http_url}/status")
     if config.decode.count == 0:
         view.say("No decode server: answers come from the prefill server.")
     view.say(f"Logs are in {cluster.run_dir / 'logs'}. Stop with Ctrl-C.")
@@ -133,6 +135,8 @@ def _detach(config: ClusterConfig, words: Sequence[str]) -> int:
             print(f"Ready after {state.startup_s:.1f} s. Clients connect to {state.address}.")
             if state.http_url is not None:
                 print(f"HTTP, as of the OpenAI API: {state.http_url}/v1")
+                if config.router.status_page:
+                    print(f"Status page: {state.http_url}/status")
             print(f"Logs are in {logs}. Stop with `streamfill down --name {config.name}`.")
             return 0
         time.sleep(_DETACHED_POLL_S)
