@@ -24,8 +24,8 @@ _STATES: Final[dict[Show, frozenset[StreamState]]] = {
 
 Key = Callable[[StreamFacts], Any]
 _KEYS: Final[dict[Sort, Key]] = {
-    Sort.NEWEST: lambda facts: (-facts.opened_ms, facts.id),
-    Sort.OLDEST: lambda facts: (facts.opened_ms, facts.id),
+    Sort.NEWEST: lambda facts: (-facts.opened_ms, -int(facts.id)),
+    Sort.OLDEST: lambda facts: (facts.opened_ms, int(facts.id)),
     Sort.WAITING: lambda facts: (
         facts.ended_ms is not None,
         facts.num_computed_tokens - facts.num_known_tokens,

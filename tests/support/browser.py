@@ -77,6 +77,7 @@ class Page:
         for domain in ("Runtime", "Log", "Page"):
             await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=url)
+        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     async def value(self, expression: str) -> Any:
         """Of a JavaScript expression, which may be a promise."""
@@ -141,7 +142,7 @@ class Page:
                 self.problems.append(str(message["params"]["exceptionDetails"]))
             elif message["method"] == "Log.entryAdded":
                 entry = message["params"]["entry"]
-                if entry["level"] in ("error", "warning"):
+                if entry["level"] == "error":
                     self.problems.append(f"{entry['source']}: {entry['text']}")
 
 

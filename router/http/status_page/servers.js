@@ -60,16 +60,15 @@ function fillCard(card, server, rate) {
     ["prefill/s", rate === undefined ? "–" : count(Math.round(rate))],
     ["KV in use", count(server.num_used_tokens)],
     ["cached", count(server.num_cached_tokens)],
-    ["free", count(server.num_free_tokens)],
-    ["of", count(server.num_total_tokens)],
+    ["free", `${count(server.num_free_tokens)} of ${count(server.num_total_tokens)}`],
   ];
+  if (server.num_uncommitted_tokens !== null) {
+    values.push(["uncommitted", `${count(server.num_uncommitted_tokens)} of ${count(server.max_uncommitted_tokens)}`]);
+  }
   if (server.role === "prefill") {
     values.push(["in host memory", count(server.num_host_tokens)]);
     values.push(["preempted", count(server.num_preemptions)]);
     values.push(["controller", server.controller_alive ? "alive" : "not heard"]);
-  }
-  if (server.num_uncommitted_tokens !== null) {
-    values.push(["uncommitted", count(server.num_uncommitted_tokens)], ["at most", count(server.max_uncommitted_tokens)]);
   }
   values.push(["loop", `${seconds(server.loop_age_ms)} ago`], ["heartbeat", `${seconds(server.heartbeat_age_ms)} ago`]);
   fillValues(card, values);

@@ -156,7 +156,8 @@ function fillRow(row, stream) {
   setText(row.name, [facts.request_id, facts.tenant && `(${facts.tenant})`].filter(Boolean).join(" "));
   row.name.title = facts.request_id;
   const answer = facts.num_output_tokens ? `, answer ${count(facts.num_output_tokens)}` : "";
-  setText(row.tokens, `${count(facts.num_computed_tokens)} of ${count(facts.num_known_tokens)} computed${answer}`);
+  const context = `${count(facts.num_computed_tokens)} of ${count(facts.num_known_tokens)} computed`;
+  setText(row.tokens, `${facts.num_known_tokens ? context : "no context yet"}${answer}`);
   setText(row.why, whyOf(facts, verdict));
   setClass(row.why, BAD_STATES.has(facts.state) ? "why lost" : "why");
 }
