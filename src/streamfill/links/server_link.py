@@ -282,6 +282,7 @@ class ServerLink:
                 log_event(
                     logger,
                     "router_queue_full",
+                    stream_id=getattr(message, "stream_id", None),
                     level=logging.WARNING,
                     dropped=type(message).__name__,
                     num_suppressed=self._log_full.num_suppressed,
