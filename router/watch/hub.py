@@ -75,6 +75,8 @@ class Watches:
         self._described_s = float("-inf")
         self._sample: Sample | None = None
         self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Of the viewer whose frame is made: slices of several at once would add up."""
         self._timelines: dict[str, Timeline] = {}
         self._watched: dict[str, WatchedStream] = {}
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
@@ -98,9 +100,11 @@ class Watches:
             seen: Sample | None = None
             while True:
                 sample = await self._newer_than(seen)
-                choice = viewer.select(sample)
-                timelines = await self._timelines_of(viewer)
-                yield await viewer.frame(sample, choice, timelines)
+                async with self._turn:
+                    choice = viewer.select(sample)
+                    timelines = await self._timelines_of(viewer)
+                    frame = await viewer.frame(sample, choice, timelines)
+                yield frame
                 seen = sample
         finally:
             self._leave(viewer)

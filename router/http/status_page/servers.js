@@ -6,6 +6,11 @@ const serverCards = new Map();
 function showServers(model) {
   const list = document.getElementById("servers");
   const sorted = [...model.servers].sort((a, b) => b.role.localeCompare(a.role) || a.id.localeCompare(b.id));
+  const roles = [...new Set(sorted.map((server) => server.role))].map((role) => {
+    const alive = sorted.filter((server) => server.role === role && server.state === "alive").length;
+    return `${alive} of ${sorted.filter((server) => server.role === role).length} ${role} alive`;
+  });
+  setText(document.getElementById("summary"), roles.join(", "));
   const known = new Set(sorted.map((server) => server.id));
   for (const [id, card] of serverCards) {
     if (!known.has(id)) {
