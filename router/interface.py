@@ -8,11 +8,13 @@ they do, unless they say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from router.admission import AdmissionCounters
+from router.watch.frames import Frame
+from router.watch.wish import WatchWish
 from streamfill.errors import StreamError
 from streamfill.messages.common import (
     NO_SHARE,
@@ -404,6 +406,16 @@ class StreamManager(Protocol):
 
         Raises:
             StreamNotFoundError: there is no stream of this id.
+        """
+        ...
+
+    def watch(self, wish: WatchWish) -> AsyncGenerator[Frame, None]:
+        """The cluster as it changes, some times a second, for as long as the caller takes more.
+        Costs nothing while nobody does.
+
+        Raises:
+            ResourceExhaustedError: too many look already.
+            UnavailableError: the router stops.
         """
         ...
 

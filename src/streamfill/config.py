@@ -70,6 +70,8 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """Web pages of these origins may use the cluster from a browser. ``*``: all; empty: none."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Of one HTTP request or WebSocket message. A streamed upload may be longer."""
+    status_page: bool = True
+    """Whether HTTP has ``/status``, a page that draws what happens in the cluster."""
     api_keys_file: str | None = None
     """File of `streamfill keys`: who may use the cluster. None: everybody who can reach it."""
     cache_namespaces: str = CacheNamespaces.TENANT.value
@@ -210,6 +212,7 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     """None: as ``host``."""
     http_allow_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 64 * 1024 * 1024
+    status_page: bool = True
     api_keys_file: str | None = None
     cache_namespaces: str = CacheNamespaces.TENANT.value
     fair_sharing: bool = True

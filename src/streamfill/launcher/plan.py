@@ -146,6 +146,7 @@ def plan_cluster(
         http_host=config.router.http_host,
         http_allow_origins=config.router.http_allow_origins,
         max_body_bytes=config.router.max_body_bytes,
+        status_page=config.router.status_page,
         api_keys_file=config.router.api_keys_file,
         cache_namespaces=config.router.cache_namespaces,
         fair_sharing=config.router.fair_sharing,
