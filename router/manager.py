@@ -34,6 +34,7 @@ from router.interface import (
 from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
 from router.readiness import Readiness, readiness
+from router.rebalancer import Rebalancer
 from router.servers import Server
 from router.session import Session
 from router.traces import start_traces
@@ -95,6 +96,9 @@ class Manager:
         )
         self._sessions: dict[StreamId, Session] = {}
         self._drains = Drains(self._cluster.registry, lambda: list(self._sessions.values()))
+        self._rebalancer = (
+            Rebalancer(self._cluster, self._sessions.values) if config.rebalance else None
+        )
         self._handles: dict[StreamId, ClientHandle] = {}
         self._finished: OrderedDict[StreamId, float] = OrderedDict()
         self._outcomes: Counter[str] = Counter()
@@ -313,6 +317,8 @@ class Manager:
     def _housekeep_once(self, now_s: float) -> None:
         self._cluster.housekeep(now_s)
         self._drains.tick(now_s)
+        if self._rebalancer is not None:
+            self._rebalancer.tick(now_s)
         self._note_readiness()
         for session in list(self._sessions.values()):
             if now_s >= session.due_s:
