@@ -11,7 +11,13 @@ import pytest
 
 from router import timing
 from router.interface import StreamHandle
-from streamfill.errors import ErrorCode, FailedPreconditionError, StreamError
+from streamfill.api import Client
+from streamfill.errors import (
+    ErrorCode,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StreamError,
+)
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import StreamMode
@@ -24,6 +30,7 @@ from tests.unit.router.cluster_for_tests import (
     ids,
     until,
 )
+from tests.unit.router.fake_manager import FakeManager, serve
 from tests.unit.router.fake_server import FakeServer, expected_answer
 
 PROMPT = [20, 21, 22, 23]
@@ -364,3 +371,19 @@ async def test_many_streams_through_drains_of_each_server_in_turn(
     assert cluster.outcomes() == {"DONE": 40}
     await until(lambda: not len(cluster.manager._cluster.cancels))
     cluster.assert_no_load()
+
+
+@pytest.mark.parametrize(
+    ("server_id", "answers_s", "words"),
+    [("", None, "server_id"), ("x" * 300, None, "server_id"), ("prefill-0", -1.0, "0 or more")],
+)
+async def test_wishes_that_are_none(server_id: str, answers_s: float | None, words: str) -> None:
+    """Are refused before the core is asked."""
+    manager = FakeManager()
+    async with serve(manager) as target, Client(target) as client:
+        with pytest.raises(InvalidArgumentError, match=words):
+            await client.drain_server(server_id, move_answers_after_s=answers_s)
+        with pytest.raises(InvalidArgumentError, match="server_id"):
+            await client.resume_server("")
+    assert not manager.drain_calls
+    assert not manager.resume_calls
