@@ -222,7 +222,8 @@ class Cluster:
         self._listener.on_streams_lost(server, reason)
         self.room.drop(server)
 
-    def _became_usable(self) -> None:
+    def became_usable(self) -> None:
+        """A server takes streams that did not before."""
         for waiter in self._usable_waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -252,6 +253,7 @@ class Cluster:
             case s.Draining():
                 log_event(logger, "server_draining", server_id=server.server_id)
                 server.state = ServerState.DRAINING
+                server.is_leaving = True
                 self._listener.on_server_draining(server)
             case s.MalformedByRouter(reason=reason):
                 log_event(
@@ -298,7 +300,7 @@ class Cluster:
                 pool_tokens=facts.pool_tokens,
             )
             self.policies.settle(server, time.monotonic())
-            self._became_usable()
+            self.became_usable()
 
     def _heartbeat(self, identity: Identity, beat: s.ServerHeartbeat) -> None:
         outcome = self.registry.heartbeat(identity, beat, time.monotonic())
@@ -306,4 +308,4 @@ class Cluster:
             self._link.send(identity, r.RouterHeartbeat(router_incarnation=outcome))
         elif outcome[1]:
             log_event(logger, "server_recovered", server_id=outcome[0].server_id)
-            self._became_usable()
+            self.became_usable()

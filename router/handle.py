@@ -294,7 +294,7 @@ class ClientHandle:
         session.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
         limits = self._cluster.limits()
         check_sampling(options.sampling, options.stop, limits.vocab_size)
-        if not await self._cluster.wait_for_prefill(session.place_wait_s):
+        if not await self._is_served():
             raise UnavailableError("no prefill server is alive; the stream is kept, commit again")
         self._check_open()
         final = options.final_segment
@@ -314,6 +314,11 @@ class ClientHandle:
             self._count_segment(logged)
         session.send_changes(logged, number, commit_follows=True)
         session.commit(options, seq, logged)
+
+    async def _is_served(self) -> bool:
+        if self._session.is_kept_by_server:
+            return True
+        return await self._cluster.wait_for_prefill(self._session.place_wait_s)
 
     def _count_segment(self, logged: Sequence[LoggedSplice]) -> None:
         self._cluster.metrics.segments[self.mode].inc()

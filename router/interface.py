@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from router.admission import AdmissionCounters
@@ -218,6 +219,16 @@ class ServerInfo:
     """What uncommitted contexts hold. None: none was ever on this server."""
     policy: str = ""
     """In force, with its options, as last heard. Empty: it has not said yet."""
+    state_reason: str = ""
+    """Why it drains; empty when it does not."""
+    address: str = ""
+    """Where other servers reach it."""
+    version: str = ""
+    """Of its engine."""
+    pool_tokens: int = 0
+    """Size of its KV pool."""
+    num_held_tokens: int = 0
+    """Of the streams that the router has placed there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +246,10 @@ class ClusterInfo:
     num_streams_by_outcome: Mapping[str, int]
     num_malformed_frames: int
     servers: Sequence[ServerInfo]
+    ready_reason: str = ""
+    """Why it is not ready, or only by prefill servers alone; see `readiness`."""
+    num_moves: Mapping[str, int] = field(default_factory=dict)
+    """Streams that were moved between living servers since the router's start, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +288,15 @@ class StreamStatus:
     acknowledged: Acknowledged
     """What the next acknowledgement would say."""
     num_output_tokens: int
+
+
+class MoveReason(StrEnum):
+    """Why a stream is moved from one living server to another; a label of the metric."""
+
+    DRAIN = "drain"
+    """Its server takes nothing new and is to become empty."""
+    BALANCE = "balance"
+    """Another server would come to it much sooner; see `rebalance`."""
 
 
 class StreamHandle(Protocol):
@@ -374,7 +398,7 @@ class StreamManager(Protocol):
         ...
 
     async def wait_readiness_change(self) -> bool:
-        """Returns the new readiness when it changes: ready means that a prefill server is alive."""
+        """Returns the new readiness when it changes; see `readiness`."""
         ...
 
     async def flush_caches(self, timeout_s: float) -> Mapping[ServerId, bool]:
@@ -416,6 +440,28 @@ class StreamManager(Protocol):
         Raises:
             ResourceExhaustedError: too many look already.
             UnavailableError: the router stops.
+        """
+        ...
+
+    async def drain_server(
+        self, server_id: ServerId, answers_s: float | None, *, force: bool
+    ) -> ServerInfo:
+        """Give the server nothing new, and move its streams elsewhere; returns at once. Answers
+        that have not ended after ``answers_s`` are moved as well. None: never.
+
+        Raises:
+            StreamError: NOT_FOUND, no living server has this id.
+            FailedPreconditionError: it is the last prefill server that takes streams, and not
+                ``force``.
+        """
+        ...
+
+    async def resume_server(self, server_id: ServerId) -> ServerInfo:
+        """Take a drain back.
+
+        Raises:
+            StreamError: NOT_FOUND, no living server has this id.
+            FailedPreconditionError: the server is about to end.
         """
         ...
 

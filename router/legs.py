@@ -135,6 +135,11 @@ class PrefillLeg:
         self._repetition.sent(now_s)
 
     @property
+    def is_accepted(self) -> bool:
+        """Whether the server has said that it has the prompt with which the attempt began."""
+        return self._opened and self._first is None
+
+    @property
     def hands_off(self) -> bool:
         """Whether only the first token is made here."""
         return self.commit is not None and self.commit.handoff is not None

@@ -20,6 +20,7 @@ from typing import Any
 from router import timing
 from router.admission import AdmissionCounters, AdmissionLimits
 from router.cluster import Cluster, StreamMessage
+from router.drains import Drains
 from router.ended_streams import EndedStream, EndedStreams
 from router.handle import ClientHandle
 from router.interface import (
@@ -33,6 +34,8 @@ from router.interface import (
 )
 from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
 from router.prompt import Prompt
+from router.readiness import Readiness, readiness
+from router.rebalancer import Rebalancer
 from router.recovery.keeper import Keeper
 from router.recovery.log_writer import LogMetrics
 from router.recovery.replay import LoggedStream
@@ -105,6 +108,10 @@ class Manager:
             self, facts.vocab_size, self._context_tokens, admission, self.metrics
         )
         self._sessions: dict[StreamId, Session] = {}
+        self._drains = Drains(self._cluster.registry, lambda: list(self._sessions.values()))
+        self._rebalancer = (
+            Rebalancer(self._cluster, self._sessions.values) if config.rebalance else None
+        )
         self._handles: dict[StreamId, ClientHandle] = {}
         self._finished: OrderedDict[StreamId, float] = OrderedDict()
         self._outcomes: Counter[str] = Counter()
@@ -276,17 +283,20 @@ class Manager:
     def info(self) -> ClusterInfo:
         """See `interface.StreamManager`."""
         now_s = time.monotonic()
+        now = self._readiness()
         return ClusterInfo(
             model=self._config.model_path,
             vocab_size=self._facts.vocab_size,
             context_tokens=self._cluster.limits().context_tokens,
             pool_tokens=self._cluster.pool_tokens or 0,
-            ready=self._is_ready(),
+            ready=now.ready,
+            ready_reason=now.reason,
             decode_available=self._cluster.is_usable(Role.DECODE),
             num_open_streams=len(self._sessions),
             num_streams_by_outcome=dict(self._outcomes),
             num_malformed_frames=self._cluster.num_malformed_frames,
             servers=[self._server_info(server, now_s) for server in self._cluster.registry],
+            num_moves=dict(self.metrics.num_moves),
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -326,6 +336,21 @@ class Manager:
     def watch(self, wish: WatchWish) -> AsyncGenerator[Frame, None]:
         """See `interface.StreamManager`."""
         return self._watches.watch(wish)
+
+    async def drain_server(
+        self, server_id: ServerId, answers_s: float | None, *, force: bool
+    ) -> ServerInfo:
+        """See `interface.StreamManager`."""
+        now_s = time.monotonic()
+        server = self._drains.begin(server_id, answers_s, now_s, force=force)
+        self._note_readiness()
+        return self._server_info(server, now_s)
+
+    async def resume_server(self, server_id: ServerId) -> ServerInfo:
+        """See `interface.StreamManager`."""
+        server = self._drains.end(server_id)
+        self._cluster.became_usable()
+        return self._server_info(server, time.monotonic())
 
     async def wait_readiness_change(self) -> bool:
         """See `interface.StreamManager`."""
@@ -381,6 +406,7 @@ class Manager:
     def on_server_usable(self) -> None:
         """A server became alive."""
         self._place_some(deque(self._sessions.values()))
+        self._drains.tick_now(time.monotonic())
         self._note_readiness()
 
     def _place_some(self, sessions: deque[Session]) -> None:
@@ -393,12 +419,7 @@ class Manager:
 
     def on_server_draining(self, server: Server) -> None:
         """A server takes nothing new."""
-        if server.role is Role.PREFILL:
-            for session in list(self._sessions.values()):
-                session.move_from(server)
-        else:
-            for session in list(self._sessions.values()):
-                session.leave_target(server)
+        self._drains.leave(server, time.monotonic())
         self._note_readiness()
 
     async def _housekeep(self) -> None:
@@ -411,6 +432,9 @@ class Manager:
 
     def _housekeep_once(self, now_s: float) -> None:
         self._cluster.housekeep(now_s)
+        self._drains.tick(now_s)
+        if self._rebalancer is not None:
+            self._rebalancer.tick(now_s)
         self._note_readiness()
         for session in list(self._sessions.values()):
             if now_s >= session.due_s:
@@ -433,7 +457,7 @@ class Manager:
         self.metrics.publish(
             RouterSnapshot(
                 at_s=now_s,
-                ready=self._is_ready(),
+                ready=self._readiness().ready,
                 num_open_by_state=Counter(each.state for each in self._sessions.values()),
                 servers=tuple(self._server_info(server, now_s) for server in servers),
                 pending_tokens={server.server_id: server.pending_tokens for server in servers},
@@ -470,14 +494,18 @@ class Manager:
                 details={"max_streams": self._config.max_streams},
             )
 
-    def _is_ready(self) -> bool:
-        return not self._draining and self._cluster.is_usable(Role.PREFILL)
+    def _readiness(self) -> Readiness:
+        return readiness(
+            ((server.role, server.state) for server in self._cluster.registry),
+            stopping=self._draining,
+            without_decode=self._config.ready_without_decode,
+        )
 
     def _note_readiness(self) -> None:
-        ready = self._is_ready()
-        if ready != self._ready:
-            self._ready = ready
-            log_event(logger, "readiness", ready=ready)
+        now = self._readiness()
+        if now.ready != self._ready:
+            self._ready = now.ready
+            log_event(logger, "readiness", ready=now.ready, reason=now.reason)
             changed, self._readiness_changed = self._readiness_changed, asyncio.Event()
             changed.set()
 
@@ -495,6 +523,11 @@ def _server_info(server: Server, admission: AdmissionCounters | None, now_s: flo
         server_id=server.server_id,
         role=server.role,
         state=server.state.value,
+        state_reason=server.state_reason,
+        address=server.facts.kv_host,
+        version=server.facts.engine_version,
+        pool_tokens=server.facts.pool_tokens,
+        num_held_tokens=server.held_tokens,
         pid=server.facts.pid,
         num_assigned_streams=server.num_streams,
         heartbeat_age_s=max(0.0, now_s - server.heard_s),

@@ -10,10 +10,11 @@ The thread that answers a scrape looks at nothing else, so it never waits for th
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from router.interface import ServerInfo
+from router.interface import MoveReason, ServerInfo
 from router.placement import ServerState
 from router.recovery.log_writer import LogMetrics
 from streamfill.messages.common import Role, StreamMode
@@ -72,6 +73,10 @@ class RouterMetrics:
         self.retries = self.set.counter(Metric.RETRIES)
         self.resyncs = self.set.counter(Metric.RESYNCS)
         self.log = LogMetrics(self.set)
+        moves = self.set.counter(Metric.STREAMS_MOVED)
+        self._moves = {reason: moves.labels(reason.value) for reason in MoveReason}
+        self.num_moves: Counter[str] = Counter()
+        """By reason."""
         self.spans_lost = self.set.counter(Metric.SPANS_LOST)
         self._admission_wait = self.set.histogram(Metric.ADMISSION_WAIT)
         for outcome in ("admitted", "refused"):
@@ -81,6 +86,11 @@ class RouterMetrics:
     def waited_for_room(self, seconds: float, *, refused: bool) -> None:
         """A segment had to wait for room, and does not any more."""
         self._admission_wait.labels("refused" if refused else "admitted").observe(seconds)
+
+    def moved(self, reason: MoveReason) -> None:
+        """A stream goes from one living server to another."""
+        self._moves[reason].inc()
+        self.num_moves[reason.value] += 1
 
     def publish(self, snapshot: RouterSnapshot) -> None:
         """This is how things are now."""

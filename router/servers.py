@@ -3,13 +3,17 @@
 ::
 
     Register ──▶ ALIVE ⇄ SUSPECT ──▶ DEAD        silent for SUSPECT_AFTER_S, DEAD_AFTER_S
-                   └──▶ DRAINING ──▶ DEAD        by its own wish
+                 ALIVE ⇄ DRAINING ──▶ DEAD       by an operator's wish (`drains`), who may take it
+                                                 back; or by its own, which is final
 
 A process is told apart by (server id, incarnation). When a server id registers with a new
 incarnation, the old process is dead at once, and can never come back.
 
 A server that comes back from the dead still has streams that went elsewhere meanwhile. It is shown
 another router incarnation, as if the router had been replaced; so it drops them and registers anew.
+
+An operator's drain is of a server id: a process that crashes and comes back under it is still
+drained. It ends with an orderly exit: whoever starts such a server again wants it back.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from streamfill.messages.common import Role, ServerCounters
 from streamfill.stream.ids import ServerId
 
 FORGET_DEAD_AFTER_S = 600.0
-"""A dead server is shown in the status for so long."""
+"""A dead server is shown in the status for so long; one that was drained and ended in order, not at
+all."""
 
 MAX_SUPERSEDED = 64
 """Old incarnations remembered per server id."""
@@ -34,6 +39,14 @@ MAX_SUPERSEDED = 64
 
 class RegistrationRefusedError(Exception):
     """A server cannot take part; the text is the reason it is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What an operator wants of a server that is to become empty."""
+
+    move_answers_at_s: float
+    """From then on answers are moved as well; infinity: they are finished there."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +61,10 @@ class Server:
     heard_s: float
     registered_s: float
     state: ServerState = ServerState.ALIVE
+    drain: Drain | None = None
+    """An operator's wish. None: there is none."""
+    is_leaving: bool = False
+    """It said itself that it drains, and will end."""
     reachable: bool = True
     counters: ServerCounters = field(default_factory=ServerCounters)
     loop_age_s: float = 0.0
@@ -73,6 +90,13 @@ class Server:
     @property
     def is_dead(self) -> bool:
         return self.state is ServerState.DEAD
+
+    @property
+    def state_reason(self) -> str:
+        """Why it drains; empty when it does not."""
+        if self.state is not ServerState.DRAINING:
+            return ""
+        return "it is stopping" if self.is_leaving else "an operator drains it"
 
     def load(self) -> ServerLoad:
         """What placement looks at."""
@@ -176,6 +200,9 @@ class ServerRegistry:
             heard_s=now_s,
             registered_s=now_s,
         )
+        if known is not None and known.drain is not None and not known.is_leaving:
+            server.drain = known.drain
+            server.state = ServerState.DRAINING
         self._servers[server_id] = server
         self._by_identity[identity] = server
         return Registration(server, lost, is_new=True)
@@ -209,7 +236,8 @@ class ServerRegistry:
         for server in self:
             silent_s = now_s - server.heard_s
             if server.is_dead:
-                if silent_s > FORGET_DEAD_AFTER_S:
+                was_removed = server.is_leaving and server.drain is not None
+                if was_removed or silent_s > FORGET_DEAD_AFTER_S:
                     del self._servers[server.server_id]
             elif silent_s > (
                 timing.DEAD_AFTER_S if server.reachable else timing.UNREACHABLE_DEAD_AFTER_S

@@ -18,6 +18,7 @@ from router import service_scheduling as scheduling
 from router.call_messages import CallEvent
 from router.interface import Acknowledged, ResumePoint, StreamHandle, StreamManager
 from router.service_decode import Undecodable
+from router.service_servers import drain_wish, server_id_of
 from router.service_stream import call_event, client_messages
 from router.stream_call import StreamCall, refusals_noted
 from streamfill.api import streamfill_pb2 as pb
@@ -141,6 +142,16 @@ class StreamfillService:
         timeout_s = requests.server_timeout_s(request)
         described = await self._manager.describe_streams(stream_id, timeout_s)
         return scheduling.streams_described(described)
+
+    async def drain_server(self, request: pb.DrainServerRequest) -> pb.Server:
+        """``DrainServer``"""
+        wish = drain_wish(request)
+        info = await self._manager.drain_server(wish.server_id, wish.answers_s, force=wish.force)
+        return replies.server_info(info)
+
+    async def resume_server(self, request: pb.ResumeServerRequest) -> pb.Server:
+        """``ResumeServer``"""
+        return replies.server_info(await self._manager.resume_server(server_id_of(request)))
 
     async def close(self) -> None:
         """Wait for the cancellations that are under way."""

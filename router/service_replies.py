@@ -95,11 +95,14 @@ def cluster_info(info: ClusterInfo) -> pb.ServerInfoResponse:
         num_open_streams=info.num_open_streams,
         num_streams_by_outcome=info.num_streams_by_outcome,
         num_malformed_frames=info.num_malformed_frames,
-        servers=[_server(server) for server in info.servers],
+        servers=[server_info(server) for server in info.servers],
+        ready_reason=info.ready_reason,
+        num_moves=info.num_moves,
     )
 
 
-def _server(server: ServerInfo) -> pb.Server:
+def server_info(server: ServerInfo) -> pb.Server:
+    """One server."""
     admission = {} if server.admission is None else dataclasses.asdict(server.admission)
     return pb.Server(
         server_id=server.server_id,
@@ -112,6 +115,11 @@ def _server(server: ServerInfo) -> pb.Server:
         controller_alive=server.controller_alive,
         counters={**msgspec.structs.asdict(server.counters), **admission},
         policy=server.policy,
+        state_reason=server.state_reason,
+        address=server.address,
+        version=server.version,
+        pool_tokens=server.pool_tokens,
+        num_held_tokens=server.num_held_tokens,
     )
 
 

@@ -1,7 +1,7 @@
 """The gRPC server of the router: transport, health, reflection. The border to gRPC's errors.
 
 Health, by ``grpc.health.v1``: the empty name says that this process lives; the name of the service
-says that a prefill server is alive and the router is not draining.
+says that new streams are served (`readiness`).
 """
 
 from __future__ import annotations

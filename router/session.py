@@ -31,8 +31,18 @@ from router.answer import Answer
 from router.cluster import Cluster, StreamMessage
 from router.ended_streams import EndedStream
 from router.events import EventQueue
-from router.interface import Acknowledged, CommitOptions, DoneEvent, OpenOptions, Payer, Usage
+from router.interface import (
+    Acknowledged,
+    CommitOptions,
+    DoneEvent,
+    MoveReason,
+    OpenOptions,
+    Payer,
+    Usage,
+)
 from router.legs import GenerateLeg, PrefillLeg
+from router.moves import Moves
+from router.placement import ServerState
 from router.prompt import Prompt
 from router.recovery import records as rec
 from router.recovery.journal import Journal
@@ -138,6 +148,7 @@ class Session:
         self._target: _Target | None = None
         self._committed: _Committed | None = None
         self._attempt = 0
+        self.moves = Moves()
         self._retries = Retries()
         self._heard_s = now_s
         self._gap_asked_s = float("-inf")
@@ -241,7 +252,8 @@ class Session:
         """How far the prompt has come."""
         if self._last_acknowledged is not None:
             return self._last_acknowledged
-        computed, invalidated = 0, self._invalidated_before
+        computed = 0
+        invalidated = self._invalidated_before + self.moves.num_invalidated_tokens
         if self._prefill is not None:
             computed = min(self._prefill.num_computed_tokens, self.prompt.log.num_tokens)
             invalidated += self._prefill.num_invalidated_tokens
@@ -304,6 +316,7 @@ class Session:
                 self._prefill.splice(
                     each, now_s, commit_follows=commit_follows, next_in_s=next_in_s
                 )
+                self.moves.splice(each, now_s)
             if not commit_follows:
                 self._count_uncommitted(self._prefill)
         if self._target is not None:
@@ -322,6 +335,7 @@ class Session:
         """
         now_s = time.monotonic()
         self.machine.advance(StreamState.COMMITTED)
+        self._settle_move()
         self._cluster.room.leave(self.stream_id)
         log = self.prompt.log
         room_tokens = self._cluster.room_tokens()
@@ -362,14 +376,79 @@ class Session:
                 self._retries.placed()
         self._plan(now_s)
 
-    def move_from(self, server: Server) -> None:
-        """Leave a draining server while that costs little: before the commit."""
-        leg = self._prefill
-        if leg is None or leg.server is not server or self.state is not StreamState.OPEN:
+    @property
+    def is_kept_by_server(self) -> bool:
+        """Whether a server has the prompt and will answer it, if only because it had it before it
+        began to drain."""
+        leg = self._producer()
+        return leg is not None and leg.server.state in (ServerState.ALIVE, ServerState.DRAINING)
+
+    def movable_leg(self) -> PrefillLeg | None:
+        """Its attempt, while another server could take it over: before the commit, and when it is
+        not on its way already."""
+        if self.state is not StreamState.OPEN or self.moves.is_under_way:
+            return None
+        return self._prefill
+
+    def move_from(self, server: Server, *, answers: bool = False) -> None:
+        """Leave a draining server, if another can take the stream: before the commit, and an
+        answer too where that is wanted."""
+        leg = self.movable_leg()
+        if leg is not None and leg.server is server:
+            need_tokens = self.prompt.log.num_tokens + 1
+            to = self._cluster.choose(
+                Role.PREFILL, need_tokens=need_tokens, avoid=self._retries.failed_on
+            )
+            if to is not None:
+                self.move_to(to, MoveReason.DRAIN, f"{server.server_id} drains")
+        elif answers and self._committed is not None:
+            self._move_answer(server, self._committed)
+
+    def move_to(self, server: Server, reason: MoveReason, why: str) -> None:
+        """Begin a new attempt there; the old one is cancelled once the server has the prompt. Only
+        while there is a `movable_leg` elsewhere."""
+        old = self._prefill
+        assert old is not None
+        now_s = time.monotonic()
+        self.moves.begin(old, reason, now_s)
+        self._note_move(old.server, server.server_id, reason, why)
+        self._begin_prefill(server, now_s)
+        self._plan(now_s)
+
+    def _move_answer(self, server: Server, committed: _Committed) -> None:
+        if self._target is not None and self._target.load.server is server:
+            self._release_target()  # the hand-off finds another one
+        leg = self._producer()
+        if leg is None or leg.server is not server:
+            sender = self._prefill  # of a hand-off under way
+            if sender is not None and sender.server is server and not sender.is_through:
+                self._lose_leg(sender, f"{server.server_id} drains")
             return
-        if self._cluster.is_usable(Role.PREFILL):
+        need_tokens = self.prompt.log.num_tokens + committed.sampling.max_new_tokens
+        roles = [Role.PREFILL] + [Role.DECODE] * (committed.answer.num_tokens > 0)
+        if any(self._cluster.choose(role, need_tokens=need_tokens) for role in roles):
+            self._note_move(server, "another", MoveReason.DRAIN, "the time for answers is over")
             self._drop(leg)
             self.try_place(time.monotonic())
+
+    def _note_move(self, server: Server, to: str, reason: MoveReason, why: str) -> None:
+        self._cluster.metrics.moved(reason)
+        log_event(
+            logger,
+            "stream_moved",
+            stream_id=self.stream_id,
+            from_server=server.server_id,
+            to_server=to,
+            reason=reason,
+            why=why,
+        )
+
+    def _settle_move(self) -> None:
+        """The new attempt stays."""
+        old = self.moves.settle()
+        if old is not None:
+            now_s = time.monotonic()
+            self._cluster.cancels.add(old.server, self.stream_id, old.attempt, now_s)
 
     def leave_target(self, server: Server) -> None:
         """A decode server that dies or drains will not be handed this stream."""
@@ -400,8 +479,11 @@ class Session:
         server = self._cluster.choose(
             Role.PREFILL, need_tokens=log.num_tokens + 1, avoid=self._retries.failed_on
         )
-        if server is None:
-            return
+        if server is not None:
+            self._begin_prefill(server, now_s)
+
+    def _begin_prefill(self, server: Server, now_s: float) -> None:
+        log = self.prompt.log
         self._attempt += 1
         leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
         leg.begin(self.options, now_s)
@@ -457,7 +539,7 @@ class Session:
         target = self._target
         if target is None or target.load.server.is_dead:
             self._release_target()
-            self._note_handoff("failed: the decode server died")
+            self._note_handoff("failed: the decode server is gone")
             self.try_place(now_s)
             return
         self._target = None
@@ -534,10 +616,11 @@ class Session:
     def on_message(self, server: Server, message: StreamMessage) -> None:
         """Take a message in; what belongs to no current attempt is dropped."""
         leg = self._leg_of(server, message.attempt)
-        if leg is None:
-            self._drop_stale(server, message)
-            return
         now_s = time.monotonic()
+        if leg is None:
+            if not self.moves.heard(server, message, now_s):
+                self._drop_stale(server, message)
+            return
         match message:
             case s.Output():
                 self._on_output(leg, message, now_s)
@@ -553,6 +636,8 @@ class Session:
                 self._on_failed(leg, message)
             case _:
                 assert_never(message)
+        if isinstance(leg, PrefillLeg) and leg.is_accepted:
+            self._settle_move()
         self._plan(now_s)
 
     def _leg_of(self, server: Server, attempt: int) -> _Leg | None:
@@ -593,6 +678,7 @@ class Session:
 
     def _restart(self, leg: PrefillLeg, now_s: float) -> None:
         """The log does not reach back far enough: the whole prompt, as a new attempt."""
+        self._settle_move()
         self._drop(leg)
         self.try_place(now_s)
 
@@ -782,6 +868,7 @@ class Session:
         for leg in (self._generate, self._prefill):
             if leg is not None and leg.server is server:
                 self._lose_leg(leg, reason)
+        self.moves.lost(server)
         self.leave_target(server)
 
     def _lose_leg(self, leg: _Leg, reason: str) -> None:
@@ -809,7 +896,12 @@ class Session:
             reason=reason,
         )
         self._drop(leg)
-        if may_retry:
+        old = self.moves.go_back()
+        if old is not None:
+            self._prefill = old
+            self._prefill_server = old.server.server_id
+            self._count_uncommitted(old)
+        elif may_retry:
             self.try_place(now_s)
         else:
             num_failures = self._retries.num_failures
@@ -932,6 +1024,7 @@ class Session:
         self._on_end(self, ended)
 
     def _leave_servers(self) -> None:
+        self._settle_move()
         legs = [leg for leg in (self._prefill, self._generate) if leg is not None]
         for server in {leg.server for leg in legs}:
             here = [leg for leg in legs if leg.server is server]

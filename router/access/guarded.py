@@ -20,6 +20,7 @@ from router.interface import (
     Resumed,
     ResumePoint,
     Segment,
+    ServerInfo,
     ServerStreams,
     StreamEvent,
     StreamHandle,
@@ -130,6 +131,18 @@ class GuardedManager:
                 if _sight(account) != tenant:
                     raise UnauthenticatedError("this API key was changed; connect again")
                 yield frame
+
+    async def drain_server(
+        self, server_id: ServerId, answers_s: float | None, *, force: bool
+    ) -> ServerInfo:
+        """Raises PermissionDeniedError: the caller's key is no operator's."""
+        _check_operator("DrainServer")
+        return await self._core.drain_server(server_id, answers_s, force=force)
+
+    async def resume_server(self, server_id: ServerId) -> ServerInfo:
+        """Raises PermissionDeniedError: the caller's key is no operator's."""
+        _check_operator("ResumeServer")
+        return await self._core.resume_server(server_id)
 
     async def drain(self, timeout_s: float) -> None:
         """As the core. No client asks for it."""

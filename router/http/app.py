@@ -113,10 +113,10 @@ class _Endpoints:
         return Response(b"{}", media_type="application/json")
 
     async def ready(self, request: Request) -> Response:
-        """As gRPC's health: a prefill server is alive and the router is not draining."""
-        is_ready = self._manager.info().ready
-        status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return _json(ReadyReply(ready=is_ready), status)
+        """As gRPC's health; see `readiness`."""
+        info = self._manager.info()
+        status = HTTPStatus.OK if info.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return _json(ReadyReply(ready=info.ready, reason=info.ready_reason), status)
 
     async def describe(self, request: Request) -> Response:
         """What there is, for programs."""

@@ -33,3 +33,6 @@ class ReadyReply(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests can be served now."""
 
     ready: bool
+    reason: str
+    """Why not, or that prefill servers write whole answers since there is no decode server. Empty:
+    neither."""

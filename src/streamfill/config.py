@@ -98,6 +98,12 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     RESOURCE_EXHAUSTED."""
     admission_wait_s: float = 30.0
     """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
+    ready_without_decode: bool = True
+    """Whether the router is ready while no decode server takes streams: prefill servers then write
+    whole answers."""
+    rebalance: bool = True
+    """Whether streams that nobody has committed yet move from a busy prefill server to an idle
+    one."""
     metrics_port: MetricsPort = 0
     """Of ``/metrics``, for Prometheus, on the same host."""
     log: str = "memory"
@@ -229,6 +235,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     max_uncommitted_tokens: int | None = None
     max_waiting_segments: int = 256
     admission_wait_s: float = 30.0
+    ready_without_decode: bool = True
+    rebalance: bool = True
     context_tokens: int | None = None
     controller_endpoint: str | None = None
     metrics_port: int | None = None
@@ -381,6 +389,9 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if config.router.log_file is not None and config.router.log == "memory":
         remedy = 'needs router.log = "sqlite"; set that, or leave this out'
         raise ConfigError("router.log_file", config.router.log_file, remedy)
+    if config.decode.count == 0 and not config.router.ready_without_decode:
+        remedy = "needs decode servers: set decode.count to at least 1, or this to true"
+        raise ConfigError("router.ready_without_decode", False, remedy)
     try:
         make_policy(config.prefill.policy, config.prefill.policy_options)
     except ConfigError as error:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from streamfill.api import replies, requests, scheduling_calls
+from streamfill.api import replies, requests, scheduling_calls, server_calls
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
 from streamfill.api.channel import checked_key, credentials, open_channel, with_key
@@ -39,6 +39,7 @@ from streamfill.api.types import (
     PolicyResult,
     Result,
     SamplingOptions,
+    Server,
     ServerStreams,
 )
 from streamfill.errors import ErrorCode, InvalidArgumentError, StreamError, UnavailableError
@@ -282,6 +283,37 @@ class Client:
             StreamNotFoundError: there is no stream of this id, or not any more.
         """
         return await scheduling_calls.describe_streams(self.stub, stream_id, timeout_s)
+
+    async def drain_server(
+        self, server_id: str, *, move_answers_after_s: float | None = None, force: bool = False
+    ) -> Server:
+        """Give a server nothing new and move its streams to others, while their clients stream on.
+        Returns at once; ``server_info`` shows how many are left. Again: with another time.
+
+        Args:
+            server_id: as ``server_info`` names it.
+            move_answers_after_s: answers that have not ended by then are moved as well. None: they
+                are finished there.
+            force: also the last prefill server that takes new streams.
+
+        Raises:
+            StreamNotFoundError: no living server has this id.
+            FailedPreconditionError: it is the last prefill server that takes new streams.
+            PermissionDeniedError: the API key is no operator's.
+        """
+        return await server_calls.drain_server(
+            self.stub, server_id, move_answers_after_s, force=force
+        )
+
+    async def resume_server(self, server_id: str) -> Server:
+        """Take a drain back.
+
+        Raises:
+            StreamNotFoundError: no living server has this id.
+            FailedPreconditionError: the server is about to end.
+            PermissionDeniedError: the API key is no operator's.
+        """
+        return await server_calls.resume_server(self.stub, server_id)
 
     async def wait_ready(self, timeout_s: float = 60.0) -> ClusterInfo:
         """Wait until the router is there and a prefill server is alive.

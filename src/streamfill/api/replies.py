@@ -124,11 +124,14 @@ def cluster_info(message: pb.ServerInfoResponse) -> ClusterInfo:
         num_open_streams=message.num_open_streams,
         num_streams_by_outcome=dict(message.num_streams_by_outcome),
         num_malformed_frames=message.num_malformed_frames,
-        servers=tuple(_server(one) for one in message.servers),
+        servers=tuple(server(one) for one in message.servers),
+        ready_reason=message.ready_reason,
+        num_moves=dict(message.num_moves),
     )
 
 
-def _server(message: pb.Server) -> Server:
+def server(message: pb.Server) -> Server:
+    """One server."""
     return Server(
         server_id=message.server_id,
         role=message.role,
@@ -140,4 +143,9 @@ def _server(message: pb.Server) -> Server:
         controller_alive=message.controller_alive,
         counters=dict(message.counters),
         policy=message.policy,
+        state_reason=message.state_reason,
+        address=message.address,
+        version=message.version,
+        pool_tokens=message.pool_tokens,
+        num_held_tokens=message.num_held_tokens,
     )

@@ -464,8 +464,15 @@ class ServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfoResponse(_message.Message):
-    __slots__ = ("model", "vocab_size", "context_tokens", "pool_tokens", "ready", "decode_available", "num_open_streams", "num_streams_by_outcome", "num_malformed_frames", "servers")
+    __slots__ = ("model", "vocab_size", "context_tokens", "pool_tokens", "ready", "decode_available", "num_open_streams", "num_streams_by_outcome", "num_malformed_frames", "servers", "ready_reason", "num_moves")
     class NumStreamsByOutcomeEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class NumMovesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -482,6 +489,8 @@ class ServerInfoResponse(_message.Message):
     NUM_STREAMS_BY_OUTCOME_FIELD_NUMBER: _ClassVar[int]
     NUM_MALFORMED_FRAMES_FIELD_NUMBER: _ClassVar[int]
     SERVERS_FIELD_NUMBER: _ClassVar[int]
+    READY_REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_MOVES_FIELD_NUMBER: _ClassVar[int]
     model: str
     vocab_size: int
     context_tokens: int
@@ -492,10 +501,12 @@ class ServerInfoResponse(_message.Message):
     num_streams_by_outcome: _containers.ScalarMap[str, int]
     num_malformed_frames: int
     servers: _containers.RepeatedCompositeFieldContainer[Server]
-    def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., pool_tokens: _Optional[int] = ..., ready: _Optional[bool] = ..., decode_available: _Optional[bool] = ..., num_open_streams: _Optional[int] = ..., num_streams_by_outcome: _Optional[_Mapping[str, int]] = ..., num_malformed_frames: _Optional[int] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ...) -> None: ...
+    ready_reason: str
+    num_moves: _containers.ScalarMap[str, int]
+    def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., pool_tokens: _Optional[int] = ..., ready: _Optional[bool] = ..., decode_available: _Optional[bool] = ..., num_open_streams: _Optional[int] = ..., num_streams_by_outcome: _Optional[_Mapping[str, int]] = ..., num_malformed_frames: _Optional[int] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ..., ready_reason: _Optional[str] = ..., num_moves: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("server_id", "role", "state", "pid", "num_assigned_streams", "heartbeat_age_s", "loop_age_s", "controller_alive", "counters", "policy")
+    __slots__ = ("server_id", "role", "state", "pid", "num_assigned_streams", "heartbeat_age_s", "loop_age_s", "controller_alive", "counters", "policy", "state_reason", "address", "version", "pool_tokens", "num_held_tokens")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -513,6 +524,11 @@ class Server(_message.Message):
     CONTROLLER_ALIVE_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    POOL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     server_id: str
     role: str
     state: str
@@ -523,7 +539,28 @@ class Server(_message.Message):
     controller_alive: bool
     counters: _containers.ScalarMap[str, int]
     policy: str
-    def __init__(self, server_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., num_assigned_streams: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., loop_age_s: _Optional[float] = ..., controller_alive: _Optional[bool] = ..., counters: _Optional[_Mapping[str, int]] = ..., policy: _Optional[str] = ...) -> None: ...
+    state_reason: str
+    address: str
+    version: str
+    pool_tokens: int
+    num_held_tokens: int
+    def __init__(self, server_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., num_assigned_streams: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., loop_age_s: _Optional[float] = ..., controller_alive: _Optional[bool] = ..., counters: _Optional[_Mapping[str, int]] = ..., policy: _Optional[str] = ..., state_reason: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., pool_tokens: _Optional[int] = ..., num_held_tokens: _Optional[int] = ...) -> None: ...
+
+class DrainServerRequest(_message.Message):
+    __slots__ = ("server_id", "move_answers_after_s", "force")
+    SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+    MOVE_ANSWERS_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    server_id: str
+    move_answers_after_s: float
+    force: bool
+    def __init__(self, server_id: _Optional[str] = ..., move_answers_after_s: _Optional[float] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class ResumeServerRequest(_message.Message):
+    __slots__ = ("server_id",)
+    SERVER_ID_FIELD_NUMBER: _ClassVar[int]
+    server_id: str
+    def __init__(self, server_id: _Optional[str] = ...) -> None: ...
 
 class FlushCachesRequest(_message.Message):
     __slots__ = ("timeout_s",)

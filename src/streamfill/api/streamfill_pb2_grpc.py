@@ -95,6 +95,16 @@ class StreamfillStub:
                 request_serializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsRequest.SerializeToString,
                 response_deserializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsResponse.FromString,
                 _registered_method=True)
+        self.DrainServer = channel.unary_unary(
+                '/streamfill.v1.Streamfill/DrainServer',
+                request_serializer=streamfill_dot_api_dot_streamfill__pb2.DrainServerRequest.SerializeToString,
+                response_deserializer=streamfill_dot_api_dot_streamfill__pb2.Server.FromString,
+                _registered_method=True)
+        self.ResumeServer = channel.unary_unary(
+                '/streamfill.v1.Streamfill/ResumeServer',
+                request_serializer=streamfill_dot_api_dot_streamfill__pb2.ResumeServerRequest.SerializeToString,
+                response_deserializer=streamfill_dot_api_dot_streamfill__pb2.Server.FromString,
+                _registered_method=True)
 
 
 class StreamfillServicer:
@@ -189,6 +199,23 @@ class StreamfillServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainServer(self, request, context):
+        """Gives a server nothing new and moves what is there to others, while clients stream on. Returns
+        at once; `ServerInfo` shows how many streams are left. Again: with another time for answers.
+        NOT_FOUND when no living server has this id, FAILED_PRECONDITION when no request could be served
+        without it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeServer(self, request, context):
+        """Takes a drain back. FAILED_PRECONDITION when the server is about to end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StreamfillServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -251,6 +278,16 @@ def add_StreamfillServicer_to_server(servicer, server):
                     servicer.DescribeStreams,
                     request_deserializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsRequest.FromString,
                     response_serializer=streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsResponse.SerializeToString,
+            ),
+            'DrainServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainServer,
+                    request_deserializer=streamfill_dot_api_dot_streamfill__pb2.DrainServerRequest.FromString,
+                    response_serializer=streamfill_dot_api_dot_streamfill__pb2.Server.SerializeToString,
+            ),
+            'ResumeServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeServer,
+                    request_deserializer=streamfill_dot_api_dot_streamfill__pb2.ResumeServerRequest.FromString,
+                    response_serializer=streamfill_dot_api_dot_streamfill__pb2.Server.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -578,6 +615,60 @@ class Streamfill:
             '/streamfill.v1.Streamfill/DescribeStreams',
             streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsRequest.SerializeToString,
             streamfill_dot_api_dot_streamfill__pb2.DescribeStreamsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/streamfill.v1.Streamfill/DrainServer',
+            streamfill_dot_api_dot_streamfill__pb2.DrainServerRequest.SerializeToString,
+            streamfill_dot_api_dot_streamfill__pb2.Server.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/streamfill.v1.Streamfill/ResumeServer',
+            streamfill_dot_api_dot_streamfill__pb2.ResumeServerRequest.SerializeToString,
+            streamfill_dot_api_dot_streamfill__pb2.Server.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,6 +21,8 @@ class StreamfillStub:
     FlushCaches: grpc.aio.UnaryUnaryMultiCallable[pb.FlushCachesRequest, pb.FlushCachesResponse]
     SetPolicy: grpc.aio.UnaryUnaryMultiCallable[pb.SetPolicyRequest, pb.SetPolicyResponse]
     DescribeStreams: grpc.aio.UnaryUnaryMultiCallable[pb.DescribeStreamsRequest, pb.DescribeStreamsResponse]
+    DrainServer: grpc.aio.UnaryUnaryMultiCallable[pb.DrainServerRequest, pb.Server]
+    ResumeServer: grpc.aio.UnaryUnaryMultiCallable[pb.ResumeServerRequest, pb.Server]
 
 class StreamfillServicer:
     async def Stream(
@@ -83,6 +85,16 @@ class StreamfillServicer:
         request: pb.DescribeStreamsRequest,
         context: grpc.aio.ServicerContext[pb.DescribeStreamsRequest, pb.DescribeStreamsResponse],
     ) -> pb.DescribeStreamsResponse: ...
+    async def DrainServer(
+        self,
+        request: pb.DrainServerRequest,
+        context: grpc.aio.ServicerContext[pb.DrainServerRequest, pb.Server],
+    ) -> pb.Server: ...
+    async def ResumeServer(
+        self,
+        request: pb.ResumeServerRequest,
+        context: grpc.aio.ServicerContext[pb.ResumeServerRequest, pb.Server],
+    ) -> pb.Server: ...
 
 def add_StreamfillServicer_to_server(
     servicer: StreamfillServicer, server: grpc.aio.Server

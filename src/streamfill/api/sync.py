@@ -31,6 +31,7 @@ from streamfill.api.types import (
     PolicyResult,
     Result,
     SamplingOptions,
+    Server,
     ServerStreams,
 )
 from streamfill.errors import FailedPreconditionError
@@ -189,6 +190,20 @@ class SyncClient:
         """Why each stream runs or waits, by server id, or why one stream does."""
         loop = self._running_loop()
         return loop.run(self._client.describe_streams(stream_id, timeout_s=timeout_s))
+
+    def drain_server(
+        self, server_id: str, *, move_answers_after_s: float | None = None, force: bool = False
+    ) -> Server:
+        """Give a server nothing new and move its streams to others."""
+        return self._running_loop().run(
+            self._client.drain_server(
+                server_id, move_answers_after_s=move_answers_after_s, force=force
+            )
+        )
+
+    def resume_server(self, server_id: str) -> Server:
+        """Take a drain back."""
+        return self._running_loop().run(self._client.resume_server(server_id))
 
     def wait_ready(self, timeout_s: float = 60.0) -> ClusterInfo:
         """Wait until the router is there and a prefill server is alive."""

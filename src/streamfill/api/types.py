@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from streamfill.observability.lifetime import LifetimeEntry
@@ -166,6 +166,16 @@ class Server:
     policy: str = ""
     """Scheduling policy in force with its options, as last heard: ``lcas(order=newest)``. Empty:
     the server has not said yet."""
+    state_reason: str = ""
+    """Why it drains; empty when it does not."""
+    address: str = ""
+    """Where other servers reach it."""
+    version: str = ""
+    """Of its engine."""
+    pool_tokens: int = 0
+    """Size of its KV pool."""
+    num_held_tokens: int = 0
+    """Prompts and answers of the streams that the router has placed there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +188,17 @@ class ClusterInfo:
     pool_tokens: int
     """KV pool of the smallest prefill server; 0 while there is none."""
     ready: bool
-    """A prefill server is alive."""
+    """New streams are served."""
     decode_available: bool
     num_open_streams: int
     num_streams_by_outcome: Mapping[str, int]
     num_malformed_frames: int
     servers: tuple[Server, ...]
+    ready_reason: str = ""
+    """Why it is not ready, or only by prefill servers that write whole answers."""
+    num_moves: Mapping[str, int] = field(default_factory=dict)
+    """Streams that were moved between living servers since the router's start, by reason: ``drain``
+    or ``balance``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "down": "stop a cluster",
     "status": "show the servers and streams of a cluster",
     "top": "watch the servers, streams, memory and decisions of a cluster, live",
+    "servers": "list, add, drain and remove the servers of a running cluster",
     "policy": "show and change how prefill servers schedule streams",
     "keys": "make, list and remove the API keys of clients",
     "run": "stream files into a cluster and print the answer",

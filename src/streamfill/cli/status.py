@@ -120,7 +120,7 @@ def summary(info: ClusterInfo, address: str, http_url: str | None = None) -> lis
     if http_url is not None:
         lines.append(f"HTTP, as of the OpenAI API: {http_url}/v1")
     if not info.ready:
-        lines.append("NOT READY: no prefill server is alive; requests get UNAVAILABLE")
+        lines.append(f"NOT READY: {info.ready_reason or 'no prefill server is alive'}")
     elif not info.decode_available:
         lines.append("no decode server is alive: answers come from the prefill server")
     prefill = [server for server in info.servers if server.role == "prefill"]

@@ -15,11 +15,14 @@ from typing import Final, TypeVar
 from streamfill.api import Client, ClusterInfo
 from streamfill.config import ClusterConfig
 from streamfill.errors import ConfigError, StreamfillError, UnavailableError
+from streamfill.launcher.control_server import control_socket
 from streamfill.launcher.errors import LaunchError
 from streamfill.launcher.managed_process import ProcessStatus
 from streamfill.launcher.metrics_targets import write_targets
+from streamfill.launcher.more_servers import ServerPlanner
 from streamfill.launcher.plan import ClusterPlan, plan_cluster
 from streamfill.launcher.ports import choose_ports
+from streamfill.launcher.roster import Roster
 from streamfill.launcher.signals import StopRequest
 from streamfill.launcher.state import (
     ClusterPhase,
@@ -90,11 +93,12 @@ async def running_cluster(
     started = time.monotonic()
     _make_folders(run_dir, state_dir)
     with claimed(state_dir, config.name):
+        ports, num_cores = choose_ports(config), len(os.sched_getaffinity(0))
         plan = plan_cluster(
             config,
             model_path=model_path,
-            ports=choose_ports(config),
-            num_cores=len(os.sched_getaffinity(0)),
+            ports=ports,
+            num_cores=num_cores,
             run_dir=run_dir,
             state_dir=state_dir,
         )
@@ -104,25 +108,47 @@ async def running_cluster(
             state.write(statuses)
             on_change(statuses)
 
-        write_targets(plan, run_dir)
+        write_targets(plan.name, plan.processes, run_dir)
         supervisor = Supervisor(plan, run_dir=run_dir, settings=config.launcher, on_change=changed)
         stop.on_second = supervisor.kill_all
         try:
             await unless_stopped(supervisor.start(), stop)
             await unless_stopped(_wait_registered(plan.own_address, config, supervisor), stop)
             startup_s = time.monotonic() - started
-            state.enter(ClusterPhase.READY, supervisor.statuses, startup_s)
-            yield RunningCluster(
-                address=plan.address,
-                startup_s=startup_s,
+            planner = ServerPlanner(
+                config=config,
+                model_path=model_path,
+                ports=ports,
+                num_cores=num_cores,
                 run_dir=run_dir,
-                supervisor=supervisor,
-                http_url=plan.http_url,
-                operator_address=plan.operator_address,
             )
+            roster = Roster(
+                planner,
+                supervisor,
+                plan.own_address,
+                lambda: _rewrite_targets(plan.name, supervisor, run_dir),
+            )
+            async with control_socket(state_dir, roster):
+                state.enter(ClusterPhase.READY, supervisor.statuses, startup_s)
+                yield RunningCluster(
+                    address=plan.address,
+                    startup_s=startup_s,
+                    run_dir=run_dir,
+                    supervisor=supervisor,
+                    http_url=plan.http_url,
+                    operator_address=plan.operator_address,
+                )
         finally:
             state.enter(ClusterPhase.DRAINING, supervisor.statuses)
             await supervisor.drain()
+
+
+def _rewrite_targets(name: str, supervisor: Supervisor, run_dir: Path) -> None:
+    """A full disk costs the file, not the cluster."""
+    try:
+        write_targets(name, supervisor.specs, run_dir)
+    except OSError:
+        logger.exception("targets file not written folder=%s", run_dir)
 
 
 async def unless_stopped(work: Awaitable[T], stop: StopRequest) -> T:
@@ -191,7 +217,6 @@ class _StateWriter:
         self._plan = plan
         self._model_path = model_path
         self._run_dir = run_dir
-        self._metrics = {spec.name: spec.metrics_address for spec in plan.processes}
 
     def enter(
         self,
@@ -225,7 +250,7 @@ class _StateWriter:
                     pid=status.pid,
                     num_restarts=status.num_restarts,
                     log_file=str(status.log_file),
-                    metrics_address=self._metrics.get(status.name),
+                    metrics_address=status.metrics_address,
                 )
                 for status in statuses
             ),

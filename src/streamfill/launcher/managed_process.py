@@ -96,6 +96,8 @@ class ProcessStatus:
     detail: str
     """Why it is in this state, where there is something to say."""
     log_file: Path
+    metrics_address: str | None = None
+    """As of its `ProcessSpec`."""
 
 
 class ManagedProcess:
@@ -119,6 +121,8 @@ class ManagedProcess:
         """Why it is FAILED."""
         self.last_death: LaunchError | None = None
         """How its last life ended that nobody had asked to end."""
+        self.last_end = ""
+        """How its last life ended, whoever asked for it; empty before the first end."""
         self.ready = asyncio.Event()
         """Set for good when the process was ready for the first time."""
         self._run_dir = run_dir
@@ -144,6 +148,7 @@ class ManagedProcess:
             ready_after_s=self._ready_after_s,
             detail=self._detail,
             log_file=self._log_file,
+            metrics_address=self.spec.metrics_address,
         )
 
     async def run(self) -> None:
@@ -155,6 +160,7 @@ class ManagedProcess:
             except OSError as error:
                 self._give_up(f"cannot be started: {error}")
                 return
+            self.last_end = cause
             if self._stop_requested.is_set():
                 break
             self.last_death = self._describe(cause)

@@ -7,12 +7,13 @@ Prometheus on this machine follows clusters whose ports are free ones; see
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from streamfill.launcher.plan import ClusterPlan
+from streamfill.launcher.plan import ProcessSpec
 
 TARGETS_FILE: Final = "prometheus.json"
 
@@ -25,25 +26,25 @@ class TargetGroup(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
 
 
-def metrics_targets(plan: ClusterPlan) -> list[TargetGroup]:
+def metrics_targets(name: str, processes: Iterable[ProcessSpec]) -> list[TargetGroup]:
     """Each process that has ``/metrics``. Pure."""
     return [
         TargetGroup(
             targets=(spec.metrics_address,),
-            labels={"cluster": plan.name, "process": spec.name, "kind": spec.kind.value},
+            labels={"cluster": name, "process": spec.name, "kind": spec.kind.value},
         )
-        for spec in plan.processes
+        for spec in processes
         if spec.metrics_address is not None
     ]
 
 
-def write_targets(plan: ClusterPlan, run_dir: Path) -> None:
+def write_targets(name: str, processes: Iterable[ProcessSpec], run_dir: Path) -> None:
     """Replace the file in one step: Prometheus reads it whenever it changes.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    content = msgspec.json.format(msgspec.json.encode(metrics_targets(plan)), indent=2)
+    content = msgspec.json.format(msgspec.json.encode(metrics_targets(name, processes)), indent=2)
     part = run_dir / f".{TARGETS_FILE}.part"
     part.write_bytes(content + b"\n")
     part.replace(run_dir / TARGETS_FILE)

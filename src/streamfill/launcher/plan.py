@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -109,33 +108,16 @@ def plan_cluster(
         python: the interpreter that runs the processes.
     """
     router_host = reachable_host(config.router.host)
-    zmq_host = reachable_host(config.router.zmq_host or config.router.host)
-    router_endpoint = f"tcp://{_join(zmq_host, ports.router_zmq)}"
-    controller_endpoint = (
-        f"tcp://{_join(reachable_host(config.controller.host), ports.controller_zmq)}"
-    )
+    router_endpoint, controller_endpoint = endpoints_of(config, ports)
 
     def spec(
         name: str,
         kind: ProcessKind,
         threads: int,
-        process_config: RouterConfig | ControllerConfig | ServerConfig,
-        more_environment: Mapping[str, str] = MappingProxyType({}),
+        process_config: RouterConfig | ControllerConfig,
     ) -> ProcessSpec:
-        config_file = run_dir / "config" / f"{name}.json"
-        return ProcessSpec(
-            name=name,
-            kind=kind,
-            argv=(python, "-m", _MODULES[kind], "--config-file", str(config_file)),
-            env={**environment(threads), **more_environment},
-            config_file=config_file,
-            config_json=msgspec.json.format(msgspec.json.encode(process_config), indent=2),
-            metrics_address=(
-                None
-                if process_config.metrics_port is None
-                else _join(reachable_host(process_config.host), process_config.metrics_port)
-            ),
-        )
+        env = environment(threads)
+        return process_spec(name, kind, process_config, env=env, run_dir=run_dir, python=python)
 
     socket = (state_dir or run_dir) / OPERATOR_SOCKET if _asks_clients(config) else None
     router = RouterConfig(
@@ -161,6 +143,8 @@ def plan_cluster(
         max_uncommitted_tokens=config.prefill.max_uncommitted_tokens,
         max_waiting_segments=config.router.max_waiting_segments,
         admission_wait_s=config.router.admission_wait_s,
+        ready_without_decode=config.router.ready_without_decode,
+        rebalance=config.router.rebalance,
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),
@@ -181,7 +165,7 @@ def plan_cluster(
     ]
     share = thread_share(num_cores, config.prefill.count + config.decode.count)
     servers = [
-        _server_config(
+        server_config(
             config,
             role,
             section,
@@ -194,15 +178,10 @@ def plan_cluster(
         for role, section in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode))
         for index in range(section.count)
     ]
-    num_users = Counter(gpu for server in servers for gpu in _gpus(server))
+    num_users = Counter(gpu for server in servers for gpu in gpus_of(server))
     for server in servers:
-        shares_gpu = any(num_users[gpu] > 1 for gpu in _gpus(server))
-        # NCCL refuses two ranks of one host on one GPU. Under names of their own they talk over
-        # TCP, which where all have GPUs of their own would be a waste.
-        more = {"NCCL_HOSTID": server.server_id} if shares_gpu else {}
-        processes.append(
-            spec(server.server_id, ProcessKind(server.role.value), server.threads, server, more)
-        )
+        shares_gpu = any(num_users[gpu] > 1 for gpu in gpus_of(server))
+        processes.append(server_spec(server, shares_gpu=shares_gpu, run_dir=run_dir, python=python))
     return ClusterPlan(
         name=config.name,
         address=_join(router_host, ports.router_grpc),
@@ -247,7 +226,7 @@ def _asks_clients(config: ClusterConfig) -> bool:
     return config.router.api_keys_file is not None or config.router.tls_cert_file is not None
 
 
-def _gpus(server: ServerConfig) -> range:
+def gpus_of(server: ServerConfig) -> range:
     """Numbers of the GPUs that a server takes where the machine has any."""
     return range(server.base_gpu_id, server.base_gpu_id + server.tp_size)
 
@@ -257,7 +236,64 @@ def reachable_host(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(host, host)
 
 
-def _server_config(
+def endpoints_of(config: ClusterConfig, ports: Ports) -> tuple[str, str]:
+    """Where servers on this machine reach the router and the controller."""
+    zmq_host = reachable_host(config.router.zmq_host or config.router.host)
+    controller_host = reachable_host(config.controller.host)
+    return (
+        f"tcp://{_join(zmq_host, ports.router_zmq)}",
+        f"tcp://{_join(controller_host, ports.controller_zmq)}",
+    )
+
+
+def process_spec(
+    name: str,
+    kind: ProcessKind,
+    process_config: RouterConfig | ControllerConfig | ServerConfig,
+    *,
+    env: Mapping[str, str],
+    run_dir: Path,
+    python: str,
+) -> ProcessSpec:
+    """One process with this configuration."""
+    config_file = run_dir / "config" / f"{name}.json"
+    return ProcessSpec(
+        name=name,
+        kind=kind,
+        argv=(python, "-m", _MODULES[kind], "--config-file", str(config_file)),
+        env=env,
+        config_file=config_file,
+        config_json=msgspec.json.format(msgspec.json.encode(process_config), indent=2),
+        metrics_address=(
+            None
+            if process_config.metrics_port is None
+            else _join(reachable_host(process_config.host), process_config.metrics_port)
+        ),
+    )
+
+
+def server_spec(
+    server: ServerConfig, *, shares_gpu: bool, run_dir: Path, python: str
+) -> ProcessSpec:
+    """The process of a server.
+
+    Args:
+        shares_gpu: another server of this machine uses one of its GPUs.
+    """
+    # NCCL refuses two ranks of one host on one GPU. Under names of their own they talk over TCP,
+    # which where all have GPUs of their own would be a waste.
+    more = {"NCCL_HOSTID": server.server_id} if shares_gpu else {}
+    return process_spec(
+        server.server_id,
+        ProcessKind(server.role.value),
+        server,
+        env={**environment(server.threads), **more},
+        run_dir=run_dir,
+        python=python,
+    )
+
+
+def server_config(
     config: ClusterConfig,
     role: Role,
     section: ServerSection,
@@ -268,6 +304,15 @@ def _server_config(
     endpoints: tuple[str, str],
     ports: Ports,
 ) -> ServerConfig:
+    """Of server `index` of a role.
+
+    Args:
+        section: of this role.
+        share: CPU threads where the section does not say how many.
+        model_path: absolute folder of the model.
+        endpoints: as of `endpoints_of`.
+        ports: of which that of its metrics counts.
+    """
     router_endpoint, controller_endpoint = endpoints
     server_id = f"{role.value}-{index}"
     return ServerConfig(

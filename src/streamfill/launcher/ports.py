@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from streamfill.config import ClusterConfig, MetricsPort
+from streamfill.config import ClusterConfig, MetricsPort, ServerSection
 from streamfill.errors import ConfigError
 
 _LOWEST_FREE_PORT: Final = 10_240
@@ -24,6 +24,7 @@ _NUM_TRIES: Final = 200
 _EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _DEFAULT_FIRST_EPHEMERAL: Final = 32_768
 _METRICS: Final = "metrics of "
+MAX_PORT: Final = 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,35 @@ def choose_ports(config: ClusterConfig) -> Ports:
             if name.startswith(_METRICS)
         },
     )
+
+
+def choose_metrics_port(
+    role: str, section: ServerSection, index: int, taken: Collection[int] = ()
+) -> int | None:
+    """Of ``/metrics`` of one more server; None where the role has none.
+
+    Args:
+        role: name of the section.
+        index: number of the server among those of its role.
+        taken: ports that are spoken for, whether anybody listens on them yet or not.
+
+    Raises:
+        ConfigError: the port that the section gives to this number is in use or none.
+    """
+    base, key = section.metrics_port, f"{role}.metrics_port"
+    if isinstance(base, str):  # "off"
+        return None
+    if base:
+        if base + index in taken or base + index > MAX_PORT:
+            remedy = "is taken or none; set metrics_port to 0 for any free one"
+            raise ConfigError(key, base + index, remedy)
+        with _listen(key, section.host, base + index):
+            return base + index
+    while True:
+        with _listen_free(key, section.host) as listener:
+            port = int(listener.getsockname()[1])
+        if port not in taken:
+            return port
 
 
 def _metrics_ports(config: ClusterConfig) -> Iterator[tuple[str, tuple[str, str, int]]]:

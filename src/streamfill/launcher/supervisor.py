@@ -12,7 +12,7 @@ from typing import Final
 from streamfill.config import LauncherSection
 from streamfill.launcher.errors import LaunchError
 from streamfill.launcher.managed_process import ManagedProcess, ProcessState, ProcessStatus
-from streamfill.launcher.plan import ClusterPlan, ProcessKind
+from streamfill.launcher.plan import ClusterPlan, ProcessKind, ProcessSpec
 from streamfill.launcher.restart_policy import RestartPolicy
 
 logger = logging.getLogger(__name__)
@@ -52,26 +52,25 @@ class Supervisor:
             on_change: told of all processes each time that one of them changes its state. Called
                 from the event loop; must return at once and not raise.
         """
-        self._plan = plan
         self._drain_timeout_s = settings.drain_timeout_s
         self._on_change = on_change
         self._something_failed = asyncio.Event()
-        self._processes = [
-            ManagedProcess(
-                spec,
-                run_dir=run_dir,
-                ready_timeout_s=settings.ready_timeout_s,
-                policy=policy or restart_policy(spec.kind, settings.max_restarts),
-                on_change=self._changed,
-            )
-            for spec in plan.processes
-        ]
+        self._run_dir = run_dir
+        self._settings = settings
+        self._policy = policy
+        self._processes = [self._managed(spec) for spec in plan.processes]
         self._runs: dict[str, asyncio.Task[None]] = {}
+        self._draining = False
 
     @property
     def statuses(self) -> tuple[ProcessStatus, ...]:
         """All processes as they are now, in the plan's order."""
         return tuple(process.status for process in self._processes)
+
+    @property
+    def specs(self) -> tuple[ProcessSpec, ...]:
+        """Of the same processes."""
+        return tuple(process.spec for process in self._processes)
 
     async def start(self) -> None:
         """Starts everything at once and returns when all processes said that they are ready.
@@ -81,12 +80,9 @@ class Supervisor:
             OSError: their configuration cannot be written.
         """
         for process in self._processes:
-            process.spec.config_file.parent.mkdir(parents=True, exist_ok=True)
-            process.spec.config_file.write_bytes(process.spec.config_json)
+            _write_config(process.spec)
         for process in self._processes:
-            run = asyncio.create_task(process.run())
-            run.add_done_callback(lambda _: self._something_failed.set())
-            self._runs[process.spec.name] = run
+            self._run(process)
         all_ready = asyncio.create_task(self._all_ready())
         failed = asyncio.create_task(self._first_failure())
         try:
@@ -96,6 +92,53 @@ class Supervisor:
         finally:
             all_ready.cancel()
             failed.cancel()
+
+    async def add(self, spec: ProcessSpec) -> ManagedProcess:
+        """Starts one more process and returns when it said that it is ready. One that does not get
+        so far is gone again. After `start`.
+
+        Raises:
+            LaunchError: it died or was not ready in time, or the cluster is being stopped.
+            OSError: its configuration cannot be written.
+        """
+        if self._draining:
+            raise LaunchError(spec.name, "was not started: the cluster is being stopped")
+        _write_config(spec)
+        process = self._managed(spec)
+        self._processes.append(process)
+        self._run(process)
+        ready = asyncio.create_task(process.ready.wait())
+        try:
+            await asyncio.wait({ready, self._runs[spec.name]}, return_when=asyncio.FIRST_COMPLETED)
+            if process.ready.is_set() and not self._draining:
+                return process
+            if self._draining:
+                raise LaunchError(spec.name, "was stopped before it was ready, with the cluster")
+            raise process.failure or LaunchError(spec.name, "ended before it was ready")
+        except BaseException:
+            if not self._draining:
+                process.kill()
+                self._forget(process)
+            raise
+        finally:
+            ready.cancel()
+
+    async def remove(self, name: str) -> str:
+        """Asks a process to end (SIGTERM), waits for it, and forgets it; it is not restarted. One
+        that does not end within the drain time-out is killed.
+
+        Returns:
+            how it ended.
+
+        Raises:
+            KeyError: there is no process of this name.
+        """
+        process = next((each for each in self._processes if each.spec.name == name), None)
+        if process is None:
+            raise KeyError(name)
+        await self._stop([process], self._drain_timeout_s)
+        self._forget(process)
+        return process.last_end
 
     def raise_death(self) -> None:
         """For the start: a process that dies in its first seconds will do so again.
@@ -121,6 +164,7 @@ class Supervisor:
         A router that has not finished after ``drain_timeout_s`` is killed, and so is later on any
         other process that does not end within seconds. Afterwards no process is left.
         """
+        self._draining = True
         ordered = sorted(self._processes, key=_stage)
         try:
             for stage, members in groupby(ordered, key=_stage):
@@ -134,6 +178,26 @@ class Supervisor:
         """Ends every process at once; a `drain` under way returns soon after."""
         for process in self._processes:
             process.kill()
+
+    def _managed(self, spec: ProcessSpec) -> ManagedProcess:
+        return ManagedProcess(
+            spec,
+            run_dir=self._run_dir,
+            ready_timeout_s=self._settings.ready_timeout_s,
+            policy=self._policy or restart_policy(spec.kind, self._settings.max_restarts),
+            on_change=self._changed,
+        )
+
+    def _run(self, process: ManagedProcess) -> None:
+        run = asyncio.create_task(process.run())
+        run.add_done_callback(lambda _: self._something_failed.set())
+        self._runs[process.spec.name] = run
+
+    def _forget(self, process: ManagedProcess) -> None:
+        """Its task is kept until the end, since it may not be done."""
+        if process in self._processes:
+            self._processes.remove(process)
+            self._changed()
 
     async def _stop(self, processes: Sequence[ManagedProcess], patience_s: float) -> None:
         for process in processes:
@@ -199,6 +263,11 @@ def restart_policy(kind: ProcessKind, max_restarts: int) -> RestartPolicy:
     if kind is ProcessKind.ROUTER:
         return RestartPolicy(max_restarts=max_restarts, first_delay_s=_ROUTER_DELAY_S)
     return RestartPolicy(max_restarts=max_restarts)
+
+
+def _write_config(spec: ProcessSpec) -> None:
+    spec.config_file.parent.mkdir(parents=True, exist_ok=True)
+    spec.config_file.write_bytes(spec.config_json)
 
 
 def _stage(process: ManagedProcess) -> int:

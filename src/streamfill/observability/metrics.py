@@ -130,7 +130,7 @@ class Metric(Enum):
     )
 
     # Streams at the router.
-    READY = _gauge("ready", "1", "Whether a prefill server is alive and the router not draining.")
+    READY = _gauge("ready", "1", "Whether new streams are served (docs/servers.md).")
     OPEN_STREAMS = _gauge("open_streams", "streams", "Streams that have not ended.", "state")
     STREAMS_OPENED = _count("streams_opened", "streams", "Streams opened.", "mode")
     STREAMS_ENDED = _count("streams_ended", "streams", "Streams ended, each once.", "outcome")
@@ -170,6 +170,9 @@ class Metric(Enum):
     ATTEMPTS_FAILED = _count("attempts_failed", "attempts", "Attempts that servers failed.")
     RETRIES = _count("retries", "attempts", "Of them, those after which it was tried again.")
     RESYNCS = _count("resyncs", "messages", "Times that a server missed a message.")
+    STREAMS_MOVED = _count(
+        "streams_moved", "streams", "Moves of streams between living servers.", "reason"
+    )
     ROUTER_MALFORMED = _count("malformed_frames", "frames", "Frames that could not be read.")
     STALE_MESSAGES = _count("stale_messages", "messages", "Late news about what is over, dropped.")
 

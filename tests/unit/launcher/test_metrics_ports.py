@@ -104,7 +104,8 @@ def test_the_ports_reach_the_processes() -> None:
 def test_prometheus_finds_them_in_a_file(tmp_path: Path) -> None:
     """In the form of its file-based discovery, reached through loopback where all is bound."""
     config = ClusterConfig(name="c", router=RouterSection(host="0.0.0.0"))
-    write_targets(plan(config), tmp_path)
+    made = plan(config)
+    write_targets(made.name, made.processes, tmp_path)
     groups = json.loads((tmp_path / TARGETS_FILE).read_text())
     assert groups[0] == {
         "targets": ["127.0.0.1:2000"],

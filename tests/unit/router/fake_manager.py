@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from router.access.key_ring import KeyRing
 from router.interface import (
@@ -35,6 +35,7 @@ from router.watch.frames import Frame
 from router.watch.wish import WatchWish
 from streamfill.errors import (
     CancelledStreamError,
+    ErrorCode,
     FailedPreconditionError,
     InvalidArgumentError,
     StreamError,
@@ -84,6 +85,8 @@ class FakeManager:
     """How it ends. None: well."""
     wishes: list[WatchWish] = field(default_factory=list)
     num_watching: int = 0
+    drain_calls: list[tuple[ServerId, float | None, bool]] = field(default_factory=list)
+    resume_calls: list[ServerId] = field(default_factory=list)
 
     async def open(self, options: OpenOptions) -> FakeStream:
         if self.open_error is not None:
@@ -123,6 +126,7 @@ class FakeManager:
             num_streams_by_outcome={"DONE": 3},
             num_malformed_frames=1,
             servers=[server] if self.ready else [],
+            ready_reason="" if self.ready else "no prefill server is there",
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -171,6 +175,22 @@ class FakeManager:
                 raise self.watch_error
         finally:
             self.num_watching -= 1
+
+    async def drain_server(
+        self, server_id: ServerId, answers_s: float | None, *, force: bool
+    ) -> ServerInfo:
+        self.drain_calls.append((server_id, answers_s, force))
+        return replace(self._server(server_id), state="draining", state_reason="an operator")
+
+    async def resume_server(self, server_id: ServerId) -> ServerInfo:
+        self.resume_calls.append(server_id)
+        return self._server(server_id)
+
+    def _server(self, server_id: ServerId) -> ServerInfo:
+        for server in self.info().servers:
+            if server.server_id == server_id:
+                return server
+        raise StreamError(f"there is no living server {server_id!r}", code=ErrorCode.NOT_FOUND)
 
     async def drain(self, timeout_s: float) -> None:
         self.is_draining = True

@@ -117,6 +117,9 @@ class FakeServer:
         self.output_limit = 1_000_000
         """Tokens from this index on are held back until it is raised."""
         self.hold_progress = False
+        """It computes nothing that is not committed."""
+        self.num_computed = self.num_pending = 0
+        """Tokens, as it says in its heartbeats."""
         self.fail_commit: tuple[str, str] | None = None
         self.fail_generate: tuple[str, str] | None = None
         self.handoff_error: str | None = None
@@ -187,7 +190,11 @@ class FakeServer:
             incarnation=self.incarnation,
             loop_age_s=0.0,
             controller_alive=True,
-            counters=ServerCounters(num_streams=len(self.streams)),
+            counters=ServerCounters(
+                num_streams=len(self.streams),
+                num_computed_tokens=self.num_computed,
+                num_pending_tokens=self.num_pending,
+            ),
         )
         await self._socket.send(encode(beat))
 

@@ -129,7 +129,8 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
         assert set(json.loads(ports)) == {"grpc_port", "http_port", "zmq_port", "metrics_port"}
         async with httpx.AsyncClient(timeout=PROCESS_TIMEOUT_S) as http:
             reply = await http.get(f"http://127.0.0.1:{json.loads(ports)['http_port']}/ready")
-            assert (reply.status_code, reply.json()) == (503, {"ready": False})
+            reason = "no prefill server is there"
+            assert (reply.status_code, reply.json()) == (503, {"ready": False, "reason": reason})
         page = await asyncio.to_thread(scrape, json.loads(ports)["metrics_port"])
         assert page.value(Metric.READY) == 0
         async with Client(f"127.0.0.1:{json.loads(ports)['grpc_port']}") as client:

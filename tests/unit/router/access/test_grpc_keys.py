@@ -207,7 +207,7 @@ def _decision(stream_id: int) -> StreamDecision:
 
 
 async def test_only_operators_change_the_cluster(keys: TestKeys) -> None:
-    """Policies and caches are everybody's."""
+    """Policies, caches and servers are everybody's."""
     plain, operator = await keys.add("a"), await keys.add("o", is_operator=True)
     async with served(keys) as (target, manager):
         async with Client(target, api_key=plain) as client:
@@ -215,10 +215,20 @@ async def test_only_operators_change_the_cluster(keys: TestKeys) -> None:
                 await client.set_policy("lcas")
             with pytest.raises(PermissionDeniedError):
                 await client.flush_caches()
+            with pytest.raises(PermissionDeniedError, match="DrainServer"):
+                await client.drain_server("prefill-0", force=True)
+            with pytest.raises(PermissionDeniedError, match="ResumeServer"):
+                await client.resume_server("prefill-0")
         assert not manager.policy_calls
+        assert not manager.drain_calls
+        assert not manager.resume_calls
         async with Client(target, api_key=operator) as client:
             assert (await client.set_policy("lcas"))["prefill-0"].ok
             assert await client.flush_caches() == {"prefill-0": True}
+            drained = await client.drain_server("prefill-0", move_answers_after_s=2.5)
+            assert (drained.state, drained.state_reason) == ("draining", "an operator")
+            assert (await client.resume_server("prefill-0")).state == "alive"
+        assert manager.drain_calls == [("prefill-0", 2.5, False)]
 
 
 async def test_a_removed_key_stops_working_without_a_restart(keys: TestKeys) -> None:

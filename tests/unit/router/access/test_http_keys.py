@@ -56,7 +56,7 @@ async def test_probes_need_no_key(keys: TestKeys) -> None:
     """Health and readiness are open."""
     async with http_client(FakeManager(), keys=keys.ring) as client:
         assert (await client.get("/health")).status_code == 200
-        assert (await client.get("/ready")).json() == {"ready": True}
+        assert (await client.get("/ready")).json() == {"ready": True, "reason": ""}
 
 
 async def test_a_request_with_a_key_is_served(keys: TestKeys) -> None:
