@@ -157,6 +157,13 @@ class DecodeCore(ServingCore):
         for transfer_id in transfer_ids:
             incoming = self._held.pop(transfer_id, None)
             if incoming is not None:
+                log_event(
+                    logger,
+                    "handoff_given_up",
+                    stream_id=incoming.stream_id,
+                    level=logging.WARNING,
+                    transfer_id=transfer_id,
+                )
                 self._receiver.release(incoming)
             self._settle(transfer_id)
 

@@ -35,6 +35,7 @@ class _Prompt:
     version: int
     ids: array[int]
     """All that this server was told of it; type code ``q``."""
+    namespace: str
     touched_s: float
     num_held: int = 0
     """Leading tokens that the tree held when it was last looked at."""
@@ -76,7 +77,9 @@ class EarlyKv:
             match note:
                 case Question():
                     ids = array("q", note.token_ids)
-                    prompt = _Prompt(note.server_id, note.version, ids, touched_s=now_s)
+                    prompt = _Prompt(
+                        note.server_id, note.version, ids, note.namespace, touched_s=now_s
+                    )
                     self._put(note.stream_id, prompt)
                     self._report(note.stream_id)
                 case Farewell(server_id=sender_id, stream_id=stream_id):
@@ -88,7 +91,12 @@ class EarlyKv:
         """KV ahead of its commit was put into the tree, or could not be."""
         ids = array("q", incoming.token_ids)
         prompt = _Prompt(
-            incoming.source_server_id, incoming.version, ids, touched_s=now_s, is_early=True
+            incoming.source_server_id,
+            incoming.version,
+            ids,
+            incoming.namespace,
+            touched_s=now_s,
+            is_early=True,
         )
         self._put(incoming.stream_id, prompt)
         self._report(incoming.stream_id, is_loss=prompt.num_held < len(incoming.token_ids))
@@ -125,7 +133,7 @@ class EarlyKv:
         prompt = self._prompts.pop(stream_id, None)
         if prompt is not None:
             self._early_tokens -= prompt.num_held if prompt.is_early else 0
-            self._engine.untag(stream_id, prompt.ids)
+            self._engine.untag(stream_id, prompt.ids, namespace=prompt.namespace)
 
     def expire(self, now_s: float) -> None:
         """Forget what nobody speaks of any more."""
@@ -152,14 +160,16 @@ class EarlyKv:
         if old is not None:
             self.forget(stream_id)
             prompt.is_early = prompt.is_early or old.is_early
-            if old.version == prompt.version and len(old.ids) > len(prompt.ids):
+            is_same = old.version == prompt.version and old.namespace == prompt.namespace
+            if is_same and len(old.ids) > len(prompt.ids):
                 prompt.ids = old.ids  # asked about in full, and sent in parts
         self._prompts[stream_id] = prompt
         self._look(prompt)
-        self._engine.tag(stream_id, prompt.ids[: prompt.num_held])
+        held_ids = prompt.ids[: prompt.num_held]
+        self._engine.tag(stream_id, held_ids, namespace=prompt.namespace)
 
     def _look(self, prompt: _Prompt) -> None:
-        num_held = self._engine.cached_tokens(prompt.ids)
+        num_held = self._engine.cached_tokens(prompt.ids, namespace=prompt.namespace)
         if prompt.is_early:
             self._early_tokens += num_held - prompt.num_held
         prompt.num_held = num_held

@@ -217,7 +217,7 @@ class PrefillCore(ServingCore):
             first = self._whole_pages(push.num_held)
             if end - first < MIN_PUSH_TOKENS:
                 continue
-            exported = self.engine.export_kv(record.ids[:end], first)
+            exported = self._export(record, end, first)
             if exported is None:
                 continue
             transfer_id = next(self._push_ids)
@@ -244,6 +244,7 @@ class PrefillCore(ServingCore):
                 record.stream_id,
                 push.version,
                 array("i", record.ids[:num_known]),
+                namespace=record.namespace,
             )
 
     def _let_go(self, stream_id: int, push: StreamPush) -> None:
@@ -296,13 +297,17 @@ class PrefillCore(ServingCore):
     ) -> None:
         """Send the prompt's KV from ``first`` on, in place of an earlier try if the id is not the
         router's."""
-        exported = self.engine.export_kv(record.ids, first)
+        exported = self._export(record, len(record.ids), first)
         if exported is None and not first:
             self._report_failure(
                 record, target, "no KV of the prompt is left, or no staging memory"
             )
             return
         self._submit(record, target.peer, transfer_id, exported, first=first, target=target)
+
+    def _export(self, record: StreamRecord, end: int, first: int) -> ExportedKv | None:
+        """The stream's KV of tokens [first, end), as far as it is here."""
+        return self.engine.export_kv(record.ids[:end], first, namespace=record.namespace)
 
     def _submit(
         self,
@@ -332,6 +337,7 @@ class PrefillCore(ServingCore):
                 version=0 if push is None else push.version,
                 is_early=target is None,
                 replaces=target.transfer_id if target is not None and is_retry else None,
+                namespace=record.namespace,
             )
             pending = PendingTransfer(
                 stream_id=record.stream_id,
@@ -453,7 +459,7 @@ class PrefillCore(ServingCore):
         num_bytes = num_tokens * self.engine.host_room().bytes_per_token
         recompute_s = self.decider.costs.model().recompute.seconds(num_tokens, num_held)
         sending_s = num_bytes * self._seconds_per_byte
-        num_here = self.engine.cached_tokens(record.ids)
+        num_here = self._cached_tokens(record, len(record.ids))
         log_event(
             logger,
             "handoff_missed",

@@ -1,9 +1,9 @@
 """Which KV blocks are in host memory. Plain Python: no torch, no copies.
 
 A block is a fixed number of tokens, whole pages (``swap.block_tokens``). It is known by its *key*:
-a digest of all tokens up to its end. Two streams with the same prefix have the same keys, so a
-shared block is kept once, and an updated context finds again whatever it still has in common with
-the old one.
+a digest of its namespace and of all tokens up to its end. Two streams of one namespace with the
+same prefix have the same keys, so a shared block is kept once, and an updated context finds again
+whatever it still has in common with the old one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from streamfill.messages.common import SHARED_NAMESPACE
+
 BlockKey = bytes
 
 
-def block_keys(token_ids: array[int], block_tokens: int) -> list[BlockKey]:
+def block_keys(
+    token_ids: array[int], block_tokens: int, namespace: str = SHARED_NAMESPACE
+) -> list[BlockKey]:
     """Keys of all whole blocks of ``token_ids`` (type code ``q``), from the beginning of the
     prompt."""
     view = memoryview(token_ids).cast("B")
     block_bytes = block_tokens * token_ids.itemsize
     keys: list[BlockKey] = []
     previous = b""
+    if namespace:
+        previous = blake2b(namespace.encode(), digest_size=16, person=b"namespace").digest()
     for start in range(0, len(token_ids) // block_tokens * block_bytes, block_bytes):
         block = view[start : start + block_bytes]
         previous = blake2b(block, key=previous, digest_size=16).digest()

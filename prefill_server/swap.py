@@ -28,6 +28,7 @@ from torch import Tensor
 from prefill_server.host_index import BlockKey, HostIndex, block_keys
 from streamfill.engine.interface import CopyReport
 from streamfill.kv_transfer.page_copies import copy_on_host, host_side, pages_of
+from streamfill.messages.common import SHARED_NAMESPACE
 
 if TYPE_CHECKING:
     from prefill_server.lanes import Lanes
@@ -136,9 +137,9 @@ class SwapEngine:
         """Of KV, all layers."""
         return self._block_pages * self._page_bytes
 
-    def keys(self, token_ids: array[int]) -> list[BlockKey]:
+    def keys(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> list[BlockKey]:
         """Keys of all whole blocks of a prompt; see ``host_index.block_keys``."""
-        return block_keys(token_ids, self.block_tokens)
+        return block_keys(token_ids, self.block_tokens, namespace)
 
     def num_present(self, keys: Sequence[BlockKey]) -> int:
         """How many of ``keys`` host memory holds without a gap, from the first one on."""

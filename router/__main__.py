@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.access.exposure import warn_of_exposure
 from router.access.key_ring import KeyRing
+from router.access.standing import sharing_rules
 from router.manager import Manager
 from router.service_server import UNIX_PREFIX, GrpcServer
 from router.tls import router_tls
@@ -77,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(config: RouterConfig) -> None:
     signals = _Signals()
     manager = Manager(config)
-    keys = None if config.api_keys_file is None else KeyRing(Path(config.api_keys_file))
+    keys = None
+    if config.api_keys_file is not None:
+        keys = KeyRing(Path(config.api_keys_file), sharing_rules(config))
     tls = router_tls(config)
     server = GrpcServer(manager, config.host, config.grpc_port, keys=keys, tls=tls)
     servers: list[GrpcServer | HttpServer] = [server]

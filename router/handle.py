@@ -58,6 +58,11 @@ class ClientHandle:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def session(self) -> Session:
+        """What it is a handle of."""
+        return self._session
+
+    @property
     def stream_id(self) -> int:
         return self._session.stream_id
 

@@ -8,16 +8,21 @@ they do, unless they say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from router.admission import AdmissionCounters
+from router.watch.frames import Frame
+from router.watch.wish import WatchWish
 from streamfill.errors import StreamError
 from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
     Role,
     Sampling,
     ServerCounters,
+    Share,
     StreamDecision,
     StreamMode,
     TokenLogprob,
@@ -78,6 +83,10 @@ class OpenOptions:
     one."""
     needs_call: bool = False
     """It lives and dies with the call that opened it."""
+    namespace: str = SHARED_NAMESPACE
+    """Whose KV its prompt may be served from, and who may be served from its own."""
+    share: Share = NO_SHARE
+    """On whose account it is computed, where several share the cluster fairly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,6 +406,16 @@ class StreamManager(Protocol):
 
         Raises:
             StreamNotFoundError: there is no stream of this id.
+        """
+        ...
+
+    def watch(self, wish: WatchWish) -> AsyncGenerator[Frame, None]:
+        """The cluster as it changes, some times a second, for as long as the caller takes more.
+        Costs nothing while nobody does.
+
+        Raises:
+            ResourceExhaustedError: too many look already.
+            UnavailableError: the router stops.
         """
         ...
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router import timing
+from router.interface import OpenOptions
 from router.servers import Assignment, Server
 from streamfill.messages import router_to_server as r
 from streamfill.messages.codec import pack_ids
-from streamfill.messages.common import KvPeer, StreamMode
+from streamfill.messages.common import KvPeer
 from streamfill.stream.ids import SeqNo
 from streamfill.stream.token_log import LoggedSplice, TokenLog
 
@@ -76,17 +77,17 @@ class PrefillLeg:
         """When `tick` has something to do."""
         return self._repetition.due_s
 
-    def begin(
-        self, mode: StreamMode, priority: int, ttft_slo_s: float | None, now_s: float
-    ) -> None:
+    def begin(self, options: OpenOptions, now_s: float) -> None:
         """Open the stream on the server and send what is there. Called once, first."""
         self.began_s = now_s
         self._open = r.OpenStream(
             stream_id=self._stream_id,
             attempt=self.attempt,
-            mode=mode,
-            priority=priority,
-            ttft_slo_s=ttft_slo_s,
+            mode=options.mode,
+            priority=options.priority,
+            ttft_slo_s=options.ttft_slo_s,
+            namespace=options.namespace,
+            share=options.share,
         )
         self._seq_offset = self._log.last_seq
         if self._log.num_tokens:

@@ -119,6 +119,7 @@ class RouterLink:
                 log_event(
                     logger,
                     "server_queue_full",
+                    stream_id=_stream_id(message),
                     level=logging.WARNING,
                     dropped=name,
                     num_suppressed=self._log_full.num_suppressed,
@@ -172,7 +173,13 @@ class RouterLink:
             log_event(
                 logger,
                 "message_handler_failed",
+                stream_id=_stream_id(message),
                 level=logging.ERROR,
                 exception=error,
                 message=type(message).__name__,
             )
+
+
+def _stream_id(message: r.RouterToServer | s.ServerToRouter) -> int | None:
+    """The stream that a message is about; None: about none."""
+    return getattr(message, "stream_id", None)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from router.recovery.replay import LoggedStream
 from router.servers import Server
 from router.session import Session
 from router.traces import start_traces
+from router.watch.frames import Frame
+from router.watch.hub import Watches
+from router.watch.wish import WatchWish
 from streamfill.config import RouterConfig
 from streamfill.errors import (
     ConfigError,
@@ -105,6 +108,7 @@ class Manager:
         self._handles: dict[StreamId, ClientHandle] = {}
         self._finished: OrderedDict[StreamId, float] = OrderedDict()
         self._outcomes: Counter[str] = Counter()
+        self._watches = Watches(self)
         self._draining = False
         self._ready = False
         self._readiness_changed = asyncio.Event()
@@ -130,6 +134,7 @@ class Manager:
     async def close(self) -> None:
         """End everything at once. Idempotent."""
         self._draining = True
+        self._watches.close()
         self._cancel_all("the router stops")
         if self._housekeeper is not None:
             self._housekeeper.cancel()
@@ -222,6 +227,8 @@ class Manager:
             deadline_s=opened.deadline_s,
             ttft_slo_s=opened.ttft_slo_s,
             tenant=opened.tenant,
+            namespace=opened.namespace,
+            share=opened.share,
             is_resumable=True,
             needs_call=opened.needs_call,
         )
@@ -316,6 +323,10 @@ class Manager:
             self.get(stream_id)
         return await self._cluster.policies.describe(stream_id, timeout_s)
 
+    def watch(self, wish: WatchWish) -> AsyncGenerator[Frame, None]:
+        """See `interface.StreamManager`."""
+        return self._watches.watch(wish)
+
     async def wait_readiness_change(self) -> bool:
         """See `interface.StreamManager`."""
         before = self._ready
@@ -331,10 +342,22 @@ class Manager:
             await asyncio.wait_for(self._all_ended.wait(), timeout_s)
         except TimeoutError:
             log_event(logger, "drain_timeout", num_open_streams=len(self._sessions))
+        finally:
+            self._watches.close()
         self._cancel_all("the router is shutting down")
         deadline_s = time.monotonic() + timing.DRAIN_CANCEL_WAIT_S
         while len(self._cluster.cancels) and time.monotonic() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(timing.HOUSEKEEPING_INTERVAL_S / 2)
+
+    # For those who look.
+
+    def open_streams(self) -> list[Session]:
+        """See `watch.source.WatchSource`."""
+        return list(self._sessions.values())
+
+    def newest_ended(self) -> Iterator[Session]:
+        """See `watch.source.WatchSource`."""
+        return (self._handles[stream_id].session for stream_id in reversed(self._finished))
 
     # For the cluster.
 

@@ -214,7 +214,7 @@ def _unary(
                 raise request.error
             return await behaviour(request)
         except Exception as error:  # noqa: BLE001 - the edge of a call, which answers it
-            await _fail(context, name, error)
+            await _fail(context, name, error, getattr(request, "stream_id", None) or None)
 
     return run
 
@@ -232,7 +232,7 @@ def _streaming(
                 raise request.error
             await behaviour(request, _Writer(context))
         except Exception as error:  # noqa: BLE001 - the edge of a call, which answers it
-            await _fail(context, name, error)
+            await _fail(context, name, error, getattr(request, "stream_id", None) or None)
 
     return run
 
@@ -244,12 +244,23 @@ def _note_trace_parent(context: _Context) -> None:
             TRACE_PARENT.set(value[:MAX_TRACE_PARENT_CHARS])
 
 
-async def _fail(context: _Context, name: str, error: Exception) -> NoReturn:
-    """End the call with the status of ``error``."""
+async def _fail(context: _Context, name: str, error: Exception, stream_id: int | None) -> NoReturn:
+    """End the call with the status of ``error``.
+
+    Args:
+        stream_id: that the request names. None: it names none, as one that opens a stream.
+    """
     if not isinstance(error, StreamError):
-        if context.done():
-            log_event(logger, "client_gone", level=logging.DEBUG, call=name, reason=str(error))
+        is_gone = context.done()
+        log_event(
+            logger,
+            "client_gone" if is_gone else "call_failed",
+            stream_id=stream_id,
+            level=logging.DEBUG if is_gone else logging.ERROR,
+            call=name,
+            error=error,
+        )
+        if is_gone:
             raise error
-        log_event(logger, "call_failed", level=logging.ERROR, error=error, call=name)
         error = InternalError(f"{name} failed: {error!r}")
     await context.abort(status_code(error.code), short_message(error), trailing_metadata(error))

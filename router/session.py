@@ -43,6 +43,7 @@ from router.sampling import fit_max_new_tokens
 from router.segments import SegmentRecord
 from router.servers import Assignment, Server
 from router.traces import TRACE_PARENT
+from router.watch.frames import MAX_ERROR_CHARS, MAX_ID_CHARS, StreamFacts, ToMs
 from streamfill.errors import (
     CancelledStreamError,
     DeadlineExceededError,
@@ -151,6 +152,7 @@ class Session:
         self._decode_server = ""
         self._last_acknowledged: Acknowledged | None = None
         self._num_output_tokens = 0
+        self._error = ""
         self._trace_parent = TRACE_PARENT.get()
         self._resume_by_s = NEVER_S
         """When its client must have come back."""
@@ -256,6 +258,31 @@ class Session:
         if self._committed is None:
             return self._num_output_tokens
         return self._committed.answer.num_tokens
+
+    def facts(self, to_ms: ToMs) -> StreamFacts:
+        """See `watch.source.WatchedStream`."""
+        far, num_output_tokens = self.acknowledged(), self.num_output_tokens
+        first, last = self.lifetime.entries[0], self.lifetime.entries[-1]
+        num_known_tokens = far.num_received_tokens
+        return StreamFacts(
+            id=str(self.stream_id),
+            request_id=self.options.request_id[:MAX_ID_CHARS],
+            tenant=self.options.tenant,
+            mode=self.options.mode.value,
+            state=self.state.value,
+            priority=self.options.priority,
+            num_known_tokens=num_known_tokens,
+            num_computed_tokens=num_known_tokens if num_output_tokens else far.num_computed_tokens,
+            num_invalidated_tokens=far.num_invalidated_tokens,
+            num_output_tokens=num_output_tokens,
+            num_attempts=self._attempt,
+            prefill_server=self._prefill_server,
+            decode_server="" if self._decoded_by_prefill else self._decode_server,
+            handoff=self._handoff[:MAX_ERROR_CHARS],
+            error=self._error[:MAX_ERROR_CHARS],
+            opened_ms=to_ms(first.at_s),
+            ended_ms=to_ms(last.at_s) if last.event.is_ending else None,
+        )
 
     def touch(self) -> None:
         """The client did something."""
@@ -377,7 +404,7 @@ class Session:
             return
         self._attempt += 1
         leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
-        leg.begin(self.options.mode, self.options.priority, self.options.ttft_slo_s, now_s)
+        leg.begin(self.options, now_s)
         self._prefill = leg
         self._prefill_server = server.server_id
         self._heard_s = now_s
@@ -388,7 +415,8 @@ class Session:
             self._assign_decode(leg)
 
     def _count_uncommitted(self, leg: PrefillLeg) -> None:
-        self._cluster.room.put(self.stream_id, leg.server, self.prompt.log.num_tokens)
+        num_tokens = self.prompt.log.num_tokens
+        self._cluster.room.put(self.stream_id, leg.server, num_tokens, self.options.share)
 
     def _send_commit(self, leg: PrefillLeg, committed: _Committed, now_s: float) -> None:
         num_tokens = self.prompt.log.num_tokens
@@ -480,6 +508,8 @@ class Session:
             output_ids=pack_ids(committed.answer.token_ids),
             sampling=committed.sampling,
             transfer_id=transfer_id,
+            namespace=self.options.namespace,
+            share=self.options.share,
         )
         held_tokens = self.prompt.log.num_tokens + committed.answer.num_tokens
         load.set(pending_tokens=0, held_tokens=held_tokens)
@@ -889,6 +919,7 @@ class Session:
             num_output_tokens=self.num_output_tokens,
             trace_parent=self._trace_parent,
         )
+        self._error = ended.error
         # What is kept for late calls must be small.
         self._num_output_tokens = self.num_output_tokens
         self.prompt = Prompt(self._tokenizer, None)

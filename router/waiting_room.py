@@ -31,6 +31,7 @@ from router.admission import (
 from router.metrics import RouterMetrics
 from router.servers import Server
 from streamfill.errors import ResourceExhaustedError, StreamError, UnavailableError
+from streamfill.messages.common import NO_SHARE, Share
 from streamfill.observability.logging import RateLimited, log_event
 from streamfill.stream.ids import ServerId, StreamId
 
@@ -90,8 +91,14 @@ class WaitingRoom:
         if error is not None:
             raise error
 
-    def put(self, stream_id: StreamId, server: Server, num_tokens: int) -> None:
-        """The uncommitted stream is on this server, with so many tokens."""
+    def put(
+        self, stream_id: StreamId, server: Server, num_tokens: int, share: Share = NO_SHARE
+    ) -> None:
+        """The uncommitted stream is on this server, with so many tokens.
+
+        Args:
+            share: on whose account; the same for all of its life.
+        """
         admission = self._servers.get(server)
         if admission is None:
             cap_tokens = self._limits.cap_tokens or DEFAULT_CAP_POOLS * server.facts.pool_tokens
@@ -101,7 +108,7 @@ class WaitingRoom:
         if has_come:
             self.leave(stream_id)
             self._places[stream_id] = server
-        admission.hold(stream_id, num_tokens)
+        admission.hold(stream_id, num_tokens, share)
         wait = self._waits.get(stream_id)
         if has_come and wait is not None and not wait.outcome.done():
             match self._ask(stream_id, server, wait.num_tokens).verdict:
@@ -151,6 +158,11 @@ class WaitingRoom:
     def _ask(self, stream_id: StreamId, server: Server, num_tokens: int) -> Decision:
         decision = self._servers[server].ask(stream_id, num_tokens)
         self._wake(decision.others)
+        if decision.displaced is not None:
+            wait = self._waits.get(decision.displaced)
+            if wait is not None and not wait.outcome.done():
+                refusal = self._refusal(decision.displaced, wait.num_tokens, waited=False)
+                wait.outcome.set_result(refusal)
         return decision
 
     def _wake(self, stream_ids: Iterable[StreamId]) -> None:

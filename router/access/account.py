@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from router.access.bucket import Bucket
+from router.access.standing import Standing
 from streamfill.access.keys import KeyEntry
 from streamfill.errors import ResourceExhaustedError, StreamError, UnauthenticatedError
 
@@ -28,6 +29,8 @@ class KeyAccount:
     def __init__(self, entry: KeyEntry, clock: Callable[[], float] = time.monotonic) -> None:
         self.is_removed = False
         """It is in the file no more."""
+        self.standing = Standing()
+        """Of its streams among those of other tenants; kept by the ring."""
         self._clock = clock
         self._num_streams = 0
         self._entry = entry

@@ -6,7 +6,8 @@ that is a bug of ours, and the call fails.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 
 from router.access.account import CALLER, KeyAccount
@@ -25,11 +26,14 @@ from router.interface import (
     StreamManager,
     StreamStatus,
 )
+from router.watch.frames import Frame
+from router.watch.wish import WatchWish
 from streamfill.errors import (
     InternalError,
     PermissionDeniedError,
     StreamError,
     StreamNotFoundError,
+    UnauthenticatedError,
 )
 from streamfill.messages.common import StreamMode
 from streamfill.stream.ids import ServerId
@@ -51,7 +55,13 @@ class GuardedManager:
         account = _caller()
         account.check_tokens()
         place = account.take_stream()
-        owned = replace(options, tenant=account.entry.tenant, payer=place)
+        owned = replace(
+            options,
+            tenant=account.entry.tenant,
+            payer=place,
+            namespace=account.standing.namespace,
+            share=account.standing.share,
+        )
         try:
             return GuardedHandle(await self._core.open(owned), account)
         except BaseException:
@@ -105,6 +115,21 @@ class GuardedManager:
             )
             for name, each in described.items()
         }
+
+    async def watch(self, wish: WatchWish) -> AsyncGenerator[Frame, None]:
+        """The caller's tenant's streams; everybody's for an operator.
+
+        Raises:
+            UnauthenticatedError: the key was removed meanwhile, or is one of another kind now.
+        """
+        account = _caller()
+        tenant = _sight(account)
+        async with aclosing(self._core.watch(replace(wish, tenant=tenant))) as frames:
+            async for frame in frames:
+                account.check()
+                if _sight(account) != tenant:
+                    raise UnauthenticatedError("this API key was changed; connect again")
+                yield frame
 
     async def drain(self, timeout_s: float) -> None:
         """As the core. No client asks for it."""
@@ -202,6 +227,11 @@ def _caller() -> KeyAccount:
         raise InternalError("a call came to the core without the API key that it was let in with")
     account.check()
     return account
+
+
+def _sight(account: KeyAccount) -> str | None:
+    """Whose streams the holder of the key sees: a tenant's, or for None everybody's."""
+    return None if account.entry.is_operator else account.entry.tenant
 
 
 def _check_operator(call: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from router.access.account import KeyAccount
+from router.access.standing import SharingRules, standings
 from streamfill.access.key_file import read_keys
 from streamfill.access.keys import KeyEntry, id_of, is_key_of
 from streamfill.errors import ConfigError, UnauthenticatedError
@@ -43,13 +44,18 @@ class _Version(NamedTuple):
 class KeyRing:
     """All keys of one file. ``start``, then ``close``, both in the router's loop."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rules: SharingRules | None = None) -> None:
         """Reads the file.
+
+        Args:
+            path: of the file.
+            rules: what tenants share; None: as little as can be.
 
         Raises:
             ConfigError: it cannot be read, or is no key file.
         """
         self._path = path
+        self._rules = rules or SharingRules()
         self._version = _version_of(path)
         self._accounts: dict[str, KeyAccount] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -135,6 +141,8 @@ class KeyRing:
                 account.replace_entry(entry)
                 del before[entry.id]
             self._accounts[entry.id] = account
+        for key_id, standing in standings(entries, self._rules).items():
+            self._accounts[key_id].standing = standing
         for account in before.values():
             account.is_removed = True
         return added, [account.entry.name for account in before.values()]

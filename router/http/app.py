@@ -36,6 +36,13 @@ from router.http.replies import ReplyHead, new_head
 from router.http.requests import AnswerPlan, CompletionFields, ServedModel
 from router.http.sampling import MAX_REQUEST_ID_CHARS
 from router.http.sockets import serve_socket
+from router.http.status import (
+    EVENTS_PATH,
+    PAGE_PATH,
+    StatusEvents,
+    StatusPage,
+    status_events,
+)
 from router.http.uploads import upload_answer
 from router.interface import StreamManager
 from streamfill.errors import StreamError
@@ -46,6 +53,8 @@ def make_app(
     max_body_bytes: int,
     allow_origins: Sequence[str],
     keys: KeyRing | None = None,
+    *,
+    status_page: bool = True,
 ) -> ASGIApp:
     """The application on top of one core.
 
@@ -54,6 +63,7 @@ def make_app(
         max_body_bytes: of an ordinary request.
         allow_origins: of web pages that may use it; ``*`` stands for all.
         keys: that are asked for. None: none are.
+        status_page: whether there is one.
     """
     endpoints = _Endpoints(manager if keys is None else GuardedManager(manager), max_body_bytes)
     return Starlette(
@@ -68,6 +78,7 @@ def make_app(
             Route("/v1/streams", endpoints.upload, methods=["POST", "PUT"]),
             Route("/v1/streams", endpoints.no_socket),
             WebSocketRoute("/v1/streams", endpoints.socket),
+            *(endpoints.status_routes() if status_page else ()),
         ],
         middleware=[
             Middleware(OriginGuard, allow_origins=allow_origins),
@@ -153,6 +164,18 @@ class _Endpoints:
     async def socket(self, socket: WebSocket) -> None:
         """``GET /v1/streams``, upgraded."""
         await serve_socket(socket, self._manager)
+
+    def status_routes(self) -> Sequence[Route]:
+        """The page, and what it shows."""
+        page = StatusPage()
+
+        async def show(request: Request) -> Response:
+            return page.response()
+
+        async def events(request: Request) -> StatusEvents | Response:
+            return status_events(request, self._manager)
+
+        return (Route(PAGE_PATH, show), Route(EVENTS_PATH, events))
 
     def _head(self, prefix: str, fields: CompletionFields) -> ReplyHead:
         options = fields.stream_options

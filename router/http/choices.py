@@ -71,7 +71,7 @@ class Choices:
         self._end_reason = CLIENT_GONE
 
     async def __aenter__(self) -> Choices:
-        runs = [self._guarded(self._run(n)) for n in range(len(self._choices))]
+        runs = [self._guarded(n, self._run(n)) for n in range(len(self._choices))]
         self._tasks = [asyncio.create_task(run) for run in runs]
         return self
 
@@ -104,7 +104,7 @@ class Choices:
             await self._begun[choice.waits_for].wait()
         handle = await self._manager.open(choice.opening)
         self._open[index] = handle
-        feeding = asyncio.create_task(self._guarded(choice.feed(handle)))
+        feeding = asyncio.create_task(self._guarded(index, choice.feed(handle)))
         try:
             async for event in handle.events():
                 if not isinstance(event, Acknowledged):
@@ -115,14 +115,20 @@ class Choices:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
 
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _guarded(self, index: int, work: Awaitable[None]) -> None:
         """Whatever ends ``work`` badly is told to the one who waits for events."""
         try:
             await work
         except StreamError as error:
             await self._queue.put(error)
         except Exception as error:  # noqa: BLE001 - the edge of a task, whose waiter is told
-            log_event(logger, "choice_failed", level=logging.ERROR, exception=error)
+            handle = self._open.get(index)
+            log_event(
+                *(logger, "choice_failed"),
+                stream_id=None if handle is None else handle.stream_id,
+                level=logging.ERROR,
+                exception=error,
+            )
             await self._queue.put(InternalError(f"the choice failed: {error!r}"))
 
 

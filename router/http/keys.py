@@ -14,13 +14,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from router.access.account import CALLER
 from router.access.key_ring import HEADER, KeyRing
 from router.http.errors import error_response
+from router.http.status import PAGE_PATH
 from streamfill.errors import StreamError, UnauthenticatedError
 from streamfill.observability.logging import RateLimited, log_event
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Probes of orchestrators carry no keys."""
+OPEN_PATHS = frozenset({"/health", "/ready", PAGE_PATH})
+"""Probes of orchestrators carry no keys. The status page holds no data, and asks for a key
+itself."""
 
 
 class KeyGuard:

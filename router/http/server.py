@@ -61,7 +61,13 @@ class HttpServer:
         self._host_key = "router.host" if config.http_host is None else "router.http_host"
         self._port = config.http_port or 0
         app = _answered_at_the_end(
-            make_app(manager, config.max_body_bytes, config.http_allow_origins, keys)
+            make_app(
+                manager,
+                config.max_body_bytes,
+                config.http_allow_origins,
+                keys,
+                status_page=config.status_page,
+            )
         )
         self._server = _Server(
             uvicorn.Config(

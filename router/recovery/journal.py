@@ -62,6 +62,8 @@ class Journal:
             deadline_s=options.deadline_s,
             ttft_slo_s=options.ttft_slo_s,
             tenant=options.tenant,
+            namespace=options.namespace,
+            share=options.share,
             needs_call=options.needs_call,
             change=self._change(prompt, logged),
         )

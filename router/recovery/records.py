@@ -17,7 +17,14 @@ from typing import TypeAlias
 import msgspec
 
 from streamfill.errors import ProtocolError
-from streamfill.messages.common import Sampling, StreamMode, TokenLogprob
+from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
+    Sampling,
+    Share,
+    StreamMode,
+    TokenLogprob,
+)
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -73,6 +80,8 @@ class Opened(_Part, frozen=True, kw_only=True, tag="opened"):
     deadline_s: float | None = None
     ttft_slo_s: float | None = None
     tenant: str = ""
+    namespace: str = SHARED_NAMESPACE
+    share: Share = NO_SHARE
     needs_call: bool = False
     """It ends when the client's call does."""
     change: Change | None = None

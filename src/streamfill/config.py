@@ -8,6 +8,7 @@ start with its key and what to do.
 
 from __future__ import annotations
 
+import enum
 import re
 import tomllib
 from pathlib import Path
@@ -48,6 +49,13 @@ class ModelSection(_Config, frozen=True, kw_only=True):
     """Shorten the model's context to this many tokens."""
 
 
+class CacheNamespaces(enum.Enum):
+    """Who may be served from whose KV."""
+
+    TENANT = "tenant"
+    SHARED = "shared"
+
+
 class RouterSection(_Config, frozen=True, kw_only=True):
     """``[router]``"""
 
@@ -62,8 +70,16 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """Web pages of these origins may use the cluster from a browser. ``*``: all; empty: none."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Of one HTTP request or WebSocket message. A streamed upload may be longer."""
+    status_page: bool = True
+    """Whether HTTP has ``/status``, a page that draws what happens in the cluster."""
     api_keys_file: str | None = None
     """File of `streamfill keys`: who may use the cluster. None: everybody who can reach it."""
+    cache_namespaces: str = CacheNamespaces.TENANT.value
+    """Who may be served from whose KV, where there are API keys: tenant (each from its own prompts,
+    unless a key was made with ``--shared-cache``) or shared (everybody from everybody's)."""
+    fair_sharing: bool = True
+    """Where there are API keys and tenants want more than there is, each gets a share by the weight
+    of its keys. False: whoever comes first."""
     tls_cert_file: str | None = None
     """Certificate of the router (PEM), for gRPC and HTTP. None: no TLS."""
     tls_key_file: str | None = None
@@ -196,7 +212,10 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     """None: as ``host``."""
     http_allow_origins: tuple[str, ...] = ("*",)
     max_body_bytes: int = 64 * 1024 * 1024
+    status_page: bool = True
     api_keys_file: str | None = None
+    cache_namespaces: str = CacheNamespaces.TENANT.value
+    fair_sharing: bool = True
     tls_cert_file: str | None = None
     tls_key_file: str | None = None
     tls_client_ca_file: str | None = None
@@ -446,6 +465,11 @@ def _check_access(config: ClusterConfig) -> None:
     if keys is not None and not Path(keys).is_file():
         remedy = "is no file; make it with `streamfill keys add NAME --file FILE`"
         raise ConfigError("router.api_keys_file", keys, remedy)
+    namespaces = config.router.cache_namespaces
+    known = [each.value for each in CacheNamespaces]
+    if namespaces not in known:
+        remedy = f"must be one of {', '.join(known)}"
+        raise ConfigError("router.cache_namespaces", namespaces, remedy)
     files = router_tls_files(config.router)
     check_pair(files, ROUTER_TLS_OPTIONS)
     if files.ca_file is not None and files.cert_file is None:

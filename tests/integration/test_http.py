@@ -285,6 +285,36 @@ async def test_a_chat_in_a_chunked_upload(cluster: RunningCluster) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_status_page_shows_a_life(cluster: RunningCluster) -> None:
+    """A stream that went through a real cluster: its segments, what was computed when and why, the
+    hand-off and the answer, in their order."""
+    async with Client(cluster.address) as client, client.stream(request_id="watched") as stream:
+        await stream.append(PROMPT)
+        await asyncio.sleep(0.5)
+        async for _ in stream.commit(QUESTION, max_tokens=NUM_TOKENS, temperature=0.0):
+            pass
+    url = f"{cluster.http_url}/status/events?search=watched"
+    async with (
+        httpx.AsyncClient(timeout=TIMEOUT_S) as http,
+        http.stream("GET", url) as reply,
+        asyncio.timeout(TIMEOUT_S),
+    ):
+        lines = reply.aiter_lines()
+        assert await anext(lines) == "event: snapshot"
+        frame = json.loads((await anext(lines)).removeprefix("data: "))
+    assert {server["role"] for server in frame["servers"]} == {"prefill", "decode"}
+    (shown,) = frame["streams"]
+    facts, moments = shown["facts"], shown["moments"]
+    assert (facts["state"], facts["num_output_tokens"]) == ("DONE", NUM_TOKENS)
+    assert facts["handoff"] == "done"
+    assert len(shown["segments"]) == 2
+    assert sum(tokens for _, _, _, tokens, _ in shown["runs"]) >= facts["num_known_tokens"] - 1
+    assert shown["runs"][-1][4].startswith("commit")
+    assert facts["opened_ms"] <= shown["segments"][0][1] <= moments["commit_ms"]
+    assert moments["commit_ms"] <= moments["first_token_ms"] <= moments["newest_token_ms"]
+    assert moments["newest_token_ms"] <= facts["ended_ms"]
+
+
 @pytest.mark.parametrize(
     ("language", "code"),
     [

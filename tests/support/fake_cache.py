@@ -23,6 +23,8 @@ class CachedPage:
     streams: set[int] = field(default_factory=set)
     num_locks: int = 0
     last_used: int = 0
+    namespace: str = ""
+    """Of a root."""
 
 
 class FakeCache:
@@ -36,13 +38,14 @@ class FakeCache:
         self.ranks: Mapping[int, int] = {}
         self.on_evict: Callable[[CachedPage], None] | None = None
         """Called with each page that is about to go."""
-        self._root = CachedPage(None, ())
+        self._roots: dict[str, CachedPage] = {}
+        """By namespace."""
         self._time = itertools.count(1)
 
-    def match(self, token_ids: Sequence[int]) -> list[CachedPage]:
+    def match(self, token_ids: Sequence[int], namespace: str = "") -> list[CachedPage]:
         """Pages of the longest cached prefix, without touching them."""
         path: list[CachedPage] = []
-        node = self._root
+        node = self._root(namespace)
         for page in self._pages_of(token_ids):
             child = node.children.get(page)
             if child is None:
@@ -51,11 +54,11 @@ class FakeCache:
             node = child
         return path
 
-    def insert(self, token_ids: Sequence[int]) -> list[CachedPage]:
+    def insert(self, token_ids: Sequence[int], namespace: str = "") -> list[CachedPage]:
         """Add the whole pages of ``token_ids``; returns all of them. The caller has the room."""
         now = next(self._time)
         path: list[CachedPage] = []
-        node = self._root
+        node = self._root(namespace)
         for page in self._pages_of(token_ids):
             child = node.children.get(page)
             if child is None:
@@ -95,7 +98,7 @@ class FakeCache:
 
     def all_pages(self) -> Iterator[CachedPage]:
         """Every page, parents first."""
-        stack = list(self._root.children.values())
+        stack = [page for root in self._roots.values() for page in root.children.values()]
         while stack:
             page = stack.pop()
             yield page
@@ -104,8 +107,14 @@ class FakeCache:
     def clear(self) -> None:
         """Forget everything; nothing may be locked."""
         assert self.num_locked_pages == 0
-        self._root = CachedPage(None, ())
+        self._roots.clear()
         self.num_pages = 0
+
+    def _root(self, namespace: str) -> CachedPage:
+        root = self._roots.get(namespace)
+        if root is None:
+            root = self._roots[namespace] = CachedPage(None, (), namespace=namespace)
+        return root
 
     def _pages_of(self, token_ids: Sequence[int]) -> Iterator[Page]:
         for start in range(0, len(token_ids) - self.page_size + 1, self.page_size):

@@ -71,6 +71,7 @@ class _Request:
     output_ids: array[int]
     sampling: Sampling | None
     """None: a segment."""
+    namespace: str
     num_seen: int = 0
     """Output tokens that were polled or brought along."""
     is_running: bool = False
@@ -150,8 +151,11 @@ class FakeEngine:
 
     # Requests
 
-    def start_segment(self, key: str, stream_id: int, token_ids: array[int]) -> None:
-        self._start(_Request(key, stream_id, token_ids[:], array("q"), None), "segment")
+    def start_segment(
+        self, key: str, stream_id: int, token_ids: array[int], *, namespace: str
+    ) -> None:
+        request = _Request(key, stream_id, token_ids[:], array("q"), None, namespace)
+        self._start(request, "segment")
 
     def start_answer(
         self,
@@ -160,10 +164,14 @@ class FakeEngine:
         prompt_ids: array[int],
         output_ids: Sequence[int],
         sampling: Sampling,
+        *,
+        namespace: str,
     ) -> None:
         assert len(prompt_ids), "an answer to nothing"
         brought = array("q", output_ids)
-        request = _Request(key, stream_id, prompt_ids[:], brought, sampling, len(brought))
+        request = _Request(
+            key, stream_id, prompt_ids[:], brought, sampling, namespace, len(brought)
+        )
         self._start(request, "answer")
 
     def allow_interrupts(self, allowed: bool) -> None:
@@ -243,18 +251,18 @@ class FakeEngine:
 
     # Cache
 
-    def cached_tokens(self, token_ids: array[int]) -> int:
-        return len(self.cache.match(token_ids)) * self.facts.page_size
+    def cached_tokens(self, token_ids: array[int], *, namespace: str) -> int:
+        return len(self.cache.match(token_ids, namespace)) * self.facts.page_size
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> int:
+    def tag(self, stream_id: int, token_ids: array[int], *, namespace: str) -> int:
         num_shared = 0
-        for page in self.cache.match(token_ids):
+        for page in self.cache.match(token_ids, namespace):
             page.streams.add(stream_id)
             num_shared += self.facts.page_size if len(page.streams) > 1 else 0
         return num_shared
 
-    def untag(self, stream_id: int, token_ids: array[int]) -> None:
-        for page in self.cache.match(token_ids):
+    def untag(self, stream_id: int, token_ids: array[int], *, namespace: str) -> None:
+        for page in self.cache.match(token_ids, namespace):
             page.streams.discard(stream_id)
 
     def set_victim_order(
@@ -265,21 +273,22 @@ class FakeEngine:
 
     # Host memory
 
-    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
+    def host_tokens(self, token_ids: array[int], num_resident: int, *, namespace: str) -> int:
         page_size = self.facts.page_size
-        keys = block_keys(token_ids, page_size)[num_resident // page_size :]
+        keys = block_keys(token_ids, page_size, namespace)[num_resident // page_size :]
         return self.host.num_present(keys) * page_size
 
-    def copy_ahead(self, token_ids: array[int]) -> int:
+    def copy_ahead(self, token_ids: array[int], *, namespace: str) -> int:
         page_size = self.facts.page_size
-        keys = block_keys(token_ids[: self.cached_tokens(token_ids)], page_size)
+        num_cached = self.cached_tokens(token_ids, namespace=namespace)
+        keys = block_keys(token_ids[:num_cached], page_size, namespace)
         self._copied(True, len(self.host.put(keys)))
         return self.host.num_present(keys) * page_size
 
-    def restore(self, token_ids: array[int]) -> int:
+    def restore(self, token_ids: array[int], *, namespace: str) -> int:
         page_size = self.facts.page_size
-        cached = self.cache.match(token_ids)
-        keys = block_keys(token_ids, page_size)[len(cached) :]
+        cached = self.cache.match(token_ids, namespace)
+        keys = block_keys(token_ids, page_size, namespace)[len(cached) :]
         keys = keys[: self.host.num_present(keys)]
         self.host.touch(keys)
         self.cache.lock(cached)
@@ -290,16 +299,19 @@ class FakeEngine:
             num_pages += self.host.num_present(keys)
             self._copied(False, num_pages - len(cached))
             self.num_restored_tokens += (num_pages - len(cached)) * page_size
-            self.cache.insert(token_ids[: num_pages * page_size])
+            self.cache.insert(token_ids[: num_pages * page_size], namespace)
         self.check()
         return num_pages * page_size
 
-    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
+    def release_host(
+        self, token_ids: array[int] | None, first_token: int, *, namespace: str
+    ) -> None:
         page_size = self.facts.page_size
         if token_ids is None:
             self.host.demote(None)
             return
-        self.host.demote(block_keys(token_ids, page_size)[-(-first_token // page_size) :])
+        keys = block_keys(token_ids, page_size, namespace)
+        self.host.demote(keys[-(-first_token // page_size) :])
 
     def host_room(self) -> HostRoom:
         page_size = self.facts.page_size
@@ -321,13 +333,12 @@ class FakeEngine:
         self._losers |= page.streams
         if not page.streams.isdisjoint(self._to_save):
             path: list[int] = []
-            node: CachedPage | None = page
-            while node is not None:
+            node = page
+            while node.parent is not None:
                 path[:0] = node.tokens
                 node = node.parent
-            self._copied(
-                True, len(self.host.put(block_keys(array("q", path), self.facts.page_size)[-1:]))
-            )
+            keys = block_keys(array("q", path), self.facts.page_size, node.namespace)
+            self._copied(True, len(self.host.put(keys[-1:])))
 
     def _copied(self, out: bool, num_pages: int) -> None:
         if num_pages:
@@ -367,8 +378,10 @@ class FakeEngine:
 
     # KV
 
-    def export_kv(self, token_ids: array[int], first_token: int = 0) -> ExportedKv | None:
-        num_tokens = self.cached_tokens(token_ids)
+    def export_kv(
+        self, token_ids: array[int], first_token: int = 0, *, namespace: str
+    ) -> ExportedKv | None:
+        num_tokens = self.cached_tokens(token_ids, namespace=namespace)
         num_bytes = (num_tokens - first_token) * KV_BYTES_PER_TOKEN
         if num_bytes <= 0 or self.staging_bytes + num_bytes > self._staging_limit_bytes:
             return None
@@ -387,7 +400,7 @@ class FakeEngine:
     def import_kv(self, incoming: IncomingTransfer) -> int:
         expected = kv_bytes(incoming.token_ids)[incoming.first_token * KV_BYTES_PER_TOKEN :]
         assert bytes(incoming.staging.numpy()) == expected, "KV of other tokens"
-        cached = self.cache.match(incoming.token_ids)
+        cached = self.cache.match(incoming.token_ids, incoming.namespace)
         num_cached = len(cached) * self.facts.page_size
         if num_cached < incoming.first_token:
             return num_cached
@@ -397,7 +410,7 @@ class FakeEngine:
         self.cache.unlock(cached)
         if not fits:
             return num_cached
-        self.cache.insert(incoming.token_ids)
+        self.cache.insert(incoming.token_ids, incoming.namespace)
         self.check()
         return len(incoming.token_ids)
 
@@ -440,7 +453,7 @@ class FakeEngine:
             ids, page_size = request.all_ids, self.facts.page_size
             # An answer needs the logits of the last token, so that is computed in any case.
             end = len(ids) - (request.sampling is not None)
-            cached = self.cache.match(ids[:end])
+            cached = self.cache.match(ids[:end], request.namespace)
             self.cache.lock(cached)
             num_pages = -(-(len(ids) + request.num_tokens_left) // page_size) - len(cached)
             if not self._take(num_pages):
@@ -474,7 +487,7 @@ class FakeEngine:
     def _absorb(self, request: _Request, token_ids: array[int]) -> None:
         """What the request computed goes into the cache; what is there already is given back."""
         num_covered = len(request.locked)
-        pages = self.cache.insert(token_ids)
+        pages = self.cache.insert(token_ids, request.namespace)
         self.cache.lock(pages)
         self.cache.unlock(request.locked)
         request.locked = pages

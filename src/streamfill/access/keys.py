@@ -24,6 +24,10 @@ NAME_RULE: Final = (
 )
 MAX_KEY_CHARS: Final = 128
 """Longer is none of ours, and not worth a hash."""
+DEFAULT_WEIGHT: Final = 1.0
+MIN_WEIGHT: Final = 0.001
+MAX_WEIGHT: Final = 1000.0
+"""What is further apart is no share any more, but a refusal; that is what limits are for."""
 
 _PREFIX: Final = "sf"
 _ID_BYTES: Final = 6
@@ -60,6 +64,12 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     created: str = ""
     """Day and time in UTC, for people."""
     limits: KeyLimits = KeyLimits()
+    shared_cache: bool = False
+    """Its streams use KV of everybody who says the same, and let them use theirs. Otherwise only
+    streams of the same tenant do."""
+    weight: float = DEFAULT_WEIGHT
+    """Of its streams, where tenants want more tokens than there are: twice the weight, twice the
+    tokens."""
 
 
 def new_key(
@@ -69,6 +79,8 @@ def new_key(
     is_operator: bool = False,
     limits: KeyLimits | None = None,
     created: str = "",
+    shared_cache: bool = False,
+    weight: float = DEFAULT_WEIGHT,
 ) -> tuple[str, KeyEntry]:
     """A key that did not exist before, and what is to be kept of it.
 
@@ -77,7 +89,7 @@ def new_key(
         tenant: None: one of its own, with the key's name.
         is_operator: as in ``KeyEntry``.
         limits: None: none.
-        created: as in ``KeyEntry``.
+        created: as in ``KeyEntry``, as the last two.
     """
     key_id = secrets.token_hex(_ID_BYTES)
     key = f"{_PREFIX}-{key_id}-{secrets.token_urlsafe(_SECRET_BYTES)}"
@@ -91,6 +103,8 @@ def new_key(
         is_operator=is_operator,
         created=created,
         limits=limits or KeyLimits(),
+        shared_cache=shared_cache,
+        weight=weight,
     )
     return key, entry
 
@@ -121,6 +135,8 @@ def problem_of(entry: KeyEntry) -> str | None:
         value = getattr(entry.limits, field)
         if value is not None and not 0 < value < float("inf"):
             return f"limits.{field} must be above 0, or left out for no limit"
+    if not MIN_WEIGHT <= entry.weight <= MAX_WEIGHT:
+        return f"weight must be between {MIN_WEIGHT:g} and {MAX_WEIGHT:g}"
     return None
 
 

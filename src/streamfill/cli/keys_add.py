@@ -8,7 +8,15 @@ import time
 from collections.abc import Sequence
 
 from streamfill.access.key_file import change_keys
-from streamfill.access.keys import NAME_PATTERN, NAME_RULE, KeyEntry, KeyLimits, new_key, problem_of
+from streamfill.access.keys import (
+    DEFAULT_WEIGHT,
+    NAME_PATTERN,
+    NAME_RULE,
+    KeyEntry,
+    KeyLimits,
+    new_key,
+    problem_of,
+)
 from streamfill.cli.keys import FILE_OPTION, add_file_option, key_file
 from streamfill.errors import ConfigError
 
@@ -33,6 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens-per-min", type=int, metavar="N", help="tokens of prompts and answers a minute"
     )
+    parser.add_argument(
+        "--shared-cache",
+        action="store_true",
+        help="use the KV of everybody's prompts who says the same, and let them use this one's: "
+        "each can then find out by timing what the others sent; default: of the tenant's own only",
+    )
+    parser.add_argument(
+        "--weight",
+        type=float,
+        default=DEFAULT_WEIGHT,
+        metavar="W",
+        help="of its streams, where tenants want more tokens than there are; default: "
+        f"{DEFAULT_WEIGHT:g}",
+    )
     add_file_option(parser)
 
 
@@ -53,9 +75,11 @@ def run(args: argparse.Namespace) -> int:
         is_operator=args.operator,
         limits=limits,
         created=created,
+        shared_cache=args.shared_cache,
+        weight=args.weight,
     )
     problem = problem_of(entry)
-    if problem is not None:  # only a limit can be wrong here
+    if problem is not None:  # only a limit or the weight can be wrong here
         raise ConfigError("keys add", args.key_name, problem)
 
     def with_it(entries: tuple[KeyEntry, ...]) -> Sequence[KeyEntry]:

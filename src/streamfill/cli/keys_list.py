@@ -15,7 +15,8 @@ from streamfill.cli.keys import FILE_OPTION, add_file_option, key_file
 from streamfill.cli.tables import Table, show
 
 _COLUMNS: Final = (
-    *("name", "tenant", "id", "operator", "streams", "requests/s", "tokens/min", "created"),
+    *("name", "tenant", "id", "operator", "streams", "requests/s", "tokens/min"),
+    *("cache", "weight", "created"),
 )
 _SECRET_FIELDS: Final = ("salt", "hash")
 
@@ -56,9 +57,11 @@ def _table(entries: Sequence[KeyEntry]) -> Table:
                     entry.limits.tokens_per_min,
                 )
             ),
+            "shared" if entry.shared_cache else "own",
+            f"{entry.weight:g}",
             entry.created,
         )
         for entry in entries
     ]
-    left = frozenset({"name", "tenant", "id", "operator", "created"})
+    left = frozenset({"name", "tenant", "id", "operator", "cache", "created"})
     return Table(columns=_COLUMNS, rows=rows, left=left)

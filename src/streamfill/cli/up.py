@@ -93,11 +93,21 @@ async def _until_the_end(cluster: RunningCluster, stop: StopRequest, view: Proce
 
 def _announce(cluster: RunningCluster, config: ClusterConfig, view: ProcessView) -> None:
     view.say(f"Ready after {cluster.startup_s:.1f} s. Clients connect to {cluster.address}.")
-    if cluster.http_url is not None:
-        view.say(f"HTTP, as of the OpenAI API: {cluster.http_url}/v1")
+    for line in http_lines(cluster.http_url, config):
+        view.say(line)
     if config.decode.count == 0:
         view.say("No decode server: answers come from the prefill server.")
     view.say(f"Logs are in {cluster.run_dir / 'logs'}. Stop with Ctrl-C.")
+
+
+def http_lines(http_url: str | None, config: ClusterConfig) -> list[str]:
+    """Where HTTP clients and browsers find the cluster; nothing where there is no HTTP."""
+    if http_url is None:
+        return []
+    lines = [f"HTTP, as of the OpenAI API: {http_url}/v1"]
+    if config.router.status_page:
+        lines.append(f"Status page: {http_url}/status")
+    return lines
 
 
 def _keep_launcher_log(run_dir: Path, level: str) -> None:
@@ -131,8 +141,8 @@ def _detach(config: ClusterConfig, words: Sequence[str]) -> int:
         state = find_cluster(state_dir)
         if state and state.launcher_pid == launcher.pid and state.phase is ClusterPhase.READY:
             print(f"Ready after {state.startup_s:.1f} s. Clients connect to {state.address}.")
-            if state.http_url is not None:
-                print(f"HTTP, as of the OpenAI API: {state.http_url}/v1")
+            for line in http_lines(state.http_url, config):
+                print(line)
             print(f"Logs are in {logs}. Stop with `streamfill down --name {config.name}`.")
             return 0
         time.sleep(_DETACHED_POLL_S)

@@ -12,18 +12,17 @@ Depends on ``mem_cache.radix_cache.RadixCache`` (``match_prefix``, ``inc_lock_re
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
+from sglang.srt.mem_cache.radix_cache import TreeNode
 
 from streamfill.engine.interface import ExportedKv
+from streamfill.engine.radix import KvPool, radix_key
 from streamfill.kv_transfer.pool import StagingPool
 from streamfill.kv_transfer.source import StagedKv, paged_kv
-
-if TYPE_CHECKING:
-    from streamfill.engine.radix import KvPool
+from streamfill.messages.common import SHARED_NAMESPACE
 
 
 class KvExports:
@@ -46,9 +45,11 @@ class KvExports:
         """Exports that are still read from the pool itself."""
         return len(self._locked)
 
-    def lend(self, token_ids: array[int], first_token: int) -> ExportedKv | None:
+    def lend(
+        self, token_ids: array[int], first_token: int, namespace: str = SHARED_NAMESPACE
+    ) -> ExportedKv | None:
         """See ``interface.Engine.export_kv``."""
-        match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(token_ids)))
+        match = self._tree.match_prefix(MatchPrefixParams(key=radix_key(token_ids, namespace)))
         slots: torch.Tensor = match.device_indices[first_token:]
         num_tokens = len(match.device_indices)
         if not len(slots):

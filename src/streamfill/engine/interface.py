@@ -112,8 +112,8 @@ class BlockSwap(Protocol):
     block_tokens: int
     """Tokens of a block."""
 
-    def keys(self, token_ids: array[int]) -> list[bytes]:
-        """Key of each whole block of a prompt."""
+    def keys(self, token_ids: array[int], namespace: str) -> list[bytes]:
+        """Key of each whole block of a prompt. Those of two namespaces have nothing in common."""
         ...
 
     def num_present(self, keys: Sequence[bytes]) -> int:
@@ -155,12 +155,18 @@ class BlockSwap(Protocol):
 
 
 class Engine(Protocol):
-    """Requests, radix tree and KV pool of one server rank."""
+    """Requests, radix tree and KV pool of one server rank.
+
+    Whatever is looked for or left in the tree, or in host memory, is looked for and left in a
+    ``namespace``: nothing is ever found in another one, however alike the tokens are.
+    """
 
     @property
     def facts(self) -> EngineFacts: ...
 
-    def start_segment(self, key: str, stream_id: int, token_ids: array[int]) -> None:
+    def start_segment(
+        self, key: str, stream_id: int, token_ids: array[int], *, namespace: str
+    ) -> None:
         """Compute the KV of ``token_ids`` (what the tree lacks of it) and leave it in the tree. No
         output."""
         ...
@@ -172,6 +178,8 @@ class Engine(Protocol):
         prompt_ids: array[int],
         output_ids: Sequence[int],
         sampling: Sampling,
+        *,
+        namespace: str,
     ) -> None:
         """Sample what follows ``prompt_ids + output_ids``. ``sampling.max_new_tokens`` counts
         ``output_ids`` too."""
@@ -190,16 +198,16 @@ class Engine(Protocol):
         """News of all requests, in the order in which they were started."""
         ...
 
-    def cached_tokens(self, token_ids: array[int]) -> int:
+    def cached_tokens(self, token_ids: array[int], *, namespace: str) -> int:
         """Length of the prefix that is in the tree; changes nothing in it."""
         ...
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> int:
+    def tag(self, stream_id: int, token_ids: array[int], *, namespace: str) -> int:
         """Note that the nodes of this prefix belong to the stream. Returns how many of its tokens
         other open streams use too."""
         ...
 
-    def untag(self, stream_id: int, token_ids: array[int]) -> None:
+    def untag(self, stream_id: int, token_ids: array[int], *, namespace: str) -> None:
         """The nodes of this sequence no longer belong to the stream."""
         ...
 
@@ -210,17 +218,17 @@ class Engine(Protocol):
         before all. What is taken from the streams ``to_save`` is copied to host memory."""
         ...
 
-    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
+    def host_tokens(self, token_ids: array[int], num_resident: int, *, namespace: str) -> int:
         """How many tokens right behind the first ``num_resident`` host memory holds; whole
         pages."""
         ...
 
-    def copy_ahead(self, token_ids: array[int]) -> int:
+    def copy_ahead(self, token_ids: array[int], *, namespace: str) -> int:
         """Copy the cached prefix of ``token_ids`` to host memory and leave it where it is, so that
         taking it later costs nothing. Returns how many of its tokens host memory holds now."""
         ...
 
-    def restore(self, token_ids: array[int]) -> int:
+    def restore(self, token_ids: array[int], *, namespace: str) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``, as far
         as device memory can be had. Returns the length of the cached prefix afterwards."""
         ...
@@ -230,9 +238,11 @@ class Engine(Protocol):
         """What the newest ``restore`` took, without making room for it."""
         ...
 
-    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
+    def release_host(
+        self, token_ids: array[int] | None, first_token: int, *, namespace: str
+    ) -> None:
         """A stream is over: nobody is expected to need the host copies of its tokens from
-        ``first_token`` on. None: it was the last one, and nobody needs any."""
+        ``first_token`` on. None: it was the last one, and nobody needs any, in any namespace."""
         ...
 
     def host_room(self) -> HostRoom: ...
@@ -258,7 +268,9 @@ class Engine(Protocol):
         """Since the start."""
         ...
 
-    def export_kv(self, token_ids: array[int], first_token: int = 0) -> ExportedKv | None:
+    def export_kv(
+        self, token_ids: array[int], first_token: int = 0, *, namespace: str
+    ) -> ExportedKv | None:
         """KV of the longest cached prefix from ``first_token`` on, whole pages, as something that
         stays as it is until it is given back. None: nothing is cached there, or staging memory is
         full."""
@@ -269,7 +281,8 @@ class Engine(Protocol):
         ...
 
     def import_kv(self, incoming: IncomingTransfer) -> int:
-        """Put received KV into the tree; returns how many tokens of the sequence are cached now.
+        """Put received KV into the tree, in the transfer's namespace; returns how many tokens of
+        the sequence are cached there now.
         The caller releases ``incoming``."""
         ...
 

@@ -14,6 +14,9 @@ of a tree node             the tree            eviction
 allocated by ``import_kv`` the import          itself, before it returns: the tree takes
                                                them, or they are freed
 ========================  ==================  ==========================================
+
+The tree has namespaces: a prompt is found only in the one in which it was computed. They are
+SGLang's ``extra_key``, which is part of every node's key, from the root on.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.staging import gather, layout_of
+from streamfill.messages.common import SHARED_NAMESPACE
 
 BACKEND_NAME = "streamfill"
 
@@ -148,25 +152,26 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         for node in reversed(path):
             token_ids.extend(node.key.raw_token_ids())
         first_block = num_staying // swap.block_tokens
-        keys = swap.keys(token_ids)[first_block:]
+        keys = swap.keys(token_ids, end.key.extra_key or SHARED_NAMESPACE)[first_block:]
         if keys:
             slots = torch.cat([node.value for node in reversed(path)])
             first_slot = first_block * swap.block_tokens
             slots = slots[first_slot : first_slot + len(keys) * swap.block_tokens]
             swap.save(keys, slots[:: self.page_size] // self.page_size)
 
-    def peek(self, token_ids: array[int]) -> int:
+    def peek(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Length of the cached prefix of ``token_ids`` (type code ``q``), without touching the
         tree."""
-        return sum(matched for _, matched in self._walk(token_ids))
+        return sum(matched for _, matched in self._walk(token_ids, namespace))
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> int:
+    def tag(self, stream_id: int, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Add the stream to every node that holds part of ``token_ids``; they count as used now.
         Returns how many of these tokens are on nodes of other streams too.
 
         A node that holds more is split: what the stream does not need must not be kept for it.
         """
-        node = self.match_prefix(MatchPrefixParams(key=RadixKey(token_ids))).last_device_node
+        key = radix_key(token_ids, namespace)
+        node = self.match_prefix(MatchPrefixParams(key=key)).last_device_node
         num_shared = 0
         while node is not self.root_node:
             streams = streams_of(node, create=True)
@@ -176,15 +181,17 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
             node = node.parent
         return num_shared
 
-    def untag(self, stream_id: int, token_ids: array[int]) -> None:
+    def untag(
+        self, stream_id: int, token_ids: array[int], namespace: str = SHARED_NAMESPACE
+    ) -> None:
         """Take the stream from every node along ``token_ids``."""
-        for node, _ in self._walk(token_ids):
+        for node, _ in self._walk(token_ids, namespace):
             streams_of(node).discard(stream_id)
 
-    def _walk(self, token_ids: array[int]) -> list[tuple[TreeNode, int]]:
+    def _walk(self, token_ids: array[int], namespace: str) -> list[tuple[TreeNode, int]]:
         """Nodes along ``token_ids`` with the matched length of each."""
         path: list[tuple[TreeNode, int]] = []
-        key = RadixKey(token_ids).page_aligned(self.page_size)
+        key = radix_key(token_ids, namespace).page_aligned(self.page_size)
         node = self.root_node
         while len(key):
             child = node.children.get(key.child_key(self.page_size))
@@ -204,6 +211,16 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         if streams:
             streams_of(parent, create=True).update(streams)
         return parent
+
+
+def extra_key(namespace: str) -> str | None:
+    """A namespace in SGLang's words."""
+    return namespace or None
+
+
+def radix_key(token_ids: array[int], namespace: str) -> RadixKey:
+    """A prompt, as the tree looks it up in a namespace."""
+    return RadixKey(token_ids, extra_key(namespace))
 
 
 def streams_of(node: TreeNode, create: bool = False) -> set[int]:
@@ -256,9 +273,11 @@ class KvPool:
         """Where the KV is."""
         return self._k_buffers[0].device
 
-    def cached_slots(self, token_ids: array[int]) -> torch.Tensor:
+    def cached_slots(
+        self, token_ids: array[int], namespace: str = SHARED_NAMESPACE
+    ) -> torch.Tensor:
         """KV slots, int64 [n], of the longest cached prefix of ``token_ids`` (type code ``q``)."""
-        match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(token_ids)))
+        match = self._tree.match_prefix(MatchPrefixParams(key=radix_key(token_ids, namespace)))
         slots: torch.Tensor = match.device_indices
         return slots
 
@@ -276,12 +295,13 @@ class KvPool:
         """
         token_ids = array("q", incoming.token_ids)
         num_tokens = len(token_ids)
-        cached = self._tree.peek(token_ids)
+        cached = self._tree.peek(token_ids, incoming.namespace)
         if cached < incoming.first_token or cached >= num_tokens:
             return cached
         # The cached prefix must survive the eviction below: its KV is not in the transfer, or not
         # needed twice.
-        match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(token_ids)))
+        key = radix_key(token_ids, incoming.namespace)
+        match = self._tree.match_prefix(MatchPrefixParams(key=key))
         prefix_slots = match.device_indices
         cached = len(prefix_slots)
         self._tree.inc_lock_ref(match.last_device_node)
@@ -304,32 +324,35 @@ class KvPool:
                 self._allocator.free(slots)
                 raise
             self._finish_copies()
-            self._insert(token_ids, prefix_slots, slots)
+            self._insert(key, prefix_slots, slots)
         finally:
             self._tree.dec_lock_ref(match.last_device_node)
         return num_tokens
 
-    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
+    def host_tokens(
+        self, token_ids: array[int], num_resident: int, namespace: str = SHARED_NAMESPACE
+    ) -> int:
         """How many tokens right behind the first ``num_resident`` host memory holds; whole
         pages."""
         swap = self._tree.swap
         if swap is None or not swap.num_held:
             return 0
-        return self._held_behind(swap, token_ids, num_resident)[1] - num_resident
+        keys = swap.keys(token_ids, namespace)
+        return self._held_behind(swap, keys, num_resident)[1] - num_resident
 
-    def copy_ahead(self, token_ids: array[int]) -> int:
+    def copy_ahead(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Copy the cached prefix of ``token_ids`` to host memory, and leave it where it is. Returns
         how many of its tokens host memory holds now."""
         swap, page_size = self._tree.swap, self._tree.page_size
         if swap is None:
             return 0
-        slots = self.cached_slots(token_ids)
-        keys = swap.keys(token_ids[: len(slots)])
+        slots = self.cached_slots(token_ids, namespace)
+        keys = swap.keys(token_ids[: len(slots)], namespace)
         slots = slots[: len(keys) * swap.block_tokens]
         num_tokens: int = swap.save(keys, slots[::page_size] // page_size) * swap.block_tokens
         return num_tokens
 
-    def restore(self, token_ids: array[int]) -> int:
+    def restore(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``.
 
         What it took, finding and inserting included but not what making room took, which is others'
@@ -339,12 +362,13 @@ class KvPool:
         """
         start_s = time.perf_counter()
         swap, page_size = self._tree.swap, self._tree.page_size
-        match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(token_ids)))
+        match = self._tree.match_prefix(MatchPrefixParams(key=radix_key(token_ids, namespace)))
         prefix_slots = match.device_indices
         cached = len(prefix_slots)
         if swap is None or not swap.num_held:
             return cached
-        keys, end = self._held_behind(swap, token_ids, cached)
+        all_keys = swap.keys(token_ids, namespace)
+        keys, end = self._held_behind(swap, all_keys, cached)
         if end == cached:
             return cached
         # Making room may put others' blocks into host memory, which must not cost these.
@@ -356,7 +380,7 @@ class KvPool:
             start_s += time.perf_counter() - room_s
             if slots is None:
                 return cached
-            keys, end_now = self._held_behind(swap, token_ids, cached)
+            keys, end_now = self._held_behind(swap, all_keys, cached)
             if end_now < end:
                 self._allocator.free(slots[end_now - cached :])
                 slots = slots[: end_now - cached]
@@ -364,7 +388,7 @@ class KvPool:
                 return cached
             skip_pages = cached % swap.block_tokens // page_size
             swap.restore(keys, slots[::page_size] // page_size, skip_pages)
-            self._insert(token_ids[:end_now], prefix_slots, slots)
+            self._insert(radix_key(token_ids[:end_now], namespace), prefix_slots, slots)
         finally:
             self._tree.dec_lock_ref(match.last_device_node)
         num_bytes = (end_now - cached) * self.layout.bytes_per_token
@@ -379,16 +403,21 @@ class KvPool:
 
     @staticmethod
     def _held_behind(
-        swap: BlockSwap, token_ids: array[int], num_resident: int
+        swap: BlockSwap, all_keys: list[bytes], num_resident: int
     ) -> tuple[list[bytes], int]:
-        """Blocks in host memory that go on behind the first ``num_resident`` tokens, the first one
-        maybe before, and where they end."""
+        """Blocks of a prompt in host memory that go on behind its first ``num_resident`` tokens,
+        the first one maybe before, and where they end."""
         first = num_resident // swap.block_tokens
-        keys = swap.keys(token_ids)[first:]
+        keys = all_keys[first:]
         keys = keys[: swap.num_present(keys)]
         return keys, max(num_resident, (first + len(keys)) * swap.block_tokens)
 
-    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
+    def release_host(
+        self,
+        token_ids: array[int] | None,
+        first_token: int,
+        namespace: str = SHARED_NAMESPACE,
+    ) -> None:
         """Nobody is expected to need the host copies of these tokens from ``first_token`` on.
         None: of any tokens."""
         swap = self._tree.swap
@@ -397,14 +426,13 @@ class KvPool:
         if token_ids is None:
             swap.demote(None)
         else:
-            swap.demote(swap.keys(token_ids)[-(-first_token // swap.block_tokens) :])
+            keys = swap.keys(token_ids, namespace)
+            swap.demote(keys[-(-first_token // swap.block_tokens) :])
 
-    def _insert(
-        self, token_ids: array[int], prefix_slots: torch.Tensor, slots: torch.Tensor
-    ) -> None:
+    def _insert(self, key: RadixKey, prefix_slots: torch.Tensor, slots: torch.Tensor) -> None:
         """Give ``slots``, which hold what follows the cached prefix, to the tree."""
         value = torch.cat([prefix_slots, slots])
-        result = self._tree.insert(InsertParams(key=RadixKey(token_ids), value=value))
+        result = self._tree.insert(InsertParams(key=key, value=value))
         already = result.prefix_len - len(prefix_slots)
         if already > 0:
             self._allocator.free(slots[:already])

@@ -35,7 +35,7 @@ from streamfill.engine.interface import (
     RequestUpdate,
 )
 from streamfill.engine.interrupts import layer_breaks
-from streamfill.engine.radix import KvPool, StreamRadixCache
+from streamfill.engine.radix import KvPool, StreamRadixCache, extra_key
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
 
@@ -102,7 +102,9 @@ class SchedulerEngine:
     def num_evicted_tokens(self) -> int:
         return self._tree.num_evicted_tokens
 
-    def start_segment(self, key: str, stream_id: int, token_ids: array[int]) -> None:
+    def start_segment(
+        self, key: str, stream_id: int, token_ids: array[int], *, namespace: str
+    ) -> None:
         del stream_id
         self._start(
             key,
@@ -110,6 +112,7 @@ class SchedulerEngine:
             (),
             SamplingParams(max_new_tokens=0, temperature=0.0),
             None,
+            namespace=namespace,
             is_segment=True,
         )
 
@@ -120,6 +123,8 @@ class SchedulerEngine:
         prompt_ids: array[int],
         output_ids: Sequence[int],
         sampling: Sampling,
+        *,
+        namespace: str,
     ) -> None:
         del stream_id
         params = SamplingParams(
@@ -136,7 +141,15 @@ class SchedulerEngine:
             ignore_eos=sampling.ignore_eos,
             sampling_seed=sampling.seed,
         )
-        self._start(key, prompt_ids, output_ids, params, sampling.num_logprobs, is_segment=False)
+        self._start(
+            key,
+            prompt_ids,
+            output_ids,
+            params,
+            sampling.num_logprobs,
+            namespace=namespace,
+            is_segment=False,
+        )
 
     def allow_interrupts(self, allowed: bool) -> None:
         if self.breaks is not None:
@@ -182,14 +195,14 @@ class SchedulerEngine:
             )
         return updates
 
-    def cached_tokens(self, token_ids: array[int]) -> int:
-        return self._tree.peek(token_ids)
+    def cached_tokens(self, token_ids: array[int], *, namespace: str) -> int:
+        return self._tree.peek(token_ids, namespace)
 
-    def tag(self, stream_id: int, token_ids: array[int]) -> int:
-        return self._tree.tag(stream_id, token_ids)
+    def tag(self, stream_id: int, token_ids: array[int], *, namespace: str) -> int:
+        return self._tree.tag(stream_id, token_ids, namespace)
 
-    def untag(self, stream_id: int, token_ids: array[int]) -> None:
-        self._tree.untag(stream_id, token_ids)
+    def untag(self, stream_id: int, token_ids: array[int], *, namespace: str) -> None:
+        self._tree.untag(stream_id, token_ids, namespace)
 
     def attach_swap(self, swap: BlockSwap) -> None:
         """Use host memory for KV that is taken from streams."""
@@ -200,21 +213,23 @@ class SchedulerEngine:
     ) -> None:
         self._tree.set_ranks(ranks, to_save)
 
-    def host_tokens(self, token_ids: array[int], num_resident: int) -> int:
-        return self.kv_pool.host_tokens(token_ids, num_resident)
+    def host_tokens(self, token_ids: array[int], num_resident: int, *, namespace: str) -> int:
+        return self.kv_pool.host_tokens(token_ids, num_resident, namespace)
 
-    def copy_ahead(self, token_ids: array[int]) -> int:
-        return self.kv_pool.copy_ahead(token_ids)
+    def copy_ahead(self, token_ids: array[int], *, namespace: str) -> int:
+        return self.kv_pool.copy_ahead(token_ids, namespace)
 
-    def restore(self, token_ids: array[int]) -> int:
-        return self.kv_pool.restore(token_ids)
+    def restore(self, token_ids: array[int], *, namespace: str) -> int:
+        return self.kv_pool.restore(token_ids, namespace)
 
     @property
     def restore_s(self) -> float:
         return self.kv_pool.restore_s
 
-    def release_host(self, token_ids: array[int] | None, first_token: int) -> None:
-        self.kv_pool.release_host(token_ids, first_token)
+    def release_host(
+        self, token_ids: array[int] | None, first_token: int, *, namespace: str
+    ) -> None:
+        self.kv_pool.release_host(token_ids, first_token, namespace)
 
     def host_room(self) -> HostRoom:
         swap = self._tree.swap
@@ -260,8 +275,10 @@ class SchedulerEngine:
     def waiting_keys(self) -> frozenset[str]:
         return frozenset(request.rid for request in self._scheduler.waiting_queue)
 
-    def export_kv(self, token_ids: array[int], first_token: int = 0) -> ExportedKv | None:
-        return self._exports.lend(token_ids, first_token)
+    def export_kv(
+        self, token_ids: array[int], first_token: int = 0, *, namespace: str
+    ) -> ExportedKv | None:
+        return self._exports.lend(token_ids, first_token, namespace)
 
     def release_export(self, exported: ExportedKv) -> None:
         self._exports.take_back(exported)
@@ -290,6 +307,7 @@ class SchedulerEngine:
         params: SamplingParams,
         num_logprobs: int | None,
         *,
+        namespace: str,
         is_segment: bool,
     ) -> None:
         params.normalize(self._eos_only)  # refuses a minimum of tokens to those without a tokenizer
@@ -309,6 +327,7 @@ class SchedulerEngine:
                 top_logprobs_num=num_logprobs or 0,
                 token_ids_logprob=None,
                 stream=False,
+                extra_key=extra_key(namespace),
                 time_stats=APIServerReqTimeStats(),
             )
         )

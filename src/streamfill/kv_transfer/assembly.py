@@ -94,5 +94,6 @@ _COMMON = (
     "version",
     "is_early",
     "replaces",
+    "namespace",
 )
 """What a sender's ranks say alike."""

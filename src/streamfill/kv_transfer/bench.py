@@ -145,6 +145,12 @@ def share_one_gpu(name: str) -> None:
     os.environ["NCCL_HOSTID"] = name
 
 
+def _shares_memory(options: argparse.Namespace) -> bool:
+    """Whether both processes can use the same memory."""
+    first, second = options.gpus
+    return bool(options.device == "cpu" or first == second)
+
+
 def _device(kind: str, gpu: int) -> torch.device:
     return torch.device(kind, gpu) if kind == "cuda" else torch.device(kind)
 
@@ -166,7 +172,11 @@ def _measure(
     )
     bare = _bare_group(pipe, SENDER_RANK, device)
     neighbour = KvSender(
-        "p1", layout, chunk_bytes=options.chunk_bytes, with_checksum=options.checksum
+        "p1",
+        layout,
+        device=device,
+        chunk_bytes=options.chunk_bytes,
+        with_checksum=options.checksum,
     )
     most_pages = max(-(-num_tokens // layout.page_size) for num_tokens in options.tokens)
     pool = None
@@ -210,13 +220,17 @@ def _measure(
                 with _timed(seconds["transport"]):
                     deliver(sender, kv)
                 _expect(pipe, "released")
-                if pool is None:
+                if not _shares_memory(options):
                     continue
                 with _timed(seconds["same_host"]):
                     deliver(neighbour, kv)
                 _expect(pipe, "released")
                 with _timed(seconds["memcpy"]):
                     copy.copy_(staging)
+                    if staging.is_cuda:
+                        torch.cuda.synchronize(device)
+                if pool is None:
+                    continue
                 with _timed(seconds["gather"]):
                     kv.read(0, copy)
                 with _timed(seconds["scatter"]):
@@ -253,6 +267,7 @@ def _row(num_bytes: int, seconds: dict[str, list[float]]) -> dict[str, float]:
     row["ratio_to_bare_send"] = round(medians["bare"] / medians["transport"], 2)
     if "same_host" in medians:
         row["ratio_to_memcpy"] = round(medians["memcpy"] / medians["same_host"], 2)
+    if "gather" in medians:
         row["gather_ratio_to_memcpy"] = round(medians["memcpy"] / medians["gather"], 2)
         row["scatter_ratio_to_memcpy"] = round(medians["memcpy"] / medians["scatter"], 2)
     return row
@@ -287,7 +302,7 @@ def _receive(
             bare.recv(into, 0, num_bytes)
             bare.flush()
             pipe.send("received")
-            for _ in range(2 if device.type == "cpu" else 1):
+            for _ in range(2 if _shares_memory(options) else 1):
                 while not (arrived := receiver.poll()):
                     select.select([receiver.fileno()], [], [], WAIT_S)
                 receiver.release(arrived[0])

@@ -135,6 +135,7 @@ class Delivery:
                 version=transfer.version,
                 is_early=transfer.is_early,
                 replaces=transfer.replaces,
+                namespace=transfer.namespace,
             )
         )
         match self._reply():

@@ -29,6 +29,7 @@ from streamfill.kv_transfer.interface import (
 from streamfill.kv_transfer.pool import StagingPool
 from streamfill.kv_transfer.reception_desk import UNLIMITED
 from streamfill.kv_transfer.waker import Waker
+from streamfill.messages.common import SHARED_NAMESPACE
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +136,19 @@ class FakeKvSender:
         self._network.take(self, peer, transfer)
 
     def ask(
-        self, peer: PeerAddress, stream_id: int, version: int, token_ids: Sequence[int]
+        self,
+        peer: PeerAddress,
+        stream_id: int,
+        version: int,
+        token_ids: Sequence[int],
+        *,
+        namespace: str = SHARED_NAMESPACE,
     ) -> None:
         """See the interface."""
         receiver = self._network.receiver(peer)
         if receiver is not None:
             ids = array("i", token_ids)
-            receiver.note(Question(self.server_id, stream_id, version, ids))
+            receiver.note(Question(self.server_id, stream_id, version, ids, namespace))
 
     def let_go(self, peer: PeerAddress, stream_id: int) -> None:
         """See the interface."""
@@ -284,6 +291,7 @@ class FakeKvReceiver:
                 is_early=transfer.is_early,
                 replaces=transfer.replaces,
                 codec=self._network.codec,
+                namespace=transfer.namespace,
             )
         )
         self._waker.set()

@@ -117,13 +117,13 @@ def make_pair(
     same_host: bool,
 ) -> Pair:
     """Meet the other side. Args and errors as `PairGroup`; with ``same_host`` on both sides, and
-    both on one machine, they share memory. ``layout`` is the one of both."""
-    if device.type == "cpu":
-        store.adopt()
-        meet = take_shared_memory if rank == SENDER_RANK else offer_shared_memory
-        shared = meet(store, timeouts, layout, wanted=same_host)
-        if shared is not None:
-            return shared
+    both on one machine, they share memory; on GPUs, where it is the same one. ``layout`` is the one
+    of both."""
+    store.adopt()
+    meet = take_shared_memory if rank == SENDER_RANK else offer_shared_memory
+    shared = meet(store, timeouts, layout, device, wanted=same_host)
+    if shared is not None:
+        return shared
     return PairGroup(
         rank=rank, store=store, local_host=local_host, device=device, timeouts=timeouts
     )

@@ -257,6 +257,7 @@ class InboundControl:
                 stream_id=message.stream_id,
                 version=message.version,
                 token_ids=unpack_ids(message.token_ids),
+                namespace=message.namespace,
             )
         )
 
@@ -399,6 +400,7 @@ class InboundControl:
                 is_early=offer.is_early,
                 replaces=offer.replaces,
                 codec=assembly.codec,
+                namespace=offer.namespace,
             )
         )
 

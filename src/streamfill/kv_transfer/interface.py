@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streamfill.kv_transfer.slices import HeadRange
 from streamfill.kv_transfer.source import KvSource
+from streamfill.messages.common import SHARED_NAMESPACE
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class OutgoingTransfer:
     """The prompt is not committed yet."""
     replaces: int | None = None
     """A transfer that missed what it goes on behind, and that this one is in place of."""
+    namespace: str = SHARED_NAMESPACE
+    """In which the receiver's tree is to hold it."""
 
 
 class TransferStatus(enum.Enum):
@@ -122,6 +125,8 @@ class IncomingTransfer:
     """A transfer that missed what it goes on behind, and that this one is in place of."""
     codec: str = "none"
     """How the KV was written on its way. Other than ``none`` it may not be what was sent."""
+    namespace: str = SHARED_NAMESPACE
+    """In which the tree is to hold it."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,8 @@ class Question:
     version: int
     token_ids: array[int]
     """Type code ``i``."""
+    namespace: str = SHARED_NAMESPACE
+    """Where it is looked for."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,13 @@ class KvSenderInterface(Protocol):
         ...
 
     def ask(
-        self, peer: PeerAddress, stream_id: int, version: int, token_ids: Sequence[int]
+        self,
+        peer: PeerAddress,
+        stream_id: int,
+        version: int,
+        token_ids: Sequence[int],
+        *,
+        namespace: str = SHARED_NAMESPACE,
     ) -> None:
         """Ask how much of a prompt the receiver holds; `poll_held` tells, then and when it changes,
         until `let_go`. Nothing is said where the receiver cannot be reached.
@@ -252,6 +265,7 @@ class KvSenderInterface(Protocol):
         Args:
             version: counts how often tokens of the prompt were replaced.
             token_ids: all that is known of it.
+            namespace: where it is looked for.
         """
         ...
 

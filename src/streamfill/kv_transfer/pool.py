@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,12 @@ class PoolUsage:
     limit_bytes: int
     """Bound of the sum of both."""
     num_used: int
+
+
+class _FreeBlock(NamedTuple):
+    block: Tensor
+    unused: torch.cuda.Event | None
+    """Recorded when it was given back. None: of plain host memory."""
 
 
 def block_bytes(num_bytes: int) -> int:
@@ -49,7 +56,7 @@ class StagingPool:
         self._pinned = self._device.type == "cpu" and torch.cuda.is_available()
         self._lock = threading.Lock()
         self._used: dict[int, Tensor] = {}  # by address of the block
-        self._cached: dict[int, list[Tensor]] = {}  # by size of the block
+        self._cached: dict[int, list[_FreeBlock]] = {}  # by size of the block
         self._used_bytes = 0
         self._cached_bytes = 0
 
@@ -65,8 +72,10 @@ class StagingPool:
             size_bytes = min(block_bytes(num_bytes), room_bytes)
             same_size = self._cached.get(size_bytes)
             if same_size:
-                block = same_size.pop()
+                free = same_size.pop()
                 self._cached_bytes -= size_bytes
+                block = free.block
+                self._wait_until_unused(free)
             else:
                 self._drop_cached(room_bytes - size_bytes)
                 block = torch.empty(
@@ -90,7 +99,11 @@ class StagingPool:
                 raise ValueError(f"a buffer of {staging.numel()} bytes is not out of this pool")
             self._used_bytes -= block.numel()
             self._cached_bytes += block.numel()
-            self._cached.setdefault(block.numel(), []).append(block)
+            unused = None
+            if block.is_cuda or block.is_pinned():
+                # A copy out of it may still stand in the queue of this thread's stream.
+                unused = torch.cuda.current_stream().record_event()
+            self._cached.setdefault(block.numel(), []).append(_FreeBlock(block, unused))
 
     def usage(self) -> PoolUsage:
         """What is in use now."""
@@ -101,6 +114,15 @@ class StagingPool:
                 limit_bytes=self._limit_bytes,
                 num_used=len(self._used),
             )
+
+    def _wait_until_unused(self, free: _FreeBlock) -> None:
+        if free.unused is None:
+            return
+        if free.block.is_cuda:
+            # Whatever is done to it next is queued behind this, by threads with this same stream.
+            torch.cuda.current_stream(self._device).wait_event(free.unused)
+        else:
+            free.unused.synchronize()
 
     def _drop_cached(self, keep_bytes: int) -> None:
         """Free cached blocks, smallest first, until ``keep_bytes`` are left. Needs the lock."""

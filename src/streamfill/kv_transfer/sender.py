@@ -32,6 +32,7 @@ from streamfill.kv_transfer.slices import HeadRange, HeadShare
 from streamfill.kv_transfer.timeouts import JOIN_SLACK_S, TransportTimeouts
 from streamfill.kv_transfer.waker import Waker
 from streamfill.messages.codec import pack_ids
+from streamfill.messages.common import SHARED_NAMESPACE
 from streamfill.messages.handoff import PROTOCOL_VERSION, Ask, Hello, LetGo
 
 _log = logging.getLogger(__name__)
@@ -159,12 +160,24 @@ class KvSender:
         link.submit(transfer)
 
     def ask(
-        self, peer: PeerAddress, stream_id: int, version: int, token_ids: Sequence[int]
+        self,
+        peer: PeerAddress,
+        stream_id: int,
+        version: int,
+        token_ids: Sequence[int],
+        *,
+        namespace: str = SHARED_NAMESPACE,
     ) -> None:
         """See `interface.KvSenderInterface.ask`."""
         if not self._closed:
             self._link_to(peer).say(
-                Ask(epoch=0, stream_id=stream_id, version=version, token_ids=pack_ids(token_ids))
+                Ask(
+                    epoch=0,
+                    stream_id=stream_id,
+                    version=version,
+                    token_ids=pack_ids(token_ids),
+                    namespace=namespace,
+                )
             )
 
     def let_go(self, peer: PeerAddress, stream_id: int) -> None:

@@ -4,8 +4,9 @@ There are two ways, and the head of each transfer says which it takes:
 
 * *pages*: the sender's pool lies in memory that the receiver maps (``shared_buffers``). It says
   which pages, and the receiver copies them into its staging, so that every byte is copied once;
-* *ring*: the sender copies each part of a chunk into a ring, the receiver out of it, both at once.
-  The ring is small enough to stay in the processor's cache.
+* *ring*: the sender copies each part of a chunk into a ring (``rings``), the receiver out of it,
+  both at once. This is how KV goes between two processes on one GPU as well, which NCCL refuses to
+  connect by anything but TCP.
 
 What tells them when is a Unix socket: of a ring one byte for each part that is there, and one for
 each that was taken; of pages one for each chunk that was read. Its end is the end of the peer,
@@ -16,9 +17,10 @@ How the two find out that they share a machine (entries of the pair's store):
 
 1. The receiver listens at an abstract address nobody can guess, and puts it under ``shared``;
    nothing where it does not want to.
-2. The sender connects, hands over the ring as an anonymous file, and puts ``yes`` under
-   ``shared_answer``; or ``no`` where nobody listens there: it is on another machine, or in a
-   container with a network of its own.
+   Where its KV is on a GPU, the address ends with the name of that GPU.
+2. The sender connects, hands over the ring, and puts ``yes`` under ``shared_answer``; or ``no``
+   where nobody listens there: it is on another machine, or in a container with a network of its
+   own; or where it is on another GPU: between GPUs NCCL knows the better way.
 
 The ring belongs to one session. A sender that was given up and writes late writes to memory that
 nobody reads any more. A receiver never writes to memory of its sender's: it maps pages for reading.
@@ -27,7 +29,6 @@ nobody reads any more. A receiver never writes to memory of its sender's: it map
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import secrets
 import socket
@@ -42,14 +43,10 @@ from streamfill.errors import TransportError
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.page_copies import Rows
 from streamfill.kv_transfer.rendezvous import RendezvousStore
+from streamfill.kv_transfer.rings import CannotShareError, GpuRing, HostRing, Ring, gpu_name
 from streamfill.kv_transfer.shared_buffers import SharedBuffers, map_layers
 from streamfill.kv_transfer.source import KvSource, PagedKv
 from streamfill.kv_transfer.timeouts import TransportTimeouts
-
-PART_BYTES = 1 << 20
-"""Some 0.1 ms of copying, several times what waking the other side takes."""
-NUM_PARTS = 8
-_RING_BYTES = PART_BYTES * NUM_PARTS
 
 _ADDRESS, _ANSWER = "shared", "shared_answer"
 _PREFIX = b"\0streamfill-kv-"
@@ -65,12 +62,11 @@ class SharedMemoryPair:
     """A `group.Pair`; used by one thread of each side, like any."""
 
     def __init__(
-        self, connection: socket.socket, ring_file: int, chunk_s: float, layout: KvLayout
+        self, connection: socket.socket, ring: Ring, chunk_s: float, layout: KvLayout
     ) -> None:
         """
         Args:
-            connection: to the other side; owned from now on.
-            ring_file: descriptor of `_RING_BYTES` shared bytes; the caller closes it.
+            connection: to the other side; owned from now on, like the ring.
             chunk_s: how long a wait for the other side may take.
             layout: of the KV on both sides.
         """
@@ -78,8 +74,9 @@ class SharedMemoryPair:
         self._connection = connection
         self._chunk_s = chunk_s
         self._layout = layout
-        memory = torch.frombuffer(mmap.mmap(ring_file, _RING_BYTES), dtype=torch.uint8)
-        self._parts = memory.split(PART_BYTES)  # type: ignore[no-untyped-call]
+        self._ring = ring
+        self._num_parts = len(ring.parts)
+        self._part_bytes = ring.parts[0].numel()
         self._position = 0
         self._num_there = 0
         """Sender: parts that the other side has not taken. Receiver: parts to be taken."""
@@ -100,10 +97,11 @@ class SharedMemoryPair:
             if buffers is not None:
                 self._take_tokens(1)
                 return
-            for at in range(begin, end, PART_BYTES):
-                while self._num_there == NUM_PARTS:
-                    self._num_there -= self._take_tokens(NUM_PARTS)
-                kv.read(at, self._next_part(min(PART_BYTES, end - at)))
+            for at in range(begin, end, self._part_bytes):
+                while self._num_there == self._num_parts:
+                    self._num_there -= self._take_tokens(self._num_parts)
+                kv.read(at, self._next_part(min(self._part_bytes, end - at)))
+                self._ring.settle()
                 self._connection.sendall(_TOKEN)
                 self._num_there += 1
 
@@ -116,11 +114,12 @@ class SharedMemoryPair:
                 self._pages.read(begin, into[begin:end])
                 self._say_read()
                 return
-            for at in range(begin, end, PART_BYTES):
+            for at in range(begin, end, self._part_bytes):
                 while not self._num_there:
-                    self._num_there += self._take_tokens(NUM_PARTS)
-                part = into[at : min(at + PART_BYTES, end)]
+                    self._num_there += self._take_tokens(self._num_parts)
+                part = into[at : min(at + self._part_bytes, end)]
                 part.copy_(self._next_part(part.numel()))
+                self._ring.settle()
                 self._connection.sendall(_TOKEN)
                 self._num_there -= 1
 
@@ -131,13 +130,13 @@ class SharedMemoryPair:
         """See `group.Pair.close`."""
         self._failure = self._failure or "it was closed"
         self._connection.close()
-        self._parts = ()
+        self._ring.close()
         self._mapped = []
         self._pages = None
 
     def _send_head(self, kv: KvSource, buffers: SharedBuffers | None) -> None:
         while self._num_there:  # or what tells of parts could pass for what tells of pages
-            self._num_there -= self._take_tokens(NUM_PARTS)
+            self._num_there -= self._take_tokens(self._num_parts)
         if buffers is None or not isinstance(kv, PagedKv):
             self._connection.sendall(_HEAD.pack(0, 0, 0))
             return
@@ -180,7 +179,7 @@ class SharedMemoryPair:
         self._connection.sendall(_TOKEN)
 
     def _next_part(self, num_bytes: int) -> Tensor:
-        part: Tensor = self._parts[self._position % NUM_PARTS]
+        part = self._ring.parts[self._position % self._num_parts]
         self._position += 1
         return part[:num_bytes]
 
@@ -215,9 +214,17 @@ class SharedMemoryPair:
 
 
 def offer_shared_memory(
-    store: RendezvousStore, timeouts: TransportTimeouts, layout: KvLayout, *, wanted: bool
+    store: RendezvousStore,
+    timeouts: TransportTimeouts,
+    layout: KvLayout,
+    device: torch.device,
+    *,
+    wanted: bool,
 ) -> SharedMemoryPair | None:
     """The receiver's half of the meeting. None: there will be no ring.
+
+    Args:
+        device: of the staging.
 
     Raises:
         TransportError: the sender did not come.
@@ -226,7 +233,7 @@ def offer_shared_memory(
         store.set(_ADDRESS, b"")
         return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        address = _PREFIX + secrets.token_hex(16).encode()
+        address = _PREFIX + secrets.token_hex(16).encode() + _suffix(device)
         listener.bind(address)
         listener.listen(1)
         listener.settimeout(timeouts.group_setup_s)
@@ -237,7 +244,6 @@ def offer_shared_memory(
             connection, _ = listener.accept()
         except OSError as error:
             raise TransportError(f"the ring of shared memory was not set up: {error}") from error
-    files: list[int] = []
     try:
         connection.settimeout(timeouts.group_setup_s)
         credentials = connection.getsockopt(
@@ -245,22 +251,28 @@ def offer_shared_memory(
         )
         if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
             raise ConnectionError("another user's process connected")
-        _, files, _, _ = socket.recv_fds(connection, 1, 1)
-        if len(files) != 1 or os.fstat(files[0]).st_size != _RING_BYTES:
-            raise ConnectionError(f"not a ring of {_RING_BYTES} bytes")
-        return SharedMemoryPair(connection, files[0], timeouts.chunk_s, layout)
+        ring = _take(connection, device)
+        return SharedMemoryPair(connection, ring, timeouts.chunk_s, layout)
+    except CannotShareError:
+        connection.close()  # the sender was told, and goes on without
+        return None
     except OSError as error:
         connection.close()
         raise TransportError(f"the ring of shared memory was not set up: {error}") from error
-    finally:
-        for file in files:
-            os.close(file)
 
 
 def take_shared_memory(
-    store: RendezvousStore, timeouts: TransportTimeouts, layout: KvLayout, *, wanted: bool
+    store: RendezvousStore,
+    timeouts: TransportTimeouts,
+    layout: KvLayout,
+    device: torch.device,
+    *,
+    wanted: bool,
 ) -> SharedMemoryPair | None:
     """The sender's half of the meeting. None: there will be no ring.
+
+    Args:
+        device: of the KV.
 
     Raises:
         TransportError: the receiver did not come.
@@ -270,24 +282,43 @@ def take_shared_memory(
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if not wanted or not address.startswith(_PREFIX):
+        if not (wanted and address.startswith(_PREFIX) and address.endswith(_suffix(device))):
             raise ConnectionRefusedError
         connection.settimeout(timeouts.group_setup_s)
         connection.connect(address)
-        file = os.memfd_create("streamfill-kv")
-        try:
-            os.ftruncate(file, _RING_BYTES)
-            socket.send_fds(connection, [b"\0"], [file])
-            pair = SharedMemoryPair(connection, file, timeouts.chunk_s, layout)
-        finally:
-            os.close(file)
+        ring = _hand_over(connection, device)
     except OSError:
         connection.close()
         store.set(_ANSWER, b"no")
         return None
     try:
         store.set(_ANSWER, b"yes")
+        if ring.was_taken(connection):
+            return SharedMemoryPair(connection, ring, timeouts.chunk_s, layout)
+    except OSError as error:
+        ring.close()
+        connection.close()
+        raise TransportError(f"the ring of shared memory was not set up: {error}") from error
     except TransportError:
-        pair.close()
+        ring.close()
+        connection.close()
         raise
-    return pair
+    ring.close()
+    connection.close()
+    return None
+
+
+def _hand_over(connection: socket.socket, device: torch.device) -> Ring:
+    if device.type == "cuda":
+        return GpuRing.hand_over(connection, device)
+    return HostRing.hand_over(connection)
+
+
+def _take(connection: socket.socket, device: torch.device) -> Ring:
+    if device.type == "cuda":
+        return GpuRing.take(connection, device)
+    return HostRing.take(connection)
+
+
+def _suffix(device: torch.device) -> bytes:
+    return b"" if device.type == "cpu" else b"-" + gpu_name(device).encode()

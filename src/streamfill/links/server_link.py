@@ -300,6 +300,7 @@ class ServerLink:
                 log_event(
                     logger,
                     "router_queue_full",
+                    stream_id=getattr(message, "stream_id", None),
                     level=logging.WARNING,
                     dropped=name,
                     num_suppressed=self._log_full.num_suppressed,

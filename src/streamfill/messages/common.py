@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import enum
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
+
+MAX_NAMESPACE_CHARS: Final = 64
+Namespace: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_NAMESPACE_CHARS)]
+"""Whose KV a prompt may be served from: what was computed in one namespace is not found in another.
+Opaque."""
+SHARED_NAMESPACE: Final = ""
+"""Of all who do not keep to themselves."""
 
 
 class Role(enum.Enum):
@@ -19,6 +27,19 @@ class StreamMode(enum.Enum):
 
     APPEND = "append"
     UPDATE = "update"
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """On whose account a stream is computed, where several share the cluster fairly."""
+
+    tenant: Namespace = ""
+    """Opaque. Empty: nobody in particular."""
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Twice the weight is worth twice the tokens while all want more than there is."""
+
+
+NO_SHARE: Final = Share()
+"""Of streams that nobody in particular pays for."""
 
 
 class FinishReason(enum.Enum):

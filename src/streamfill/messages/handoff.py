@@ -26,8 +26,9 @@ import msgspec
 
 from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.slices import HeadRange
+from streamfill.messages.common import SHARED_NAMESPACE, Namespace
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -108,6 +109,8 @@ class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
     """The prompt is not committed yet. There is less room for such KV, and more of it follows."""
     replaces: int | None = None
     """A transfer that missed what it goes on behind, and that this one is in place of."""
+    namespace: Namespace = SHARED_NAMESPACE
+    """In which the receiver's tree is to hold it."""
 
 
 class Accept(_Message, frozen=True, kw_only=True, tag="kv_accept"):
@@ -172,6 +175,8 @@ class Ask(_Message, frozen=True, kw_only=True, tag="kv_ask"):
     nothing about what replaced them."""
     token_ids: bytes
     """All that is known of it (`codec.pack_ids`)."""
+    namespace: Namespace = SHARED_NAMESPACE
+    """Where it is looked for. Only what this one holds is told."""
 
 
 class Held(_Message, frozen=True, kw_only=True, tag="kv_held"):

@@ -12,7 +12,16 @@ from typing import TypeAlias
 
 import msgspec
 
-from streamfill.messages.common import HandoffTarget, KvPeer, Sampling, StreamMode
+from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
+    HandoffTarget,
+    KvPeer,
+    Namespace,
+    Sampling,
+    Share,
+    StreamMode,
+)
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +58,9 @@ class OpenStream(_Message, frozen=True, kw_only=True, tag="open_stream"):
     priority: int = 0
     ttft_slo_s: float | None = None
     """Time to first token that the client wants, from the commit. None: it did not say."""
+    namespace: Namespace = SHARED_NAMESPACE
+    """Where its KV is looked for and kept."""
+    share: Share = NO_SHARE
 
 
 class Splice(_Message, frozen=True, kw_only=True, tag="splice"):
@@ -103,6 +115,9 @@ class Generate(_Message, frozen=True, kw_only=True, tag="generate"):
     sampling: Sampling
     transfer_id: int | None
     """KV transfer to wait for. None: recompute at once."""
+    namespace: Namespace = SHARED_NAMESPACE
+    """As in ``OpenStream``."""
+    share: Share = NO_SHARE
 
 
 class HandOff(_Message, frozen=True, kw_only=True, tag="hand_off"):

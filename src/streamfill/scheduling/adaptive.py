@@ -40,7 +40,7 @@ from streamfill.scheduling.policy import PolicyContext
 from streamfill.scheduling.snapshot import Experience, Snapshot, StreamView
 from streamfill.scheduling.step import Step, num_lacking_tokens
 from streamfill.scheduling.turn_policy import TurnPolicy
-from streamfill.scheduling.turns import Key
+from streamfill.scheduling.turn_queue import Key
 from streamfill.stream.ids import StreamId
 
 AGEING: Final = 3.0
@@ -115,14 +115,22 @@ class AdaptivePolicy(TurnPolicy):
         self, snapshot: Snapshot, step: Step, under_way: Sequence[StreamId]
     ) -> DeferReason | None:
         """The first commit, if it goes before all those that it would interrupt: their rests are
-        as much shorter by now as their step has been computed."""
+        as much shorter by now as their step has been computed. One of another tenant goes before
+        them if that tenant had less than each of theirs."""
         experience, streams = snapshot.experience, snapshot.streams
         first = min(self.commit_key(streams[stream_id], experience) for stream_id in under_way)
         first_left = (first[0] - self._ageing * snapshot.under_way_s, first[1])
+        served = snapshot.served
+        tenants = {streams[stream_id].tenant for stream_id in under_way}
         for stream_id in self._index.commits:
-            if self.commit_key(streams[stream_id], experience) >= first_left:
+            view = streams[stream_id]
+            if view.tenant not in tenants:
+                start = served.start_of(view.tenant)
+                if any(served.start_of(tenant) <= start for tenant in tenants):
+                    break
+            elif self.commit_key(view, experience) >= first_left:
                 break
-            step.take_committed(streams[stream_id])
+            step.take_committed(view)
             if step.runs:
                 break
         return DeferReason.YIELDS

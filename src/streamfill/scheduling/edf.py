@@ -3,8 +3,8 @@
 A committed stream is due ``ttft_slo_s`` after its commit; its slack is what is left of that when
 the step that finishes its prompt is subtracted. An uncommitted stream is not waited for yet; it
 goes by the slack that it would have, had it been committed when its newest segment came. What was
-computed once and taken away is no reason to hurry (``turns.Key`` says why). Higher priority goes
-before slack.
+computed once and taken away is no reason to hurry (``turn_queue.Key`` says why). Higher priority
+goes before slack.
 
 Starvation: slack shrinks for all at the same pace. A stream that comes D seconds later goes before
 an earlier one only while its slack is shorter by D, so nobody waits for streams that come later
@@ -17,7 +17,7 @@ from streamfill.scheduling.policy import PolicyContext
 from streamfill.scheduling.snapshot import Experience, StreamView
 from streamfill.scheduling.step import num_new_tokens
 from streamfill.scheduling.turn_policy import TurnPolicy
-from streamfill.scheduling.turns import Key
+from streamfill.scheduling.turn_queue import Key
 
 DEFAULT_SLO_S = 1.0
 """Of streams that name none."""

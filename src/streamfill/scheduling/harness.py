@@ -25,6 +25,7 @@ import msgspec
 from streamfill.scheduling.learning import Learner
 from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
 from streamfill.scheduling.policy import LONG_STEP, Policy
+from streamfill.scheduling.shares import FairShares
 from streamfill.scheduling.snapshot import (
     UNIT_COSTS,
     ContextMode,
@@ -61,6 +62,8 @@ class StreamStory:
     cancelled_s: float | None = None
     priority: int = 0
     ttft_slo_s: float | None = None
+    tenant: int = 0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +154,7 @@ class Harness:
         self._on_answer = on_answer
         self._learner = Learner(self._model.costs)
         self._table = StreamTable()
+        self._shares = FairShares()
         self._streams: dict[StreamId, _Stream] = {}
         self._events: list[tuple[float, int, StreamId, object]] = []
         self._num_events = 0
@@ -230,6 +234,8 @@ class Harness:
             num_computed_tokens=0,
             priority=story.priority,
             ttft_slo_s=story.ttft_slo_s,
+            tenant=story.tenant,
+            weight=story.weight,
         )
         self._streams[story.stream_id] = _Stream(story, view)
 
@@ -320,6 +326,7 @@ class Harness:
             experience=self._learner.experience(),
             under_way=under_way,
             under_way_s=under_way_s,
+            served=self._shares.served(),
         )
         plan = self.policy.decide(snapshot)
         if under_way is not None:
@@ -341,6 +348,18 @@ class Harness:
             # The engine asks nobody again before it takes memory for what waits in it.
             victims.extend(self._streams)
         self._stuck = []
+        page = self._model.page_size
+        for run in plan.runs:
+            view = self._streams[run.stream_id].view
+            is_committed = view.committed_s is not None
+            reaches_end = run.up_to >= view.num_known_tokens // page * page
+            self._shares.started(
+                run.stream_id,
+                view.tenant,
+                run.num_tokens / view.weight,
+                is_committed=is_committed,
+                is_last=run.is_commit if is_committed else reaches_end,
+            )
         for run in waiting:
             if self._acquire(run.num_tokens, victims, running):
                 started.append(run)

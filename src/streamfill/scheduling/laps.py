@@ -23,7 +23,8 @@ from streamfill.scheduling.policy import PolicyContext
 from streamfill.scheduling.snapshot import Experience, Snapshot, StreamView
 from streamfill.scheduling.step import Step, num_lacking_tokens
 from streamfill.scheduling.turn_policy import TurnPolicy
-from streamfill.scheduling.turns import Key
+from streamfill.scheduling.turn_queue import Key
+from streamfill.stream.ids import StreamId
 
 SHORT_TOKENS: Final = 96
 WINDOW_MS: Final = 50.0
@@ -62,10 +63,14 @@ class LapsPolicy(TurnPolicy):
         return num_lacking_tokens(view) > self._short_tokens
 
     def _run_commits(self, snapshot: Snapshot, step: Step) -> DeferReason | None:
-        commits = list(self._index.commits)
         streams = snapshot.streams
-        num_short = sum(not self._is_long(streams[stream_id]) for stream_id in commits)
-        short, long = commits[:num_short], commits[num_short:]
+        commits = list(self._index.commits)
+        short, long = list[StreamId](), list[StreamId]()
+        for stream_id in commits:
+            (long if self._is_long(streams[stream_id]) else short).append(stream_id)
+        unfinished = self._index.unfinished
+        if unfinished is not None and commits[0] == unfinished:
+            return self._run_queue(snapshot, step, short if unfinished in short else long)
         if short and long and not self._is_long_next(snapshot, streams[short[0]], streams[long[0]]):
             return self._run_queue(snapshot, step, short) or DeferReason.NOT_WORTH_IT
         if short and long:

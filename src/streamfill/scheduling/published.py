@@ -24,7 +24,7 @@ from __future__ import annotations
 from streamfill.scheduling.policy import PolicyContext
 from streamfill.scheduling.snapshot import Experience, StreamView
 from streamfill.scheduling.turn_policy import TurnPolicy
-from streamfill.scheduling.turns import Key
+from streamfill.scheduling.turn_queue import Key
 
 
 class DefaultPolicy(TurnPolicy):

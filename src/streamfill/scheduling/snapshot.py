@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from streamfill.scheduling.shares import NOTHING_SERVED, Served
 from streamfill.stream.ids import StreamId
 
 
@@ -58,6 +59,10 @@ class StreamView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     frees nothing."""
     priority: int = 0
     """Higher is more urgent; what that means is the policy's."""
+    tenant: int = 0
+    """On whose account it is computed. 0: nobody's in particular."""
+    weight: float = 1.0
+    """Of the stream: its tokens count that much less."""
     ttft_slo_s: float | None = None
     """Time to first token that the client wants, from the commit. None: it did not say."""
     num_segments: int = 0
@@ -181,6 +186,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     now_s: float
     """On the clock of the streams' times."""
     experience: Experience = NO_EXPERIENCE
+    served: Served = NOTHING_SERVED
+    """What tenants had so far, where there are several."""
     standing_order: Sequence[StreamId] = ()
     """The preemption plan in force: who gives up memory first; who is to be kept stands last.
     Empty while memory is plenty."""
@@ -239,6 +246,7 @@ class StreamTable:
         long_token_budget: int = 0,
         under_way: Sequence[StreamId] | None = None,
         under_way_s: float = 0.0,
+        served: Served = NOTHING_SERVED,
     ) -> Snapshot:
         """The table as it is now; see ``Snapshot`` for the arguments."""
         log = self._log
@@ -253,6 +261,7 @@ class StreamTable:
             standing_order=standing_order,
             under_way=under_way,
             under_way_s=under_way_s,
+            served=served,
             num_streams_evictable_tokens=self._num_evictable,
             log=log,
             position=log.first + len(log.entries),

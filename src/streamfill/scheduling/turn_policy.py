@@ -29,7 +29,8 @@ from streamfill.scheduling.plan import DeferReason, StepPlan, StreamRun, Victim
 from streamfill.scheduling.policy import PolicyContext
 from streamfill.scheduling.snapshot import Experience, Snapshot, StreamView
 from streamfill.scheduling.step import Step
-from streamfill.scheduling.turns import Key, RankIndex, TurnIndex
+from streamfill.scheduling.turn_queue import Key
+from streamfill.scheduling.turns import RankIndex, TurnIndex
 from streamfill.stream.ids import StreamId
 
 MAX_REFUSED = 16

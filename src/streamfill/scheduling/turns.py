@@ -1,75 +1,24 @@
 """Streams in the order of their turn, kept up to date at the cost of what changed.
 
-``TurnQueue`` is a sorted list whose old entries are dropped late. ``TurnIndex`` keeps three of them
-for a policy, after the snapshot's log of changes. What they hold is a function of the snapshot
-alone: an index that is new, or that has missed too much, starts from all its streams.
+``TurnIndex`` keeps three queues for a policy, after the snapshot's log of changes. What they hold
+is a function of the snapshot alone: an index that is new, or that has missed too much, starts from
+all its streams. While all streams are of one tenant the queues are plain ones (``turn_queue``);
+with the first stream of another, tenants share them (``fair_queue``).
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeAlias
 
+from streamfill.scheduling.fair_queue import FairQueue
 from streamfill.scheduling.snapshot import Experience, Snapshot, StreamView
+from streamfill.scheduling.turn_queue import Key, TurnQueue
 from streamfill.stream.ids import StreamId
 
-Key: TypeAlias = tuple[float, float]
-"""Smaller goes first. It may depend on a stream and on experience, never on the time: what ages
-does so at the same pace for all, and their order stays. Having lost KV must not move a stream
-forward, or two that do not fit together take each other's for ever."""
 KeyOf: TypeAlias = Callable[[StreamView, Experience], Key]
 
-_Entry: TypeAlias = tuple[float, float, StreamId]
-
-
-class TurnQueue:
-    """Ids in the order of their keys; of equal keys the older id first."""
-
-    __slots__ = ("_entries", "_live")
-
-    def __init__(self) -> None:
-        self._entries: list[_Entry] = []
-        self._live: dict[StreamId, _Entry] = {}
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def __contains__(self, stream_id: object) -> bool:
-        return stream_id in self._live
-
-    def put(self, stream_id: StreamId, key: Key) -> None:
-        """Insert it, or move it."""
-        entry = (key[0], key[1], stream_id)
-        if self._live.get(stream_id) == entry:
-            return
-        self._live[stream_id] = entry
-        insort(self._entries, entry)
-        if len(self._entries) > 32 + 2 * len(self._live):
-            self._entries = sorted(self._live.values())
-
-    def discard(self, stream_id: StreamId) -> None:
-        """Take it out, if it is in."""
-        self._live.pop(stream_id, None)
-
-    def clear(self) -> None:
-        """Take all out."""
-        self._entries.clear()
-        self._live.clear()
-
-    def __iter__(self) -> Iterator[StreamId]:
-        """In order. Nothing may be put in meanwhile."""
-        live, entries = self._live, self._entries
-        num_gone = 0
-        for entry in entries:
-            if live.get(entry[2]) is entry:
-                break
-            num_gone += 1
-        if num_gone:
-            del entries[:num_gone]
-        for entry in entries:
-            if live.get(entry[2]) is entry:
-                yield entry[2]
+Queue: TypeAlias = TurnQueue | FairQueue
 
 
 class TurnIndex:
@@ -92,8 +41,11 @@ class TurnIndex:
         """
         self._commit_key = commit_key
         self._context_key = context_key
-        self.context = TurnQueue()
-        self.commits = TurnQueue() if is_tiered else self.context
+        self._is_tiered = is_tiered
+        self._is_shared = False
+        """There were streams of several tenants."""
+        self.context: Queue = TurnQueue()
+        self.commits: Queue = TurnQueue() if is_tiered else self.context
         self._key_of_commit = commit_key if is_tiered else context_key
         self.recompute = TurnQueue()
         self.blocked: set[StreamId] = set()
@@ -103,10 +55,12 @@ class TurnIndex:
         self._position = 0
         self._experience: Experience | None = None
         self._page_size = 0
-        self._queue_of: dict[StreamId, TurnQueue] = {}
+        self._queue_of: dict[StreamId, Queue] = {}
 
     def follow(self, snapshot: Snapshot) -> None:
         """Catch up with the changes up to this snapshot."""
+        if self._is_shared:
+            self._show(snapshot)
         is_same_story = (
             snapshot.log is self._log
             and snapshot.experience is self._experience
@@ -123,14 +77,31 @@ class TurnIndex:
                     view = streams.get(stream_id)
                     if view is None:
                         self._remove(stream_id)
+                    elif view.tenant and not self._is_shared:
+                        self._start_over(snapshot)
+                        return
                     else:
                         self._place(view)
                 return
         self._start_over(snapshot)
 
+    @property
+    def unfinished(self) -> StreamId | None:
+        """See ``FairQueue.unfinished``."""
+        return self.commits.unfinished if isinstance(self.commits, FairQueue) else None
+
     def _start_over(self, snapshot: Snapshot) -> None:
         self._log, self._experience = snapshot.log, snapshot.experience
         self._page_size, self._position = snapshot.memory.page_size, snapshot.position
+        is_shared = any(view.tenant for view in snapshot.streams.values())
+        if is_shared != self._is_shared:
+            self._is_shared = is_shared
+            self.context = FairQueue() if is_shared else TurnQueue()
+            self.commits = self.context
+            if self._is_tiered:
+                self.commits = FairQueue() if is_shared else TurnQueue()
+        if is_shared:
+            self._show(snapshot)
         for queue in (self.commits, self.context, self.recompute):
             queue.clear()
         self._queue_of.clear()
@@ -139,6 +110,12 @@ class TurnIndex:
         self.blocked.clear()
         for view in snapshot.streams.values():
             self._place(view)
+
+    def _show(self, snapshot: Snapshot) -> None:
+        for queue in (self.commits, self.context):
+            if isinstance(queue, FairQueue):
+                queue.streams, queue.served = snapshot.streams, snapshot.served
+                queue.pool_tokens = snapshot.memory.num_total_tokens
 
     def _remove(self, stream_id: StreamId) -> None:
         queue = self._queue_of.pop(stream_id, None)
@@ -155,7 +132,7 @@ class TurnIndex:
             self.blocked.add(stream_id)
         elif self.blocked:
             self.blocked.discard(stream_id)
-        queue: TurnQueue | None = None
+        queue: Queue | None = None
         if view.in_flight:
             pass
         elif is_committed:

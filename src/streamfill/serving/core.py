@@ -364,6 +364,8 @@ class ServingCore:
             mode=message.mode,
             priority=message.priority,
             ttft_slo_s=message.ttft_slo_s,
+            namespace=message.namespace,
+            share=message.share,
             opened_s=self._clock(),
             account=WorkAccount(self.engine.facts.page_size),
         )
@@ -380,7 +382,7 @@ class ServingCore:
         if message.next_in_s is not None:
             record.hinted_next_s = self._clock() + message.next_in_s
         if old_ids is not None:
-            self.engine.untag(record.stream_id, old_ids)
+            self.engine.untag(record.stream_id, old_ids, namespace=record.namespace)
         self._look_again(record)
         self._report_progress(record)
 
@@ -469,6 +471,8 @@ class ServingCore:
             attempt=message.attempt,
             mode=StreamMode.APPEND,
             priority=0,
+            namespace=message.namespace,
+            share=message.share,
             opened_s=now_s,
             account=WorkAccount(self.engine.facts.page_size),
         )
@@ -544,12 +548,12 @@ class ServingCore:
         self.num_computed_tokens += in_flight.up_to - update.num_cached_tokens
         self._note_run(record, in_flight, update.num_cached_tokens)
         useful = min(in_flight.up_to, in_flight.keep_tokens)
-        num_cached = self.engine.cached_tokens(record.ids[:useful])
+        num_cached = self._cached_tokens(record, useful)
         self._note_seen(record, num_cached, useful)
         record.note_computed(num_cached)
         # Computed it was, even if its KV was taken at once: it must not pass for new context again.
         record.num_reached = max(record.num_reached, useful)
-        record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        self._tag(record)
         self._report_progress(record)
 
     def _on_answer(self, record: StreamRecord, update: RequestUpdate) -> None:
@@ -566,6 +570,7 @@ class ServingCore:
             if not answer.num_brought and answer.transfer_id is None:
                 record.account.answered(len(record.ids))
         answer.token_ids.extend(update.token_ids)
+        self.decider.note_output(record, len(update.token_ids))
         answer.logprobs.extend(update.logprobs)
         if update.finish is not None:
             record.in_flight = None
@@ -716,11 +721,11 @@ class ServingCore:
         """Look for the stream's computed tokens. Returns whether some were lost since the last
         look."""
         num_computed = record.num_computed
-        cached = self.engine.cached_tokens(record.ids[:num_computed])
+        cached = self._cached_tokens(record, num_computed)
         was_lost = self._note_seen(record, cached, num_computed)
         if cached >= num_computed:
             return False
-        record.note_lost(cached, self.engine.host_tokens(record.ids, cached))
+        record.note_lost(cached, self._host_tokens(record, cached))
         if was_lost:
             self._price_loss(record)
         self.decider.touch(record)
@@ -763,7 +768,7 @@ class ServingCore:
             restored.append(record)
         for record in restored:
             # Bringing back the later ones may have taken the earlier ones' again.
-            if self.engine.cached_tokens(record.ids[: record.num_computed]) < record.num_computed:
+            if self._cached_tokens(record, record.num_computed) < record.num_computed:
                 self._find_kv(record)
                 record.num_host = 0
                 self.decider.touch(record)
@@ -809,7 +814,8 @@ class ServingCore:
                 or victim.num_computed <= victim.num_saved
             ):
                 continue
-            num_saved = self.engine.copy_ahead(victim.ids[: victim.num_computed])
+            ids = victim.ids[: victim.num_computed]
+            num_saved = self.engine.copy_ahead(ids, namespace=victim.namespace)
             num_left -= max(0, num_saved - victim.num_saved)
             victim.num_saved = max(victim.num_saved, num_saved)
             if num_saved < victim.num_computed:
@@ -819,14 +825,14 @@ class ServingCore:
     def _bring_back(self, record: StreamRecord, up_to: int) -> None:
         """Bring back from host memory what is there of the stream's first ``up_to`` tokens."""
         num_before = record.num_computed
-        num_cached = self.engine.restore(record.ids[:up_to])
+        num_cached = self.engine.restore(record.ids[:up_to], namespace=record.namespace)
         num_back = num_cached - num_before
         if num_back > 0:
             self._note_recovered(record, PreemptionAction.SWAP, num_back, self.engine.restore_s)
         self._note_seen(record, num_cached, num_cached)
         record.note_computed(num_cached)
         record.num_saved = max(record.num_saved, num_cached)
-        record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        self._tag(record)
         self.decider.touch(record)
 
     def _note_recovered(
@@ -862,9 +868,11 @@ class ServingCore:
             num_step_tokens=num_step_tokens,
         )
         self.decider.touch(record)
+        self.decider.note_start(record, run)
         answer = record.answer
         if not run.is_commit or answer is None:
-            self.engine.start_segment(key, record.stream_id, record.ids[: run.up_to])
+            ids = record.ids[: run.up_to]
+            self.engine.start_segment(key, record.stream_id, ids, namespace=record.namespace)
             return
         record.advance(Phase.ANSWERING)
         num_prompt = len(record.ids) - answer.num_brought
@@ -874,6 +882,7 @@ class ServingCore:
             record.ids[:num_prompt],
             record.ids[num_prompt:],
             self._local_sampling(answer),
+            namespace=record.namespace,
         )
 
     def _local_sampling(self, answer: Answer) -> Sampling:
@@ -886,16 +895,29 @@ class ServingCore:
     def _look_again(self, record: StreamRecord) -> None:
         """Find out how much of the stream's tokens the tree holds: others may have computed or
         evicted it."""
-        num_cached = self.engine.cached_tokens(record.ids)
+        num_cached = self._cached_tokens(record, len(record.ids))
         was_lost = self._note_seen(record, num_cached, len(record.ids))
-        record.note_lost(num_cached, self.engine.host_tokens(record.ids, num_cached))
+        record.note_lost(num_cached, self._host_tokens(record, num_cached))
         record.num_reached = max(record.num_reached, num_cached)
         if was_lost:
             self._price_loss(record)
         if record.answer is not None:
             record.answer.num_cached_tokens = record.num_computed
-        record.num_shared = self.engine.tag(record.stream_id, record.ids[: record.num_computed])
+        self._tag(record)
         self.decider.touch(record)
+
+    def _cached_tokens(self, record: StreamRecord, num_tokens: int) -> int:
+        """How many of the stream's first ``num_tokens`` tokens the tree holds."""
+        return self.engine.cached_tokens(record.ids[:num_tokens], namespace=record.namespace)
+
+    def _host_tokens(self, record: StreamRecord, num_resident: int) -> int:
+        """How many right behind the first ``num_resident`` are in host memory."""
+        return self.engine.host_tokens(record.ids, num_resident, namespace=record.namespace)
+
+    def _tag(self, record: StreamRecord) -> None:
+        """What is computed of the stream is its own, and maybe others'."""
+        ids = record.ids[: record.num_computed]
+        record.num_shared = self.engine.tag(record.stream_id, ids, namespace=record.namespace)
 
     # Endings
 
@@ -922,7 +944,7 @@ class ServingCore:
         cache."""
         self._records.pop(record.stream_id, None)
         # Or the tags of all streams that ever used a shared prefix would pile up on it.
-        self.engine.untag(record.stream_id, record.ids)
+        self.engine.untag(record.stream_id, record.ids, namespace=record.namespace)
         self._release_host(record)
         if record.in_flight is not None:
             self._by_key.pop(record.in_flight.key, None)
@@ -955,7 +977,8 @@ class ServingCore:
         )
         # Copies of a prefix that others share stay, and the last stream leaves nothing.
         first_token = record.num_shared if num_others else 0
-        self.engine.release_host(record.ids if num_others else None, first_token)
+        ids = record.ids if num_others else None
+        self.engine.release_host(ids, first_token, namespace=record.namespace)
 
     def _expire(self) -> None:
         now_s = self._clock()

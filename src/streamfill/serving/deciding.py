@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamfill.engine.interface import Engine
-from streamfill.messages.common import StreamDecision, StreamMode
+from streamfill.messages.common import NO_SHARE, StreamDecision, StreamMode
 from streamfill.messages.control import PlanEntry, PreemptionMode
 from streamfill.preemption.costs import BUILT_IN, Corrected, CostModel
 from streamfill.preemption.rule import Pricing
 from streamfill.preemption.standing import StandingPlan, streams_to_save
 from streamfill.scheduling.learning import Learner
-from streamfill.scheduling.plan import SENTENCES, StepPlan
+from streamfill.scheduling.plan import SENTENCES, StepPlan, StreamRun
 from streamfill.scheduling.policy import LONG_STEP, Policy
 from streamfill.scheduling.registry import (
     DEFAULT_POLICY,
@@ -30,6 +30,7 @@ from streamfill.scheduling.registry import (
     make_policy,
     split_preemption,
 )
+from streamfill.scheduling.shares import FairShares
 from streamfill.scheduling.snapshot import (
     UNIT_COSTS,
     ContextMode,
@@ -111,6 +112,8 @@ class Decider:
         self._page_size = engine.facts.page_size
         self._learner = Learner(policy.costs)
         self._table = StreamTable()
+        self._shares = FairShares()
+        self._tenants = {NO_SHARE.tenant: 0}
         self._dirty: dict[int, StreamRecord] = {}
         self._waiting: frozenset[str] = frozenset()
         self._standing_order: tuple[StreamId, ...] = ()
@@ -192,6 +195,29 @@ class Decider:
         self._table.remove(StreamId(record.stream_id))
         self._num_changes += 1
 
+    def note_start(self, record: StreamRecord, run: StreamRun) -> None:
+        """A run of the stream is given to the engine: its tenant had so much more."""
+        share = record.share
+        is_committed = record.answer is not None
+        reaches_end = run.up_to >= len(record.ids) // self._page_size * self._page_size
+        self._shares.started(
+            run.stream_id,
+            self._tenant(share.tenant),
+            run.num_tokens / share.weight,
+            is_committed=is_committed,
+            is_last=run.is_commit if is_committed else reaches_end,
+        )
+
+    def note_output(self, record: StreamRecord, num_tokens: int) -> None:
+        """Tokens of the stream's answer came out."""
+        share = record.share
+        self._shares.generated(self._tenant(share.tenant), num_tokens / share.weight)
+
+    def _tenant(self, name: str) -> int:
+        """The number that stands for a tenant here: the same on all ranks, which hear of tenants in
+        the same order."""
+        return self._tenants.setdefault(name, len(self._tenants))
+
     def note_commit(self, record: StreamRecord) -> None:
         """A stream was committed."""
         mode = _MODES[record.mode]
@@ -257,6 +283,7 @@ class Decider:
             standing_order=self._standing_order,
             under_way=under_way,
             under_way_s=0.0 if self._step is None else now_s - self._step[0],
+            served=self._shares.served(),
         )
         self._newest = self._decide.decide(snapshot)
         return self._newest
@@ -396,6 +423,8 @@ class Decider:
             num_host_tokens=0 if in_flight is not None else record.num_host,
             num_shared_tokens=min(record.num_shared, record.num_computed),
             priority=record.priority,
+            tenant=self._tenant(record.share.tenant),
+            weight=record.share.weight,
             ttft_slo_s=record.ttft_slo_s,
             num_segments=record.num_segments,
             gaps_s=tuple(record.gaps_s),

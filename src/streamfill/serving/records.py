@@ -8,7 +8,16 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 
-from streamfill.messages.common import Finish, HandoffTarget, Sampling, StreamMode, TokenLogprob
+from streamfill.messages.common import (
+    NO_SHARE,
+    SHARED_NAMESPACE,
+    Finish,
+    HandoffTarget,
+    Sampling,
+    Share,
+    StreamMode,
+    TokenLogprob,
+)
 from streamfill.messages.control import Residency, StreamTelemetry
 from streamfill.scheduling.plan import RunReason
 from streamfill.scheduling.snapshot import expected_next_s
@@ -95,6 +104,10 @@ class StreamRecord:
     opened_s: float
     ttft_slo_s: float | None = None
     """Time to first token that the client wants, from the commit."""
+    namespace: str = SHARED_NAMESPACE
+    """In which its KV is looked for and kept."""
+    share: Share = NO_SHARE
+    """On whose account it is computed."""
     ids: array[int] = field(default_factory=lambda: array("q"))
     """The token log as this server knows it, with the brought answer tokens behind the prompt."""
     seq: int = 0

@@ -110,6 +110,11 @@ def test_values_of_settings(setting: str, value: object) -> None:
             "router.api_keys_file",
             "streamfill keys add",
         ),
+        (
+            ("--set", "router.cache_namespaces=none"),
+            "router.cache_namespaces",
+            "tenant, shared",
+        ),
         (("--set", "router.tls_cert_file=/c"), "router.tls_cert_file", "needs router.tls_key_file"),
         (("--set", "router.tls_key_file=/k"), "router.tls_key_file", "needs router.tls_cert_file"),
         (

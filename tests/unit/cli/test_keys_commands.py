@@ -44,6 +44,20 @@ def test_add_prints_the_key_once_and_keeps_its_hash(
     assert not any(word in shown for word in (key, key.split("-", 2)[2], entry.hash, entry.salt))
 
 
+def test_weight_and_cache_of_a_key(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As asked for, and shown; by default one like all others, with a cache of its tenant's own."""
+    assert run(path, "add", "a") == 0
+    assert run(path, "add", "b", "--shared-cache", "--weight", "2.5") == 0
+    own, shared = read_keys(path, "--file")
+    assert (own.shared_cache, own.weight) == (False, 1.0)
+    assert (shared.shared_cache, shared.weight) == (True, 2.5)
+    capsys.readouterr()
+    assert run(path, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("own" in line and " 1 " in line for line in lines)
+    assert any("shared" in line and "2.5" in line for line in lines)
+
+
 def test_list_for_programs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Empty where there is no file; else an object for each key."""
     assert run(path, "list", "--json") == 0
@@ -74,6 +88,8 @@ def test_remove(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("add", "b", "--max-streams", "0"), "max_streams must be above 0"),
         (("add", "b", "--requests-per-s", "nan"), "requests_per_s must be above 0"),
         (("add", "b", "--tokens-per-min", "-1"), "tokens_per_min must be above 0"),
+        (("add", "b", "--weight", "0"), "weight must be between 0.001 and 1000"),
+        (("add", "b", "--weight", "nan"), "weight must be between"),
     ],
 )
 def test_wrong_words_change_nothing(

@@ -16,7 +16,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 from prefill_server.swap import SwapEngine
 from streamfill.engine.exports import KvExports
 from streamfill.engine.paged_allocator import CpuPagedAllocator
-from streamfill.engine.radix import KvPool, StreamRadixCache
+from streamfill.engine.radix import KvPool, StreamRadixCache, radix_key
 from streamfill.engine.shared_kv_pool import SharedMhaTokenToKvPool
 from streamfill.kv_transfer.interface import IncomingTransfer
 
@@ -97,11 +97,12 @@ class PoolUnderTest:
         self.tree.swap = swap
         return swap
 
-    def compute(self, token_ids: Sequence[int]) -> bool:
+    def compute(self, token_ids: Sequence[int], namespace: str = "") -> bool:
         """A request that fills the cache, from start to end, as SGLang runs it. False: there is no
         memory for it."""
         ids = array("q", token_ids)
-        match = self.tree.match_prefix(MatchPrefixParams(key=RadixKey(ids)))
+        key = radix_key(ids, namespace)
+        match = self.tree.match_prefix(MatchPrefixParams(key=key))
         prefix, node = match.device_indices, match.last_device_node
         self.tree.inc_lock_ref(node)
         num_new = -(-(len(ids) - len(prefix)) // self.page_size) * self.page_size
@@ -112,7 +113,7 @@ class PoolUnderTest:
         self.write(slots[: len(ids) - len(prefix)], kv_of(ids)[len(prefix) :])
         whole = len(ids) - len(ids) % self.page_size
         values = torch.cat([prefix, slots])[:whole]
-        result = self.tree.insert(InsertParams(key=RadixKey(ids[:whole]), value=values))
+        result = self.tree.insert(InsertParams(key=key[:whole], value=values))
         self.allocator.free(values[len(prefix) : result.prefix_len])
         self.allocator.free(slots[whole - len(prefix) :])
         self.tree.dec_lock_ref(node)
@@ -137,11 +138,13 @@ class PoolUnderTest:
         """Free memory, in the tree's order."""
         self.tree.evict(EvictParams(num_tokens=num_tokens))
 
-    def peek(self, token_ids: Sequence[int]) -> int:
+    def peek(self, token_ids: Sequence[int], namespace: str = "") -> int:
         """Length of the cached prefix."""
-        return self.tree.peek(array("q", token_ids))
+        return self.tree.peek(array("q", token_ids), namespace)
 
-    def incoming(self, token_ids: Sequence[int], first_token: int = 0) -> IncomingTransfer:
+    def incoming(
+        self, token_ids: Sequence[int], first_token: int = 0, namespace: str = ""
+    ) -> IncomingTransfer:
         """A transfer of KV as a server that computed it would have sent it."""
         staging = torch.empty(
             (2, NUM_LAYERS, len(token_ids) - first_token, NUM_HEADS * HEAD_DIM), dtype=torch.float32
@@ -155,6 +158,7 @@ class PoolUnderTest:
             token_ids=array("i", token_ids),
             first_token=first_token,
             staging=staging.view(-1).view(torch.uint8),
+            namespace=namespace,
         )
 
     def write(self, slots: torch.Tensor, values: Sequence[float]) -> None:

@@ -52,24 +52,24 @@ HUGE_TOKENS = 12_000
 """786 MB: still under way long after its first chunk."""
 
 
-def _sender_gpu() -> torch.device:
+def sender_gpu() -> torch.device:
     return torch.device("cuda", 0)
 
 
-def _receiver_gpu() -> torch.device:
+def receiver_gpu() -> torch.device:
     return torch.device("cuda", min(1, torch.cuda.device_count() - 1))
 
 
 def _receive(pipe: Connection) -> None:
     """The other process: tells what arrives, until it is told anything."""
-    if _receiver_gpu() == _sender_gpu():
+    if receiver_gpu() == sender_gpu():
         share_one_gpu("receiver")
     receiver = KvReceiver(
         "d0",
         WIDE,
         HOST,
         memory_limit_bytes=MEMORY_BYTES,
-        device=_receiver_gpu(),
+        device=receiver_gpu(),
         timeouts=TIMEOUTS,
     )
     pipe.send(receiver.port)
@@ -86,7 +86,7 @@ def _digest(staging: torch.Tensor) -> str:
     return hashlib.sha256(staging.cpu().numpy().data).hexdigest()
 
 
-class _Peer:
+class Peer:
     """A receiving process."""
 
     def __init__(self) -> None:
@@ -113,8 +113,8 @@ class _Peer:
 
 
 @pytest.fixture
-def peers() -> Iterator[list[_Peer]]:
-    started: list[_Peer] = []
+def peers() -> Iterator[list[Peer]]:
+    started: list[Peer] = []
     yield started
     for peer in started:
         peer.stop()
@@ -122,81 +122,88 @@ def peers() -> Iterator[list[_Peer]]:
 
 @pytest.fixture
 def sender(monkeypatch: pytest.MonkeyPatch) -> Iterator[KvSender]:
-    if _receiver_gpu() == _sender_gpu():
+    if receiver_gpu() == sender_gpu():
         monkeypatch.setenv("NCCL_HOSTID", "sender")
-    endpoint = KvSender("p0", WIDE, device=_sender_gpu(), timeouts=TIMEOUTS, chunk_bytes=1 << 20)
+    endpoint = KvSender(
+        "p0",
+        WIDE,
+        device=sender_gpu(),
+        timeouts=TIMEOUTS,
+        chunk_bytes=1 << 20,
+        same_host=False,
+    )
     yield endpoint
     endpoint.close()
 
 
-def _on_gpu(number: int, num_tokens: int) -> OutgoingTransfer:
+def on_gpu(number: int, num_tokens: int) -> OutgoingTransfer:
     made = transfer(number, num_tokens, layout=WIDE)
-    return replace(made, kv=StagedKv(bytes_of(made).to(_sender_gpu())))
+    return replace(made, kv=StagedKv(bytes_of(made).to(sender_gpu())))
 
 
-def _outcome(sender: KvSender) -> TransferOutcome:
+def outcome_of(sender: KvSender) -> TransferOutcome:
     assert select.select([sender.fileno()], [], [], PATIENCE_S)[0], "it does not end"
     (outcome,) = sender.poll()
     return outcome
 
 
-def _deliver(sender: KvSender, peer: _Peer, sent: OutgoingTransfer) -> None:
+def deliver(sender: KvSender, peer: Peer, sent: OutgoingTransfer) -> None:
     sender.submit(peer.address, sent)
-    outcome = _outcome(sender)
+    outcome = outcome_of(sender)
     assert outcome.ok, outcome.reason
     assert peer.word() == (sent.transfer_id, _digest(bytes_of(sent)))
 
 
-def _submit_huge(sender: KvSender, peer: _Peer, number: int) -> None:
+def _submit_huge(sender: KvSender, peer: Peer, number: int) -> None:
     """Returns while it is under way."""
-    sender.submit(peer.address, _on_gpu(number, HUGE_TOKENS))
+    sender.submit(peer.address, on_gpu(number, HUGE_TOKENS))
     time.sleep(0.1)
     assert sender.stats().num_pending == 1, "too fast for this test"
 
 
-def test_bytes_arrive_as_they_were_sent(sender: KvSender, peers: list[_Peer]) -> None:
-    peers.append(_Peer())
+def test_bytes_arrive_as_they_were_sent(sender: KvSender, peers: list[Peer]) -> None:
+    peers.append(Peer())
     rand = random.Random(0)
     for number in range(20):
-        _deliver(sender, peers[0], _on_gpu(number, rand.choice([1, 15, 16, 17, 500, 2_000])))
+        deliver(sender, peers[0], on_gpu(number, rand.choice([1, 15, 16, 17, 500, 2_000])))
     assert sender.stats().num_sessions == 1
 
 
-def test_a_cancelled_transfer_leaves_the_session(sender: KvSender, peers: list[_Peer]) -> None:
-    peers.append(_Peer())
-    _deliver(sender, peers[0], _on_gpu(1, 100))
+def test_a_cancelled_transfer_leaves_the_session(sender: KvSender, peers: list[Peer]) -> None:
+    peers.append(Peer())
+    deliver(sender, peers[0], on_gpu(1, 100))
     _submit_huge(sender, peers[0], 2)
     sender.cancel(2)
-    assert _outcome(sender).status is TransferStatus.CANCELLED
-    _deliver(sender, peers[0], _on_gpu(3, 100))
+    assert outcome_of(sender).status is TransferStatus.CANCELLED
+    deliver(sender, peers[0], on_gpu(3, 100))
     assert sender.stats().num_sessions == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_peer_that_vanishes(sender: KvSender, peers: list[_Peer], how: signal.Signals) -> None:
+def test_a_peer_that_vanishes(sender: KvSender, peers: list[Peer], how: signal.Signals) -> None:
     """Its transfer fails in time, and a new process gets the next one."""
-    peers.append(_Peer())
-    _deliver(sender, peers[0], _on_gpu(1, 100))
+    peers.append(Peer())
+    deliver(sender, peers[0], on_gpu(1, 100))
     _submit_huge(sender, peers[0], 2)
     peers[0].signal(how)
     begun_s = time.monotonic()
-    assert _outcome(sender).status is TransferStatus.FAILED
+    assert outcome_of(sender).status is TransferStatus.FAILED
     assert time.monotonic() - begun_s < TIMEOUTS.join_s + TIMEOUTS.reply_s
     peers[0].signal(signal.SIGKILL)
-    peers.append(_Peer())
-    _deliver(sender, peers[1], _on_gpu(3, 100))
-    assert torch.ones(10, device=_sender_gpu()).sum().item() == 10  # the device is not poisoned
+    peers.append(Peer())
+    deliver(sender, peers[1], on_gpu(3, 100))
+    assert torch.ones(10, device=sender_gpu()).sum().item() == 10  # the device is not poisoned
 
 
-def test_a_peer_that_is_gone_before_the_group(sender: KvSender, peers: list[_Peer]) -> None:
+def test_a_peer_that_is_gone_before_the_group(sender: KvSender, peers: list[Peer]) -> None:
     """The first transfer sets the communicator up, which its own time-outs do not bound."""
-    peers.append(_Peer())
+    peers.append(Peer())
     peers[0].signal(signal.SIGSTOP)
-    sender.submit(peers[0].address, _on_gpu(1, 100))
-    assert _outcome(sender).status is TransferStatus.FAILED
+    sender.submit(peers[0].address, on_gpu(1, 100))
+    assert outcome_of(sender).status is TransferStatus.FAILED
     peers[0].signal(signal.SIGKILL)
-    peers.append(_Peer())
-    _deliver(sender, peers[1], _on_gpu(2, 100))
+    peers.append(Peer())
+    deliver(sender, peers[1], on_gpu(2, 100))
 
 
 def test_a_peer_that_never_comes_to_the_group() -> None:
@@ -210,7 +217,7 @@ def test_a_peer_that_never_comes_to_the_group() -> None:
             rank=SENDER_RANK,
             store=store,
             local_host=HOST,
-            device=_sender_gpu(),
+            device=sender_gpu(),
             timeouts=TIMEOUTS,
         )
     assert time.monotonic() - begun_s < 2 * TIMEOUTS.join_s

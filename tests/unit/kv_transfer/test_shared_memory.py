@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from streamfill.errors import TransportError
 from streamfill.kv_transfer.rendezvous import RendezvousStore
+from streamfill.kv_transfer.rings import HostRing
 from streamfill.kv_transfer.shared_memory import (
-    NUM_PARTS,
-    PART_BYTES,
     SharedMemoryPair,
     offer_shared_memory,
     take_shared_memory,
@@ -37,6 +36,9 @@ from tests.unit.kv_transfer.builders import (
 )
 from tests.unit.kv_transfer.conftest import MakeReceiver, MakeSender
 
+CPU = torch.device("cpu")
+PART_BYTES, NUM_PARTS = HostRing.PART_BYTES, HostRing.NUM_PARTS
+
 
 def _stores() -> tuple[RendezvousStore, RendezvousStore]:
     """Of a receiver and a sender."""
@@ -56,11 +58,11 @@ def _meet(*, offered: bool = True, taken: bool = True) -> list[SharedMemoryPair 
 
     def receive() -> None:
         receivers.adopt()
-        found[0] = offer_shared_memory(receivers, QUICK, LAYOUT, wanted=offered)
+        found[0] = offer_shared_memory(receivers, QUICK, LAYOUT, CPU, wanted=offered)
 
     thread = threading.Thread(target=receive)
     thread.start()
-    found[1] = take_shared_memory(senders, QUICK, LAYOUT, wanted=taken)
+    found[1] = take_shared_memory(senders, QUICK, LAYOUT, CPU, wanted=taken)
     thread.join()
     return found
 
@@ -110,7 +112,7 @@ def test_a_sender_on_another_machine_says_no() -> None:
     """Nobody listens there under the address."""
     receivers, senders = _stores()
     senders.put("shared", b"\0streamfill-kv-somewhere-else")
-    assert take_shared_memory(senders, QUICK, LAYOUT, wanted=True) is None
+    assert take_shared_memory(senders, QUICK, LAYOUT, CPU, wanted=True) is None
     assert receivers.get("shared_answer") == b"no"
 
 
@@ -122,7 +124,7 @@ def test_a_sender_connects_to_nothing_else() -> None:
         service.listen()
         service.settimeout(0.05)
         senders.put("shared", b"\0another-service")
-        assert take_shared_memory(senders, QUICK, LAYOUT, wanted=True) is None
+        assert take_shared_memory(senders, QUICK, LAYOUT, CPU, wanted=True) is None
         with pytest.raises(TimeoutError):
             service.accept()
     assert receivers.get("shared_answer") == b"no"
@@ -181,10 +183,10 @@ def test_a_late_write_meets_nobody(make_receiver: MakeReceiver) -> None:
         raw.send(offer(2, epoch=new.epoch, num_tokens=400))
         raw.receive()
         pair = raw.join_group(new.epoch)
-        for part in zombie._parts:
+        for part in zombie._ring.parts:
             part.fill_(0xEE)
         send_all(pair, bytes_of(sent))
-        for part in zombie._parts:
+        for part in zombie._ring.parts:
             part.fill_(0xEE)
         incoming = arrivals_of(receiver)[2]
         assert torch.equal(incoming.staging, bytes_of(sent))

@@ -72,9 +72,17 @@ def test_all_find_each_other() -> None:
     assert (router.grpc_port, router.zmq_port, controller.zmq_port) == (1001, 1002, 1003)
     assert (router.http_port, made.http_url) == (1004, "http://127.0.0.1:1004")
     assert router.controller_endpoint == "tcp://127.0.0.1:1003"
+    assert router.status_page
     for server in servers(made).values():
         assert server.router_endpoint == "tcp://127.0.0.1:1002"
         assert server.controller_endpoint == "tcp://127.0.0.1:1003"
+
+
+def test_the_status_page_can_be_switched_off() -> None:
+    """The router hears of it."""
+    made = plan(ClusterConfig(router=RouterSection(status_page=False)))
+    router = msgspec.json.decode(made.processes[0].config_json, type=RouterConfig)
+    assert not router.status_page
 
 
 @pytest.mark.parametrize(
@@ -187,6 +195,8 @@ def test_router_options() -> None:
         max_waiting_segments=7,
         admission_wait_s=8.0,
         otlp_endpoint="http://h:4318",
+        cache_namespaces="shared",
+        fair_sharing=False,
     )
     prefill = ServerSection(max_uncommitted_tokens=99)
     model = ModelSection(context_tokens=77)
@@ -196,6 +206,7 @@ def test_router_options() -> None:
     assert (router.max_waiting_segments, router.admission_wait_s) == (7, 8.0)
     assert router.max_uncommitted_tokens == 99
     assert router.otlp_endpoint == "http://h:4318"
+    assert (router.cache_namespaces, router.fair_sharing) == ("shared", False)
     assert (router.model_path, router.context_tokens) == ("/models/m", 77)
 
 

@@ -18,6 +18,7 @@ from streamfill.messages.common import (
     Role,
     Sampling,
     ServerCounters,
+    Share,
     StreamAccount,
     StreamDecision,
     StreamMode,
@@ -76,7 +77,15 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
     r.Registered(router_incarnation=77, heartbeat_interval_s=0.25),
     r.RegistrationRefused(reason="another model"),
     r.RouterHeartbeat(router_incarnation=77),
-    r.OpenStream(stream_id=1, attempt=2, mode=StreamMode.UPDATE, priority=3, ttft_slo_s=0.25),
+    r.OpenStream(
+        stream_id=1,
+        attempt=2,
+        mode=StreamMode.UPDATE,
+        priority=3,
+        ttft_slo_s=0.25,
+        namespace="5f2c",
+        share=Share(tenant="5f2c", weight=2.0),
+    ),
     r.Splice(
         stream_id=1,
         attempt=2,
@@ -107,6 +116,8 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
         output_ids=pack_ids([7]),
         sampling=SAMPLING,
         transfer_id=9,
+        namespace="5f2c",
+        share=Share(tenant="5f2c", weight=2.0),
     ),
     r.HandOff(
         stream_id=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import types
 from array import array
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 import pytest
@@ -48,18 +48,26 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if kind in _SCALARS:
         return _SCALARS[kind]
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _bounded(*arguments)
     if origin in (Union, types.UnionType):
         return st.one_of(*map(values_of, arguments))
     if origin is dict:
         return st.dictionaries(*map(values_of, arguments), max_size=3)
-    if origin is tuple and arguments[-1] is ...:
-        return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:
-        return st.tuples(*map(values_of, arguments))
+        if arguments[-1] is not ...:
+            return st.tuples(*map(values_of, arguments))
+        return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if issubclass(kind, enum.Enum):
         return st.sampled_from(list(kind))
     fields = msgspec.structs.fields(kind)
     return st.builds(kind, **{field.name: values_of(field.type) for field in fields})
+
+
+def _bounded(kind: type, bound: msgspec.Meta) -> st.SearchStrategy[Any]:
+    if kind is str:
+        return st.text(max_size=bound.max_length)
+    return st.floats(min_value=bound.gt, exclude_min=True, allow_nan=False)
 
 
 def decode_all(frame: bytes) -> int:

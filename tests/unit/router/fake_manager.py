@@ -7,7 +7,7 @@ fast as it is fetched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -31,6 +31,8 @@ from router.interface import (
 )
 from router.service_server import GrpcServer
 from router.tls import RouterTls
+from router.watch.frames import Frame
+from router.watch.wish import WatchWish
 from streamfill.errors import (
     CancelledStreamError,
     FailedPreconditionError,
@@ -74,6 +76,14 @@ class FakeManager:
     described: Mapping[ServerId, ServerStreams] = field(default_factory=dict)
     """What schedulers say."""
     describe_calls: list[tuple[int | None, float]] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=lambda: [Frame(now_ms=1, epoch_ms=2)])
+    """What somebody who looks sees."""
+    hold_frames: bool = False
+    """Then nothing more until ``changed``."""
+    watch_error: StreamError | None = None
+    """How it ends. None: well."""
+    wishes: list[WatchWish] = field(default_factory=list)
+    num_watching: int = 0
 
     async def open(self, options: OpenOptions) -> FakeStream:
         if self.open_error is not None:
@@ -148,6 +158,19 @@ class FakeManager:
         if stream_id is not None:
             self.get(stream_id)
         return self.described
+
+    async def watch(self, wish: WatchWish) -> AsyncGenerator[Frame, None]:
+        self.wishes.append(wish)
+        self.num_watching += 1
+        try:
+            for frame in self.frames:
+                yield frame
+            if self.hold_frames:
+                await self.changed.wait()
+            if self.watch_error is not None:
+                raise self.watch_error
+        finally:
+            self.num_watching -= 1
 
     async def drain(self, timeout_s: float) -> None:
         self.is_draining = True

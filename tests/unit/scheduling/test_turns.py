@@ -16,7 +16,8 @@ from streamfill.scheduling.snapshot import (
     StreamTable,
     StreamView,
 )
-from streamfill.scheduling.turns import Key, RankIndex, TurnIndex, TurnQueue
+from streamfill.scheduling.turn_queue import Key, TurnQueue
+from streamfill.scheduling.turns import RankIndex, TurnIndex
 from streamfill.stream.ids import StreamId
 from tests.unit.scheduling.builders import snapshot, stream
 from tests.unit.scheduling.strategies import made_view, seeds

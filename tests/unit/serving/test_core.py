@@ -211,9 +211,9 @@ def test_replaced_context_is_the_first_to_go() -> None:
     server = PrefillUnderTest(FakeEngine(pool_tokens=100))
     server.run(opened(1), splice(tokens(40)))
     server.run(splice(tokens(20, start=2), keep=10, seq=2))
-    assert server.engine.cached_tokens(server.core._records[1].ids) == 30
+    assert server.engine.cached_tokens(server.core._records[1].ids, namespace="") == 30
     server.engine.evict(30)
-    assert server.engine.cached_tokens(server.core._records[1].ids) == 30
+    assert server.engine.cached_tokens(server.core._records[1].ids, namespace="") == 30
 
 
 # Memory
@@ -277,7 +277,10 @@ def test_the_plan_decides_who_loses_memory() -> None:
             plan = Plan(server_id="p0", epoch=1, version=7, victims=(entry,))
             server.core.plan.update(plan, controller_alive=True)
         server.run(opened(3), splice(tokens(40, start=3), stream_id=3))
-        left = {n: server.engine.cached_tokens(server.core._records[n].ids) for n in (1, 2)}
+        left = {
+            n: server.engine.cached_tokens(server.core._records[n].ids, namespace="")
+            for n in (1, 2)
+        }
         assert left[evicted] < 40
         assert left[3 - evicted] == 40
         assert server.core.counters(0).plan_version == (7 if planned else 0)

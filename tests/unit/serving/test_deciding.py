@@ -76,7 +76,7 @@ class Streams:
         key = f"{record.stream_id}"
         record.in_flight = InFlight(key, num_tokens, num_tokens, num_tokens)
         self.by_key[key] = record
-        self.engine.start_segment(key, record.stream_id, record.ids[:num_tokens])
+        self.engine.start_segment(key, record.stream_id, record.ids[:num_tokens], namespace="")
         self.decider.touch(record)
 
     def decide(self) -> StepPlan:

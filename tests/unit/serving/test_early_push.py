@@ -84,7 +84,7 @@ class Pair:
     @property
     def num_held(self) -> int:
         """Of the prompt, in the decode server's tree."""
-        return self.decode.engine.cached_tokens(ids_array(PROMPT))
+        return self.decode.engine.cached_tokens(ids_array(PROMPT), namespace="")
 
     @property
     def report(self) -> s.HandoffReport:
@@ -257,7 +257,7 @@ def test_early_kv_is_bounded() -> None:
     pair.prefill.clock.now_s += REFUSED_PAUSE_S
     pair.run(cancel(stream_id=1))
     pair.run(splice(tokens(150, start=3)[100:], keep=100, seq=2, stream_id=3))
-    assert engine.cached_tokens(ids_array(tokens(150, start=3))) == 150
+    assert engine.cached_tokens(ids_array(tokens(150, start=3)), namespace="") == 150
 
 
 def test_answers_take_early_kv_back() -> None:
@@ -312,7 +312,7 @@ def test_another_decode_server_than_announced() -> None:
     pair.commit(200, seq=2, handoff=target)
     assert pair.report.num_bytes == 200 * KV_BYTES_PER_TOKEN
     other.run()
-    assert other.engine.cached_tokens(ids_array(PROMPT)) == 200
+    assert other.engine.cached_tokens(ids_array(PROMPT), namespace="") == 200
     pair.run(forget())
     pair.decode.assert_nothing_is_left()
     other.assert_nothing_is_left()

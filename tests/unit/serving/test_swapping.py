@@ -57,7 +57,7 @@ def _account(server: PrefillUnderTest, stream_id: int, size: int = SIZE) -> s.Ou
 def test_swapped_out_context_is_not_computed_again() -> None:
     server = _server()
     _fill(server, 1, 2)
-    assert server.engine.cached_tokens(server.core._records[1].ids) < SIZE
+    assert server.engine.cached_tokens(server.core._records[1].ids, namespace="") < SIZE
     before = server.core.num_computed_tokens
     _commit(server, 1)
     assert server.core.num_computed_tokens - before <= 4, "only the last page, for its logits"
@@ -178,7 +178,7 @@ def test_who_would_go_next_is_copied_ahead() -> None:
     server = _server()
     _fill(server, 1)
     assert server.core.swap_out_bytes == SIZE * 4
-    assert server.engine.cached_tokens(server.core._records[1].ids) == SIZE
+    assert server.engine.cached_tokens(server.core._records[1].ids, namespace="") == SIZE
     _fill(server, 2)
     assert server.engine.host.num_present(_keys(server, 1)) == SIZE // 4
 
@@ -198,7 +198,7 @@ def test_context_comes_back_before_its_next_segment() -> None:
         server.run(splice(tokens(80, seq), keep=80 * (seq - 1), seq=seq, stream_id=1))
         server.clock.now_s += 10.0
     record = server.core._records[1]
-    server.engine.copy_ahead(record.ids)
+    server.engine.copy_ahead(record.ids, namespace="")
     server.engine.evict(240)
     server.clock.now_s = record.last_splice_s + 5.0
     server.turn()
@@ -285,9 +285,9 @@ def test_emptying_the_caches_lets_the_kept_go() -> None:
 class _Forgetful(FakeEngine):
     """Promises what it does not keep: host memory is lost just before it is needed."""
 
-    def restore(self, token_ids: array[int]) -> int:
+    def restore(self, token_ids: array[int], *, namespace: str) -> int:
         self.host.clear()
-        return super().restore(token_ids)
+        return super().restore(token_ids, namespace=namespace)
 
 
 def test_what_does_not_come_back_is_computed_in_steps_of_the_usual_size() -> None:

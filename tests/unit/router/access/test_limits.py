@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +10,11 @@ import pytest
 
 from router.access.account import KeyAccount
 from router.access.bucket import Bucket
-from router.http.server import HttpServer
-from router.service_server import GrpcServer
 from streamfill.access.keys import KeyLimits, new_key
 from streamfill.api import Client
-from streamfill.config import RouterConfig
 from streamfill.errors import ResourceExhaustedError
-from tests.unit.router.access.keys_for_tests import TestKeys
-from tests.unit.router.cluster_for_tests import TestCluster, until
+from tests.unit.router.access.keys_for_tests import TestKeys, whole_router
+from tests.unit.router.cluster_for_tests import until
 from tests.unit.router.fake_manager import STEP_S, FakeManager, serve
 from tests.unit.router.http.serving import chat, http_client
 
@@ -153,23 +147,6 @@ async def test_a_request_above_the_rate_is_refused_on_http(keys: TestKeys) -> No
         error = reply.json()["error"]
         assert (error["type"], error["details"]["limit"]) == ("rate_limit_error", "requests_per_s")
         assert (await client.get("/health")).status_code == 200
-
-
-@asynccontextmanager
-async def whole_router(model: Path, keys: TestKeys) -> AsyncIterator[tuple[str, str, TestCluster]]:
-    """The real core with fake servers, behind both services. Gives their addresses."""
-    async with TestCluster(model) as cluster:
-        await cluster.prefill()
-        await cluster.decode()
-        values = {"host": "127.0.0.1", "grpc_port": 0, "zmq_port": 0, "http_port": 0}
-        config = RouterConfig(model_path="fake", **values)  # type: ignore[arg-type]
-        grpc_server = GrpcServer(cluster.manager, "127.0.0.1", 0, keys=keys.ring)
-        http_server = HttpServer(cluster.manager, config, keys=keys.ring)
-        try:
-            address = f"127.0.0.1:{await grpc_server.start()}"
-            yield address, f"http://127.0.0.1:{await http_server.start()}", cluster
-        finally:
-            await asyncio.gather(grpc_server.stop(0.0), http_server.stop(0.0))
 
 
 async def test_open_streams_of_a_key(tiny_model: Path, keys: TestKeys) -> None:

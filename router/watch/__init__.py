@@ -1,0 +1,1 @@
+"""What a status page shows of a running cluster, sampled while somebody looks."""
