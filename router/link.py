@@ -98,18 +98,17 @@ class RouterLink:
 
     def send(self, identity: Identity, message: r.RouterToServer) -> bool:
         """Queue a message for one connection; False when there is no such connection any more."""
-        name = type(message).__name__
         if self._faults is None or self._loop is None:
-            return self._send(identity, encode(message), name)
+            return self._send(identity, encode(message), message)
         is_connected = True
         for delay_s in self._faults.delays_s(identity, message):
             if delay_s:
-                self._loop.call_later(delay_s, self._send, identity, encode(message), name)
+                self._loop.call_later(delay_s, self._send, identity, encode(message), message)
             else:
-                is_connected = self._send(identity, encode(message), name)
+                is_connected = self._send(identity, encode(message), message)
         return is_connected
 
-    def _send(self, identity: Identity, frame: bytes, name: str) -> bool:
+    def _send(self, identity: Identity, frame: bytes, message: r.RouterToServer) -> bool:
         if self._socket is None:
             return False
         try:
@@ -121,7 +120,7 @@ class RouterLink:
                     "server_queue_full",
                     stream_id=_stream_id(message),
                     level=logging.WARNING,
-                    dropped=name,
+                    dropped=type(message).__name__,
                     num_suppressed=self._log_full.num_suppressed,
                 )
             return True

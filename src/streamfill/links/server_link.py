@@ -275,20 +275,21 @@ class ServerLink:
         while self._outbox:
             self._transmit(self._outbox.popleft())
         for frame in self._delayed.take(time.monotonic()):
-            self._send(frame, "a delayed frame")
+            self._send(frame, None)
 
     def _transmit(self, message: s.ServerToRouter) -> None:
         if self._faults is None:
-            self._send(encode(message), type(message).__name__)
+            self._send(encode(message), message)
             return
         now_s = time.monotonic()
         for delay_s in self._faults.delays_s(self._endpoint, message):
             if delay_s:
                 self._delayed.put(now_s + delay_s, encode(message))
             else:
-                self._send(encode(message), type(message).__name__)
+                self._send(encode(message), message)
 
-    def _send(self, frame: bytes, name: str) -> None:
+    def _send(self, frame: bytes, message: s.ServerToRouter | None) -> None:
+        """``message`` is what the frame says, for the log; None of one that was delayed."""
         if self._socket is None:
             return
         try:
@@ -302,6 +303,6 @@ class ServerLink:
                     "router_queue_full",
                     stream_id=getattr(message, "stream_id", None),
                     level=logging.WARNING,
-                    dropped=name,
+                    dropped=type(message).__name__,
                     num_suppressed=self._log_full.num_suppressed,
                 )
