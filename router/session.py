@@ -648,7 +648,7 @@ class Session:
 
     def _drop_stale(self, server: Server, message: StreamMessage) -> None:
         self._cluster.num_stale_messages += 1
-        if isinstance(message, s.Output | s.Progress):
+        if isinstance(message, s.Received | s.Output | s.Progress):
             # It still works on what is over. An attempt that is newer there stays.
             now_s = time.monotonic()
             self._cluster.cancels.add(server, self.stream_id, message.attempt, now_s)

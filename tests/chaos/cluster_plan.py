@@ -20,7 +20,9 @@ LONGEST_PAUSE_S = 8.0
 _SHORTEST_PAUSE_S = 0.2
 
 QUICK_KV_FAULTS = tuple(
-    kind for kind in Fault if "stall" not in kind.value and kind is not Fault.COMPLETE_LATE
+    kind
+    for kind in Fault
+    if not kind.value.endswith(("stalls", "_lost")) and kind is not Fault.COMPLETE_LATE
 )
 """Those that are noticed at once. The others hold a pair of servers up for a time-out each, which
 `handoff_faults` looks at."""

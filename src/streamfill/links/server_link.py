@@ -289,6 +289,7 @@ class ServerLink:
                 self._send(encode(message), message)
 
     def _send(self, frame: bytes, message: s.ServerToRouter | None) -> None:
+        """``message`` is what the frame says, for the log; None of one that was delayed."""
         if self._socket is None:
             return
         try:

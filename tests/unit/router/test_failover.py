@@ -131,6 +131,27 @@ async def test_a_stream_that_comes_late_to_a_server_is_ended_there(cluster: Test
     await until(lambda: not len(cluster.manager._cluster.cancels))
 
 
+async def test_an_opening_that_comes_after_its_attempt_is_undone(cluster: TestCluster) -> None:
+    """The stream has gone elsewhere, because its splice came first and the server knew nothing."""
+    first = await cluster.prefill(0)
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await until(lambda: first.of_type(r.Splice))
+    second = await cluster.prefill(1)
+    (opening,) = first.of_type(r.OpenStream)
+    assert isinstance(opening, r.OpenStream)
+    await first.send(
+        s.ResyncRequest(stream_id=opening.stream_id, attempt=opening.attempt, have_seq=-1)
+    )
+    await until(lambda: second.streams and not first.streams)
+    await until(lambda: not len(cluster.manager._cluster.cancels))
+    await first._take(opening)
+    assert first.streams
+    await until(lambda: not first.streams)
+    assert second.streams
+    await handle.cancel("not needed")
+
+
 async def test_gap_is_filled_from_the_log(cluster: TestCluster) -> None:
     """A lost splice is noticed at the next one and sent again, without a new attempt."""
     prefill = await cluster.prefill()
