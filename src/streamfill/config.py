@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from streamfill.curve.exposure import check_listening
 from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
 from streamfill.scheduling.registry import DEFAULT_POLICY, PREEMPTION_MODES, make_policy
@@ -166,6 +167,11 @@ class ClusterConfig(_Config, frozen=True, kw_only=True):
 
     name: str = "local"
     log_level: str = "info"
+    zmq_keys_dir: str | None = None
+    """Folder of `streamfill zmq-keys`: the links between processes are encrypted, and only who has
+    a key is let in. None: in the clear, and on this machine only."""
+    allow_plain_zmq: bool = False
+    """Let processes listen without keys also where other machines can reach them."""
     model: ModelSection = ModelSection()
     router: RouterSection = RouterSection()
     controller: ControllerSection = ControllerSection()
@@ -193,6 +199,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     tls_client_ca_file: str | None = None
     zmq_host: str | None = None
     """None: as ``host``."""
+    zmq_keys_dir: str | None = None
+    allow_plain_zmq: bool = False
     operator_socket: str | None = None
     """Path of a Unix socket on which gRPC is served without keys and in the clear, for whoever may
     write to it: the launcher and the commands of its user. None: there is none."""
@@ -214,6 +222,8 @@ class ControllerConfig(_Config, frozen=True, kw_only=True):
 
     host: str
     zmq_port: int
+    zmq_keys_dir: str | None = None
+    allow_plain_zmq: bool = False
     metrics_port: int | None = None
     log_level: str = "info"
 
@@ -229,6 +239,8 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     controller_endpoint: str | None
     host: str = "127.0.0.1"
     """Address under which other servers reach this one's KV transport."""
+    zmq_keys_dir: str | None = None
+    allow_plain_zmq: bool = False
     threads: int = 1
     context_tokens: int | None = None
     pool_tokens: int | None = None
@@ -338,6 +350,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "is no file; make one with `streamfill profile`, or leave the setting out",
         )
     _check_access(config)
+    _check_links(config)
     _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
@@ -438,6 +451,21 @@ def _check_access(config: ClusterConfig) -> None:
         if path is not None and not Path(path).is_file():
             remedy = "is no file; name one in PEM form"
             raise ConfigError(getattr(ROUTER_TLS_OPTIONS, field), path, remedy)
+
+
+def _check_links(config: ClusterConfig) -> None:
+    """Keys of the links between processes, and addresses that may not do without."""
+    router, zmq_host = config.router, config.router.zmq_host
+    option = "router.host" if zmq_host is None else "router.zmq_host"
+    check_listening(config, option, zmq_host or router.host)
+    check_listening(config, "controller.host", config.controller.host)
+    if config.decode.count:
+        check_listening(config, "decode.host", config.decode.host)
+    if config.zmq_keys_dir is not None:
+        from streamfill.curve.keys import read_connect_keys, read_listen_keys
+
+        read_listen_keys(config.zmq_keys_dir)
+        read_connect_keys(config.zmq_keys_dir)
 
 
 def _check_observability(config: ClusterConfig) -> None:

@@ -151,6 +151,8 @@ def plan_cluster(
         tls_client_ca_file=config.router.tls_client_ca_file,
         operator_socket=None if socket is None else str(socket),
         zmq_host=config.router.zmq_host,
+        zmq_keys_dir=config.zmq_keys_dir,
+        allow_plain_zmq=config.allow_plain_zmq,
         zmq_port=ports.router_zmq,
         max_streams=config.router.max_streams,
         idle_stream_timeout_s=config.router.idle_stream_timeout_s,
@@ -166,6 +168,8 @@ def plan_cluster(
     controller = ControllerConfig(
         host=config.controller.host,
         zmq_port=ports.controller_zmq,
+        zmq_keys_dir=config.zmq_keys_dir,
+        allow_plain_zmq=config.allow_plain_zmq,
         metrics_port=ports.metrics.get("controller"),
         log_level=config.log_level,
     )
@@ -265,6 +269,8 @@ def _server_config(
         router_endpoint=router_endpoint,
         controller_endpoint=controller_endpoint,
         host=section.host,
+        zmq_keys_dir=config.zmq_keys_dir,
+        allow_plain_zmq=config.allow_plain_zmq,
         threads=section.threads or share,
         context_tokens=config.model.context_tokens,
         pool_tokens=section.pool_tokens,
