@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from router.interface import ServerInfo
 from router.placement import ServerState
+from streamfill.curve.gate import HandshakeFailure
 from streamfill.messages.common import Role, StreamMode
 from streamfill.observability.metric_values import MetricSet, Sample
 from streamfill.observability.metrics import Metric
@@ -70,6 +71,8 @@ class RouterMetrics:
         self.attempts_failed = self.set.counter(Metric.ATTEMPTS_FAILED)
         self.retries = self.set.counter(Metric.RETRIES)
         self.resyncs = self.set.counter(Metric.RESYNCS)
+        refused = self.set.counter(Metric.REFUSED_HANDSHAKES)
+        self._refused_handshakes = {kind: refused.labels(kind.value) for kind in HandshakeFailure}
         self.spans_lost = self.set.counter(Metric.SPANS_LOST)
         self._admission_wait = self.set.histogram(Metric.ADMISSION_WAIT)
         for outcome in ("admitted", "refused"):
@@ -79,6 +82,10 @@ class RouterMetrics:
     def waited_for_room(self, seconds: float, *, refused: bool) -> None:
         """A segment had to wait for room, and does not any more."""
         self._admission_wait.labels("refused" if refused else "admitted").observe(seconds)
+
+    def count_refused_handshake(self, failure: HandshakeFailure) -> None:
+        """Somebody was not let in to the socket for servers. For any thread."""
+        self._refused_handshakes[failure].inc()
 
     def publish(self, snapshot: RouterSnapshot) -> None:
         """This is how things are now."""
