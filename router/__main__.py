@@ -95,6 +95,8 @@ async def _run(config: RouterConfig) -> None:
     await manager.start()
     if keys is not None:
         keys.start()
+    if tls is not None:
+        tls.start()
     metrics: MetricsServer | None = None
     try:
         ports: dict[str, Any] = {"grpc_port": await server.start(), "zmq_port": manager.zmq_port}
@@ -120,6 +122,8 @@ async def _run(config: RouterConfig) -> None:
         await manager.close()
         if keys is not None:
             await keys.close()
+        if tls is not None:
+            await tls.close()
         if metrics is not None:
             metrics.close()
         log_event(logger, "stopped")

@@ -13,9 +13,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from router.access.account import KeyAccount
+from router.file_version import version_of
 from streamfill.access.key_file import read_keys
 from streamfill.access.keys import KeyEntry, id_of, is_key_of
 from streamfill.errors import ConfigError, UnauthenticatedError
@@ -32,14 +32,6 @@ HEADER = "authorization"
 _SCHEME = "bearer"
 
 
-class _Version(NamedTuple):
-    """Of a file; one that was replaced has another number."""
-
-    modified_ns: int
-    num_bytes: int
-    inode: int
-
-
 class KeyRing:
     """All keys of one file. ``start``, then ``close``, both in the router's loop."""
 
@@ -50,7 +42,7 @@ class KeyRing:
             ConfigError: it cannot be read, or is no key file.
         """
         self._path = path
-        self._version = _version_of(path)
+        self._version = version_of(path)
         self._accounts: dict[str, KeyAccount] = {}
         self._watch: asyncio.Task[None] | None = None
         self._take(read_keys(path, OPTION))
@@ -97,7 +89,7 @@ class KeyRing:
 
     async def look(self) -> None:
         """Read the file again if it changed."""
-        version = await asyncio.to_thread(_version_of, self._path)
+        version = await asyncio.to_thread(version_of, self._path)
         if version == self._version:
             return
         self._version = version
@@ -138,12 +130,3 @@ class KeyRing:
         for account in before.values():
             account.is_removed = True
         return added, [account.entry.name for account in before.values()]
-
-
-def _version_of(path: Path) -> _Version | None:
-    """None: it is not there, or not for us."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return _Version(found.st_mtime_ns, found.st_size, found.st_ino)
