@@ -107,7 +107,11 @@ async def _run(config: RouterConfig) -> None:
         if config.metrics_port is not None:
             registry = manager.metrics.set.registry
             metrics = MetricsServer(
-                registry, host=config.host, port=config.metrics_port, section="router"
+                registry,
+                host=config.metrics_host,
+                port=config.metrics_port,
+                section="router",
+                token_file=config.metrics_token_file,
             )
             ports["metrics_port"] = metrics.port
         log_event(logger, "ready", **ports)

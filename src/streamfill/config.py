@@ -18,6 +18,7 @@ import msgspec
 from streamfill.curve.exposure import check_listening
 from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
+from streamfill.observability.metrics_token import read_token
 from streamfill.scheduling.registry import DEFAULT_POLICY, PREEMPTION_MODES, make_policy
 from streamfill.tls import TlsFiles, TlsOptions, check_pair
 
@@ -81,7 +82,7 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     admission_wait_s: float = 30.0
     """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
     metrics_port: MetricsPort = 0
-    """Of ``/metrics``, for Prometheus, on the same host."""
+    """Of ``/metrics``, for Prometheus, on ``metrics_host``."""
     otlp_endpoint: str | None = None
     """Where the traces of streams go (OTLP over HTTP), such as ``http://127.0.0.1:4318``. None:
     where OpenTelemetry's environment variables say, else nowhere."""
@@ -172,6 +173,10 @@ class ClusterConfig(_Config, frozen=True, kw_only=True):
     a key is let in. None: in the clear, and on this machine only."""
     allow_plain_zmq: bool = False
     """Let processes listen without keys also where other machines can reach them."""
+    metrics_host: str = "127.0.0.1"
+    """Where ``/metrics`` of all processes listen."""
+    metrics_token_file: str | None = None
+    """File with a token that ``/metrics`` asks for. None: it asks for nothing."""
     model: ModelSection = ModelSection()
     router: RouterSection = RouterSection()
     controller: ControllerSection = ControllerSection()
@@ -213,6 +218,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     controller_endpoint: str | None = None
     metrics_port: int | None = None
     """None: no ``/metrics``. 0: any free port."""
+    metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
     otlp_endpoint: str | None = None
     log_level: str = "info"
 
@@ -225,6 +232,8 @@ class ControllerConfig(_Config, frozen=True, kw_only=True):
     zmq_keys_dir: str | None = None
     allow_plain_zmq: bool = False
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
     log_level: str = "info"
 
 
@@ -259,6 +268,8 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     base_gpu_id: int = 0
     sglang: dict[str, Any] = {}
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
     log_level: str = "info"
 
 
@@ -469,6 +480,8 @@ def _check_links(config: ClusterConfig) -> None:
 
 
 def _check_observability(config: ClusterConfig) -> None:
+    if config.metrics_token_file is not None:
+        read_token(Path(config.metrics_token_file))
     endpoint = config.router.otlp_endpoint
     if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
         remedy = "must be a URL such as http://127.0.0.1:4318"

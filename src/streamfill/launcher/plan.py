@@ -132,7 +132,7 @@ def plan_cluster(
             metrics_address=(
                 None
                 if process_config.metrics_port is None
-                else _join(reachable_host(process_config.host), process_config.metrics_port)
+                else _join(reachable_host(config.metrics_host), process_config.metrics_port)
             ),
         )
 
@@ -162,6 +162,8 @@ def plan_cluster(
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),
+        metrics_host=config.metrics_host,
+        metrics_token_file=config.metrics_token_file,
         otlp_endpoint=config.router.otlp_endpoint,
         log_level=config.log_level,
     )
@@ -171,6 +173,8 @@ def plan_cluster(
         zmq_keys_dir=config.zmq_keys_dir,
         allow_plain_zmq=config.allow_plain_zmq,
         metrics_port=ports.metrics.get("controller"),
+        metrics_host=config.metrics_host,
+        metrics_token_file=config.metrics_token_file,
         log_level=config.log_level,
     )
     processes = [
@@ -289,6 +293,8 @@ def _server_config(
         base_gpu_id=section.base_gpu_id + index * section.tp_size,
         sglang=section.sglang,
         metrics_port=ports.metrics.get(server_id),
+        metrics_host=config.metrics_host,
+        metrics_token_file=config.metrics_token_file,
         log_level=config.log_level,
     )
 

@@ -97,9 +97,10 @@ class SchedulerRuntime(abc.ABC):
             # Here and not in `attach`: a port that is in use is told before the model is loaded.
             self._metrics_server = MetricsServer(
                 self._metrics.set.registry,
-                host=config.host,
+                host=config.metrics_host,
                 port=config.metrics_port,
                 section=config.role.value,
+                token_file=config.metrics_token_file,
             )
 
     # Given by the roles
