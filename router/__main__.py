@@ -79,17 +79,20 @@ async def _run(config: RouterConfig) -> None:
     manager = Manager(config)
     keys = None if config.api_keys_file is None else KeyRing(Path(config.api_keys_file))
     tls = router_tls(config)
-    server = GrpcServer(manager, config.host, config.grpc_port, keys=keys, tls=tls)
+    noted = manager.metrics.count_refusal
+    server = GrpcServer(
+        manager, config.host, config.grpc_port, keys=keys, tls=tls, on_refused=noted
+    )
     servers: list[GrpcServer | HttpServer] = [server]
     operator = None
     if config.operator_socket is not None:
-        operator = GrpcServer(manager, UNIX_PREFIX + config.operator_socket, 0)
+        operator = GrpcServer(manager, UNIX_PREFIX + config.operator_socket, 0, on_refused=noted)
         servers.append(operator)
     http = None
     if config.http_port is not None:
         from router.http.server import HttpServer
 
-        http = HttpServer(manager, config, keys=keys, tls=tls)
+        http = HttpServer(manager, config, keys=keys, tls=tls, on_refused=noted)
         servers.append(http)
     warn_of_exposure(config)
     await manager.start()

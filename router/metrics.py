@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from router.interface import ServerInfo
 from router.placement import ServerState
+from router.refusals import Api, Refusal
 from streamfill.curve.gate import HandshakeFailure
 from streamfill.messages.common import Role, StreamMode
 from streamfill.observability.metric_values import MetricSet, Sample
@@ -71,6 +72,12 @@ class RouterMetrics:
         self.attempts_failed = self.set.counter(Metric.ATTEMPTS_FAILED)
         self.retries = self.set.counter(Metric.RETRIES)
         self.resyncs = self.set.counter(Metric.RESYNCS)
+        refusals = self.set.counter(Metric.REFUSALS)
+        self._refusals = {
+            (api, reason): refusals.labels(api.value, reason.value)
+            for api in Api
+            for reason in Refusal
+        }
         refused = self.set.counter(Metric.REFUSED_HANDSHAKES)
         self._refused_handshakes = {kind: refused.labels(kind.value) for kind in HandshakeFailure}
         self.spans_lost = self.set.counter(Metric.SPANS_LOST)
@@ -82,6 +89,10 @@ class RouterMetrics:
     def waited_for_room(self, seconds: float, *, refused: bool) -> None:
         """A segment had to wait for room, and does not any more."""
         self._admission_wait.labels("refused" if refused else "admitted").observe(seconds)
+
+    def count_refusal(self, api: Api, refusal: Refusal) -> None:
+        """A client was refused something."""
+        self._refusals[api, refusal].inc()
 
     def count_refused_handshake(self, failure: HandshakeFailure) -> None:
         """Somebody was not let in to the socket for servers. For any thread."""

@@ -32,12 +32,14 @@ from router.http.keys import KeyGuard
 from router.http.logprobs import LogprobWriter
 from router.http.models import ModelCard, ModelList, ReadyReply
 from router.http.origins import OriginGuard
+from router.http.refusals import RefusalCounter
 from router.http.replies import ReplyHead, new_head
 from router.http.requests import AnswerPlan, CompletionFields, ServedModel
 from router.http.sampling import MAX_REQUEST_ID_CHARS
 from router.http.sockets import serve_socket
 from router.http.uploads import upload_answer
 from router.interface import StreamManager
+from router.refusals import Note, not_counted
 from streamfill.errors import StreamError
 
 
@@ -46,6 +48,7 @@ def make_app(
     max_body_bytes: int,
     allow_origins: Sequence[str],
     keys: KeyRing | None = None,
+    on_refused: Note = not_counted,
 ) -> ASGIApp:
     """The application on top of one core.
 
@@ -54,8 +57,10 @@ def make_app(
         max_body_bytes: of an ordinary request.
         allow_origins: of web pages that may use it; ``*`` stands for all.
         keys: that are asked for. None: none are.
+        on_refused: called for each refusal.
     """
-    endpoints = _Endpoints(manager if keys is None else GuardedManager(manager), max_body_bytes)
+    guarded = manager if keys is None else GuardedManager(manager)
+    endpoints = _Endpoints(guarded, max_body_bytes, on_refused)
     return Starlette(
         routes=[
             Route("/health", endpoints.health),
@@ -70,6 +75,7 @@ def make_app(
             WebSocketRoute("/v1/streams", endpoints.socket),
         ],
         middleware=[
+            Middleware(RefusalCounter, note=on_refused),
             Middleware(OriginGuard, allow_origins=allow_origins),
             Middleware(
                 CORSMiddleware,
@@ -91,7 +97,8 @@ def make_app(
 class _Endpoints:
     """One method for each route."""
 
-    def __init__(self, manager: StreamManager, max_body_bytes: int) -> None:
+    def __init__(self, manager: StreamManager, max_body_bytes: int, on_refused: Note) -> None:
+        self._on_refused = on_refused
         self._manager = manager
         self._max_body_bytes = max_body_bytes
         self._created = int(time.time())
@@ -152,7 +159,7 @@ class _Endpoints:
 
     async def socket(self, socket: WebSocket) -> None:
         """``GET /v1/streams``, upgraded."""
-        await serve_socket(socket, self._manager)
+        await serve_socket(socket, self._manager, self._on_refused)
 
     def _head(self, prefix: str, fields: CompletionFields) -> ReplyHead:
         options = fields.stream_options

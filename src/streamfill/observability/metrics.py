@@ -170,6 +170,12 @@ class Metric(Enum):
     RETRIES = _count("retries", "attempts", "Of them, those after which it was tried again.")
     RESYNCS = _count("resyncs", "messages", "Times that a server missed a message.")
     ROUTER_MALFORMED = _count("malformed_frames", "frames", "Frames that could not be read.")
+    REFUSALS = _count(
+        "refusals",
+        "requests",
+        "Requests, and operations on streams, that clients were refused.",
+        *("api", "reason"),
+    )
     REFUSED_HANDSHAKES = _count(
         "refused_handshakes",
         "connections",
