@@ -60,7 +60,7 @@ def make_app(
         on_refused: called for each refusal.
     """
     guarded = manager if keys is None else GuardedManager(manager)
-    endpoints = _Endpoints(guarded, max_body_bytes, on_refused)
+    endpoints = _Endpoints(guarded, max_body_bytes, on_refused, with_keys=keys is not None)
     return Starlette(
         routes=[
             Route("/health", endpoints.health),
@@ -97,12 +97,19 @@ def make_app(
 class _Endpoints:
     """One method for each route."""
 
-    def __init__(self, manager: StreamManager, max_body_bytes: int, on_refused: Note) -> None:
+    def __init__(
+        self,
+        manager: StreamManager,
+        max_body_bytes: int,
+        on_refused: Note,
+        *,
+        with_keys: bool,
+    ) -> None:
         self._on_refused = on_refused
         self._manager = manager
         self._max_body_bytes = max_body_bytes
         self._created = int(time.time())
-        self._description = msgspec.json.encode(openapi.description())
+        self._description = msgspec.json.encode(openapi.description(with_keys=with_keys))
 
     async def health(self, request: Request) -> Response:
         """The process lives."""
