@@ -315,7 +315,7 @@ def load_process_file(kind: type[C], path: Path) -> C:
         raise ConfigError(
             "--config-file", str(path), f"cannot be read ({error.strerror})"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError("--config-file", str(path), f"is no valid JSON: {error}") from error
     return from_mapping(kind, data, str(path))
 

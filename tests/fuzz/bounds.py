@@ -21,6 +21,8 @@ than its input."""
 MEMORY_FACTOR = 200
 """Python's objects for each byte read: an empty list in an array takes 56 for its one."""
 MEMORY_FLOOR_BYTES = 1 << 20
+FILE_FLOOR_BYTES = 1 << 25
+"""Readers of files take buffers as large as the largest file that they accept."""
 
 
 def examples(num_fast: int) -> settings:
@@ -34,7 +36,7 @@ def examples(num_fast: int) -> settings:
 
 
 @contextmanager
-def bounded_memory(num_bytes: int) -> Iterator[None]:
+def bounded_memory(num_bytes: int, floor_bytes: int = MEMORY_FLOOR_BYTES) -> Iterator[None]:
     """Fails when what is done within takes much more memory than the input of ``num_bytes``."""
     tracemalloc.start()
     try:
@@ -42,5 +44,5 @@ def bounded_memory(num_bytes: int) -> Iterator[None]:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    limit = MEMORY_FLOOR_BYTES + MEMORY_FACTOR * num_bytes
+    limit = floor_bytes + MEMORY_FACTOR * num_bytes
     assert peak <= limit, f"{peak} bytes for an input of {num_bytes}"
