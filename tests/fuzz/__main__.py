@@ -21,7 +21,7 @@ DEFAULT_S = 600.0
 EXAMPLES = 1000
 """Per test and round; a round takes a few minutes."""
 KILL_AFTER_S = 30.0
-"""Beyond the time: a round that does not end is a finding too."""
+"""For the last round to end when its time is over."""
 CUT_OFF = 124
 
 
@@ -30,9 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=DEFAULT_S, help="default: 600")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="per test and round")
-    parser.add_argument(
-        "--seed", type=int, help="one round with this seed, for as long as it takes"
-    )
+    parser.add_argument("--seed", type=int, help="one round with it, as long as it takes")
     parser.add_argument("words", nargs="*", metavar="PYTEST_ARGUMENT", help="such as -- -k files")
     options = parser.parse_args()
     if options.seed is not None:

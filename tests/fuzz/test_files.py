@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -243,7 +244,11 @@ def test_tls_files(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "file.pem"
     path.write_bytes(data.draw(hostile([PEM])))
     for files in (TlsFiles(ca_file=str(path)), TlsFiles(cert_file=str(path), key_file=str(path))):
-        check(lambda _, files=files: read_tls(files, TLS_OPTIONS), path, ConfigError)
+        check(partial(_read_tls, files), path, ConfigError)
+
+
+def _read_tls(files: TlsFiles, _: Path) -> object:
+    return read_tls(files, TLS_OPTIONS)
 
 
 def check(read: Callable[[Path], object], path: Path, error: type[StreamfillError]) -> None:

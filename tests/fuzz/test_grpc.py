@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from router import service_requests as requests
 from router import service_scheduling as scheduling
-from router.call_messages import Append, Commit, Open, Update
+from router.call_messages import Append, ClientMessage, Commit, Open, Update
 from router.service_decode import Undecodable, decoder
 from router.service_server import MAX_MESSAGE_BYTES, SERVICE
 from router.service_stream import client_messages
@@ -25,7 +27,7 @@ from tests.fuzz.strategies import NUMBERS, TEXTS, hostile
 
 VOCAB_SIZE = 300
 KINDS = sorted(
-    {cast(type[Message], GetMessageClass(method.input_type)) for method in SERVICE.methods},
+    {GetMessageClass(method.input_type) for method in SERVICE.methods},
     key=lambda kind: str(kind.DESCRIPTOR.name),
 )
 
@@ -98,6 +100,10 @@ def test_bytes(kind: type[Message], data: st.DataObject) -> None:
         assert isinstance(found, kind)
 
 
+async def next_of(read: AsyncIterator[ClientMessage]) -> ClientMessage:
+    return await anext(read)
+
+
 @given(data=st.data())
 @examples(150)
 def test_operations(data: st.DataObject) -> None:
@@ -107,11 +113,7 @@ def test_operations(data: st.DataObject) -> None:
     async def one() -> Any:
         yield request
 
-    step = client_messages(one(), VOCAB_SIZE).__anext__()
-    try:
-        step.send(None)
-    except StopIteration as end:
-        operation = end.value.operation
+    operation = asyncio.run(next_of(client_messages(one(), VOCAB_SIZE))).operation
     if isinstance(operation, Open | Append | Update | Commit):
         _call(operation.read)
 
