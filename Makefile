@@ -7,9 +7,10 @@ PYTEST_ARGS ?=
 SOAK_ARGS ?=
 POLICIES_ARGS ?=
 HANDOFF_ARGS ?=
+FUZZ_ARGS ?= --seconds 600
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak chaos chaos-kills chaos-controller chaos-handoff check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak fuzz chaos chaos-kills chaos-controller chaos-handoff check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -42,6 +43,9 @@ test: setup  ## run all tests
 
 soak: setup  ## many streams do everything at random, and everything is checked; 15 minutes
 	$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
+
+fuzz: setup  ## random input for every decoder and the HTTP API, seed after seed; 10 minutes. FUZZ_ARGS='--seconds 60'
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 bench-preemption: setup  ## memory for a quarter of the open streams, in each preemption mode; 35 minutes
 	@$(BIN)/streamfill bench compare --trace traces/crawl-small.jsonl --request-rate 1.15 --modes oneshot,stream \

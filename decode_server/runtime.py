@@ -6,6 +6,7 @@ from typing import Any
 
 from decode_server.core import DecodeCore
 from streamfill.config import ServerConfig
+from streamfill.curve.keys import keys_to_listen
 from streamfill.engine.scheduler_engine import SchedulerEngine
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.serving.deciding import PolicySetting
@@ -23,6 +24,8 @@ class DecodeRuntime(SchedulerRuntime):
         """``step_tokens``: recomputed tokens of one step; the rest as ``SchedulerRuntime``."""
         super().__init__(config, model_id, rank, mailbox)
         self._step_tokens = step_tokens
+        # Here and not in `build_core`: what is wrong is told before the model is loaded.
+        self._listen_keys = keys_to_listen(config, "decode.host", config.host)
         self._receiver: KvReceiver | None = None
         self._decode_core: DecodeCore | None = None
 
@@ -35,6 +38,7 @@ class DecodeRuntime(SchedulerRuntime):
             share=self.head_share(engine),
             incarnation=self.incarnation,
             device=engine.kv_pool.device,
+            keys=self._listen_keys,
         )
         self._decode_core = DecodeCore(
             engine,
@@ -78,6 +82,9 @@ class DecodeRuntime(SchedulerRuntime):
 
     def num_malformed_frames(self) -> int:
         return 0 if self._receiver is None else self._receiver.stats().num_malformed_frames
+
+    def num_refused_handshakes(self) -> int:
+        return 0 if self._receiver is None else self._receiver.stats().num_refused_handshakes
 
     def close_transport(self) -> None:
         if self._receiver is not None:

@@ -58,7 +58,7 @@ class PrefillRuntime(SchedulerRuntime):
         self._reported_s = 0.0
         if rank == 0 and config.controller_endpoint is not None:
             self._controller = ControllerClient(
-                config.controller_endpoint, config.server_id, self.incarnation
+                *(config.controller_endpoint, config.server_id, self.incarnation), keys=self.keys
             )
 
     def build_core(self, engine: SchedulerEngine) -> PrefillCore:
@@ -70,6 +70,7 @@ class PrefillRuntime(SchedulerRuntime):
             incarnation=self.incarnation,
             device=engine.kv_pool.device,
             codec=self.config.kv_codec,
+            keys=self.keys,
         )
         self._prefill_core = PrefillCore(
             engine,

@@ -82,22 +82,27 @@ async def _run(config: RouterConfig) -> None:
     if config.api_keys_file is not None:
         keys = KeyRing(Path(config.api_keys_file), sharing_rules(config))
     tls = router_tls(config)
-    server = GrpcServer(manager, config.host, config.grpc_port, keys=keys, tls=tls)
+    noted = manager.metrics.count_refusal
+    server = GrpcServer(
+        manager, config.host, config.grpc_port, keys=keys, tls=tls, on_refused=noted
+    )
     servers: list[GrpcServer | HttpServer] = [server]
     operator = None
     if config.operator_socket is not None:
-        operator = GrpcServer(manager, UNIX_PREFIX + config.operator_socket, 0)
+        operator = GrpcServer(manager, UNIX_PREFIX + config.operator_socket, 0, on_refused=noted)
         servers.append(operator)
     http = None
     if config.http_port is not None:
         from router.http.server import HttpServer
 
-        http = HttpServer(manager, config, keys=keys, tls=tls)
+        http = HttpServer(manager, config, keys=keys, tls=tls, on_refused=noted)
         servers.append(http)
     warn_of_exposure(config)
     await manager.start()
     if keys is not None:
         keys.start()
+    if tls is not None:
+        tls.start()
     metrics: MetricsServer | None = None
     try:
         ports: dict[str, Any] = {"grpc_port": await server.start(), "zmq_port": manager.zmq_port}
@@ -108,7 +113,11 @@ async def _run(config: RouterConfig) -> None:
         if config.metrics_port is not None:
             registry = manager.metrics.set.registry
             metrics = MetricsServer(
-                registry, host=config.host, port=config.metrics_port, section="router"
+                registry,
+                host=config.metrics_host,
+                port=config.metrics_port,
+                section="router",
+                token_file=config.metrics_token_file,
             )
             ports["metrics_port"] = metrics.port
         log_event(logger, "ready", **ports)
@@ -123,6 +132,8 @@ async def _run(config: RouterConfig) -> None:
         await manager.close()
         if keys is not None:
             await keys.close()
+        if tls is not None:
+            await tls.close()
         if metrics is not None:
             metrics.close()
         log_event(logger, "stopped")

@@ -23,6 +23,7 @@ from router.prompt import PromptLimits
 from router.questions import Questions
 from router.servers import RegistrationRefusedError, Server, ServerRegistry, fresh_incarnation
 from router.waiting_room import WaitingRoom
+from streamfill.curve.keys import ListenKeys
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role
@@ -65,6 +66,8 @@ class Cluster:
         context_tokens: int,
         admission: AdmissionLimits,
         metrics: RouterMetrics,
+        *,
+        keys: ListenKeys | None = None,
     ) -> None:
         self.metrics = metrics
         """Where the streams count what happens to them."""
@@ -78,7 +81,9 @@ class Cluster:
         self._listener = listener
         self._vocab_size = vocab_size
         self._context_tokens = context_tokens
-        self._link = RouterLink(self._on_message)
+        self._link = RouterLink(
+            self._on_message, keys=keys, on_refused=metrics.count_refused_handshake
+        )
         self._ids = itertools.count(1)
         # The upper half differs with each start, so that no id is ever used twice.
         self._id_base = (self.incarnation >> 31) << 32

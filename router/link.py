@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import zmq
 
+from streamfill.curve.gate import CurveGate, HandshakeFailure, gate_of
+from streamfill.curve.keys import ListenKeys
 from streamfill.errors import ConfigError, ProtocolError
 from streamfill.links.faults import LinkFaults
 from streamfill.messages import router_to_server as r
@@ -39,7 +41,22 @@ Identity = bytes
 class RouterLink:
     """Sends to and receives from servers. Owned by the asyncio loop that calls `bind`."""
 
-    def __init__(self, on_message: Callable[[Identity, s.ServerToRouter], None]) -> None:
+    def __init__(
+        self,
+        on_message: Callable[[Identity, s.ServerToRouter], None],
+        *,
+        keys: ListenKeys | None = None,
+        on_refused: Callable[[HandshakeFailure], None] = lambda failure: None,
+    ) -> None:
+        """
+        Args:
+            on_message: called in the loop with each message and who sent it.
+            keys: who is let in. None: everybody, in the clear.
+            on_refused: called in a thread of its own for each connection that is not let in.
+        """
+        self._keys = keys
+        self._on_refused = on_refused
+        self._gate: CurveGate | None = None
         self._on_message = on_message
         self._decoder: FrameDecoder[s.ServerToRouter] = FrameDecoder(s.ServerToRouter)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -69,11 +86,12 @@ class RouterLink:
         socket.maxmsgsize = 2 * MAX_FRAME_BYTES
         socket.router_mandatory = True
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._gate = gate_of(self._context, socket, self._keys, self._on_refused)
         try:
             socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as error:
             socket.close()
-            self._context.term()
+            self._end_context()
             if error.errno == errno.EADDRINUSE:
                 remedy = f"the port is in use on {host}; choose another, or 0 for any free one"
                 raise ConfigError("router.zmq_port", port, remedy) from error
@@ -94,7 +112,7 @@ class RouterLink:
         self._loop.remove_reader(self._descriptor)
         self._socket.close()
         self._socket = None
-        self._context.term()
+        self._end_context()
 
     def send(self, identity: Identity, message: r.RouterToServer) -> bool:
         """Queue a message for one connection; False when there is no such connection any more."""
@@ -130,6 +148,12 @@ class RouterLink:
             raise
         self._look_again()
         return True
+
+    def _end_context(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+        if self._context is not None:
+            self._context.term()
 
     def _look_again(self) -> None:
         if not self._look_again_planned and self._loop is not None:

@@ -46,6 +46,7 @@ from router.watch.frames import Frame
 from router.watch.hub import Watches
 from router.watch.wish import WatchWish
 from streamfill.config import RouterConfig
+from streamfill.curve.keys import keys_to_listen
 from streamfill.errors import (
     ConfigError,
     InvalidArgumentError,
@@ -79,7 +80,8 @@ class Manager:
 
         Raises:
             ModelError: the model folder cannot be read, or the model not be served.
-            ConfigError: traces are asked for, and the packages that export them are not there.
+            ConfigError: traces are asked for, and the packages that export them are not there; or
+                others could reach the port for servers, and there are no keys for it.
         """
         folder = Path(config.model_path)
         facts = describe_model(folder)
@@ -104,8 +106,13 @@ class Manager:
             self.ended_streams.then = self._traces.add
         self._keeper = _keeper(config, facts.vocab_size, self.metrics.log)
         self._published_s = float("-inf")
+        keys = keys_to_listen(
+            config,
+            "router.host" if config.zmq_host is None else "router.zmq_host",
+            config.zmq_host or config.host,
+        )
         self._cluster = Cluster(
-            self, facts.vocab_size, self._context_tokens, admission, self.metrics
+            self, facts.vocab_size, self._context_tokens, admission, self.metrics, keys=keys
         )
         self._sessions: dict[StreamId, Session] = {}
         self._drains = Drains(self._cluster.registry, lambda: list(self._sessions.values()))

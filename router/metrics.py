@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from router.interface import MoveReason, ServerInfo
 from router.placement import ServerState
 from router.recovery.log_writer import LogMetrics
+from router.refusals import Api, Refusal
+from streamfill.curve.gate import HandshakeFailure
 from streamfill.messages.common import Role, StreamMode
 from streamfill.observability.metric_values import MetricSet, Sample
 from streamfill.observability.metrics import Metric
@@ -77,6 +79,14 @@ class RouterMetrics:
         self._moves = {reason: moves.labels(reason.value) for reason in MoveReason}
         self.num_moves: Counter[str] = Counter()
         """By reason."""
+        refusals = self.set.counter(Metric.REFUSALS)
+        self._refusals = {
+            (api, reason): refusals.labels(api.value, reason.value)
+            for api in Api
+            for reason in Refusal
+        }
+        refused = self.set.counter(Metric.REFUSED_HANDSHAKES)
+        self._refused_handshakes = {kind: refused.labels(kind.value) for kind in HandshakeFailure}
         self.spans_lost = self.set.counter(Metric.SPANS_LOST)
         self._admission_wait = self.set.histogram(Metric.ADMISSION_WAIT)
         for outcome in ("admitted", "refused"):
@@ -91,6 +101,14 @@ class RouterMetrics:
         """A stream goes from one living server to another."""
         self._moves[reason].inc()
         self.num_moves[reason.value] += 1
+
+    def count_refusal(self, api: Api, refusal: Refusal) -> None:
+        """A client was refused something."""
+        self._refusals[api, refusal].inc()
+
+    def count_refused_handshake(self, failure: HandshakeFailure) -> None:
+        """Somebody was not let in to the socket for servers. For any thread."""
+        self._refused_handshakes[failure].inc()
 
     def publish(self, snapshot: RouterSnapshot) -> None:
         """This is how things are now."""

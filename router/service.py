@@ -15,8 +15,9 @@ from typing import Protocol
 from router import service_replies as replies
 from router import service_requests as requests
 from router import service_scheduling as scheduling
-from router.call_messages import CallEvent
+from router.call_messages import CallEvent, Refused
 from router.interface import Acknowledged, ResumePoint, StreamHandle, StreamManager
+from router.refusals import Api, Note, not_counted, note_error
 from router.service_decode import Undecodable
 from router.service_servers import drain_wish, server_id_of
 from router.service_stream import call_event, client_messages
@@ -40,8 +41,9 @@ class EventWriter(Protocol):
 class StreamfillService:
     """One method for each call of ``streamfill.proto``, with its name in snake case."""
 
-    def __init__(self, manager: StreamManager) -> None:
+    def __init__(self, manager: StreamManager, on_refused: Note = not_counted) -> None:
         self._manager = manager
+        self._on_refused = on_refused
         self._vocab_size = manager.info().vocab_size  # of the model, so it never changes
         self._cancellations: set[asyncio.Task[None]] = set()
 
@@ -53,6 +55,8 @@ class StreamfillService:
         """``Stream``"""
 
         async def write(event: CallEvent) -> None:
+            if isinstance(event, Refused):
+                note_error(self._on_refused, Api.GRPC, event.error)
             stream_id = 0 if call.handle is None else call.handle.stream_id
             await writer.write(call_event(event, stream_id))
 

@@ -25,6 +25,7 @@ from router.access.grpc_guard import KeyInterceptor
 from router.access.guarded import GuardedManager
 from router.access.key_ring import KeyRing
 from router.interface import StreamManager
+from router.refusals import Api, Note, not_counted, note_error
 from router.service import StreamfillService
 from router.service_decode import Undecodable, decoder
 from router.tls import RouterTls
@@ -63,6 +64,8 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    # Of the ping itself; gRPC's own minute holds whatever is said of keepalive.
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MS),
@@ -82,6 +85,7 @@ class GrpcServer:
         *,
         keys: KeyRing | None = None,
         tls: RouterTls | None = None,
+        on_refused: Note = not_counted,
     ) -> None:
         """Args:
         manager: the core.
@@ -90,15 +94,19 @@ class GrpcServer:
         port: 0 for any free one.
         keys: that are asked for. None: none are.
         tls: None: in the clear.
+        on_refused: called for each refusal.
         """
         self._manager = manager
         self._host = host
         self._port = port
         self._tls = tls
-        self._service = StreamfillService(manager if keys is None else GuardedManager(manager))
+        self._on_refused = on_refused
+        self._service = StreamfillService(
+            manager if keys is None else GuardedManager(manager), on_refused
+        )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._readiness_task: asyncio.Task[None] | None = None
-        guards = () if keys is None else (KeyInterceptor(keys),)
+        guards = () if keys is None else (KeyInterceptor(keys, on_refused),)
         self._server = grpc.aio.server(options=_OPTIONS, interceptors=guards)
 
     async def start(self) -> int:
@@ -107,7 +115,10 @@ class GrpcServer:
         Raises:
             ConfigError: the address cannot be bound.
         """
-        handlers = {method.name: _handler(method, self._service) for method in SERVICE.methods}
+        handlers = {
+            method.name: _handler(method, self._service, self._on_refused)
+            for method in SERVICE.methods
+        }
         generic = grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
         self._server.add_generic_rpc_handlers((generic,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -190,22 +201,23 @@ class _Writer:
 
 
 def _handler(
-    method: MethodDescriptor, service: StreamfillService
+    method: MethodDescriptor, service: StreamfillService, on_refused: Note
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """How gRPC calls the service's method for ``method``."""
     behaviour = getattr(service, re.sub("(?<!^)(?=[A-Z])", "_", method.name).lower())
     request = GetMessageClass(method.input_type)
     response = GetMessageClass(method.output_type)
     codecs = (decoder(request), response.SerializeToString)
+    run = (behaviour, method.name, on_refused)
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(_streaming(behaviour, method.name), *codecs)
+        return grpc.stream_stream_rpc_method_handler(_streaming(*run), *codecs)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_streaming(behaviour, method.name), *codecs)
-    return grpc.unary_unary_rpc_method_handler(_unary(behaviour, method.name), *codecs)
+        return grpc.unary_stream_rpc_method_handler(_streaming(*run), *codecs)
+    return grpc.unary_unary_rpc_method_handler(_unary(*run), *codecs)
 
 
 def _unary(
-    behaviour: Callable[[Message], Awaitable[Message]], name: str
+    behaviour: Callable[[Message], Awaitable[Message]], name: str, on_refused: Note
 ) -> Callable[[Message | Undecodable[Message], _Context], Awaitable[Message]]:
     async def run(request: Message | Undecodable[Message], context: _Context) -> Message:
         try:
@@ -214,7 +226,7 @@ def _unary(
                 raise request.error
             return await behaviour(request)
         except Exception as error:  # noqa: BLE001 - the edge of a call, which answers it
-            await _fail(context, name, error, getattr(request, "stream_id", None) or None)
+            await _fail(context, name, error, on_refused, request)
 
     return run
 
@@ -223,7 +235,7 @@ _Request: TypeAlias = Message | Undecodable[Message] | AsyncIterator[Message | U
 
 
 def _streaming(
-    behaviour: Callable[[Any, _Writer], Awaitable[None]], name: str
+    behaviour: Callable[[Any, _Writer], Awaitable[None]], name: str, on_refused: Note
 ) -> Callable[[_Request, _Context], Awaitable[None]]:
     async def run(request: _Request, context: _Context) -> None:
         try:
@@ -232,7 +244,7 @@ def _streaming(
                 raise request.error
             await behaviour(request, _Writer(context))
         except Exception as error:  # noqa: BLE001 - the edge of a call, which answers it
-            await _fail(context, name, error, getattr(request, "stream_id", None) or None)
+            await _fail(context, name, error, on_refused, request)
 
     return run
 
@@ -244,12 +256,11 @@ def _note_trace_parent(context: _Context) -> None:
             TRACE_PARENT.set(value[:MAX_TRACE_PARENT_CHARS])
 
 
-async def _fail(context: _Context, name: str, error: Exception, stream_id: int | None) -> NoReturn:
-    """End the call with the status of ``error``.
-
-    Args:
-        stream_id: that the request names. None: it names none, as one that opens a stream.
-    """
+async def _fail(
+    context: _Context, name: str, error: Exception, on_refused: Note, request: Any
+) -> NoReturn:
+    """End the call with the status of ``error``."""
+    stream_id: int | None = getattr(request, "stream_id", None) or None
     if not isinstance(error, StreamError):
         is_gone = context.done()
         log_event(
@@ -263,4 +274,5 @@ async def _fail(context: _Context, name: str, error: Exception, stream_id: int |
         if is_gone:
             raise error
         error = InternalError(f"{name} failed: {error!r}")
+    note_error(on_refused, Api.GRPC, error)
     await context.abort(status_code(error.code), short_message(error), trailing_metadata(error))

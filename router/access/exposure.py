@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 
 from streamfill.config import RouterConfig
+from streamfill.curve.exposure import is_loopback
 from streamfill.observability.logging import log_event
 
 logger = logging.getLogger(__name__)
@@ -19,13 +19,14 @@ def warn_of_exposure(config: RouterConfig) -> None:
         hosts["router.http_host"] = config.http_host or config.host
     exposed = {key: host for key, host in hosts.items() if not is_loopback(host)}
     servers_at = config.zmq_host or config.host
-    if not is_loopback(servers_at):
+    if config.zmq_keys_dir is None and not is_loopback(servers_at):
         log_event(
             *(logger, "servers_not_authenticated"),
             level=logging.WARNING,
             address=servers_at,
             meaning="whoever can reach this address can be a server and read prompts",
-            remedy="set router.zmq_host to 127.0.0.1, or to an address of a network of the servers",
+            remedy="set zmq_keys_dir (streamfill zmq-keys create DIR), or router.zmq_host to "
+            "127.0.0.1",
         )
     address = ",".join(sorted(set(exposed.values())))
     if exposed and config.api_keys_file is not None and config.tls_cert_file is None:
@@ -45,12 +46,3 @@ def warn_of_exposure(config: RouterConfig) -> None:
             remedy="set router.api_keys_file (streamfill keys add NAME), or keep router.host at "
             "127.0.0.1",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a socket that is bound to ``host``. A name that is not
-    known to be this machine's own counts as reachable."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -11,6 +11,7 @@ import grpc.aio
 
 from router.access.account import CALLER
 from router.access.key_ring import HEADER, KeyRing
+from router.refusals import Api, Note, not_counted, note_error
 from streamfill.api.status_details import short_message, status_code, trailing_metadata
 from streamfill.errors import StreamError, UnauthenticatedError
 from streamfill.observability.logging import RateLimited, log_event
@@ -32,8 +33,9 @@ else:
 class KeyInterceptor(_ServerInterceptor):
     """Lets calls through that carry a key, and notes whose they are."""
 
-    def __init__(self, keys: KeyRing) -> None:
+    def __init__(self, keys: KeyRing, on_refused: Note = not_counted) -> None:
         self._keys = keys
+        self._on_refused = on_refused
         self._refusals = RateLimited()
 
     async def intercept_service(
@@ -60,6 +62,7 @@ class KeyInterceptor(_ServerInterceptor):
 
     def _refusal(self, error: StreamError, method: str) -> _Handler:
         async def refuse(messages: AsyncIterator[bytes], context: _Context) -> None:
+            note_error(self._on_refused, Api.GRPC, error)
             if isinstance(error, UnauthenticatedError) and self._refusals.allow():
                 log_event(
                     *(logger, "unauthenticated"),

@@ -13,10 +13,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from router.access.account import KeyAccount
 from router.access.standing import SharingRules, standings
+from router.file_version import version_of
 from streamfill.access.key_file import read_keys
 from streamfill.access.keys import KeyEntry, id_of, is_key_of
 from streamfill.errors import ConfigError, UnauthenticatedError
@@ -31,14 +31,6 @@ HEADER = "authorization"
 """Of HTTP, and key of gRPC metadata."""
 
 _SCHEME = "bearer"
-
-
-class _Version(NamedTuple):
-    """Of a file; one that was replaced has another number."""
-
-    modified_ns: int
-    num_bytes: int
-    inode: int
 
 
 class KeyRing:
@@ -56,7 +48,7 @@ class KeyRing:
         """
         self._path = path
         self._rules = rules or SharingRules()
-        self._version = _version_of(path)
+        self._version = version_of(path)
         self._accounts: dict[str, KeyAccount] = {}
         self._watch: asyncio.Task[None] | None = None
         self._take(read_keys(path, OPTION))
@@ -103,7 +95,7 @@ class KeyRing:
 
     async def look(self) -> None:
         """Read the file again if it changed."""
-        version = await asyncio.to_thread(_version_of, self._path)
+        version = await asyncio.to_thread(version_of, self._path)
         if version == self._version:
             return
         self._version = version
@@ -146,12 +138,3 @@ class KeyRing:
         for account in before.values():
             account.is_removed = True
         return added, [account.entry.name for account in before.values()]
-
-
-def _version_of(path: Path) -> _Version | None:
-    """None: it is not there, or not for us."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return _Version(found.st_mtime_ns, found.st_size, found.st_ino)

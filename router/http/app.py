@@ -32,6 +32,7 @@ from router.http.keys import KeyGuard
 from router.http.logprobs import LogprobWriter
 from router.http.models import ModelCard, ModelList, ReadyReply
 from router.http.origins import OriginGuard
+from router.http.refusals import RefusalCounter
 from router.http.replies import ReplyHead, new_head
 from router.http.requests import AnswerPlan, CompletionFields, ServedModel
 from router.http.sampling import MAX_REQUEST_ID_CHARS
@@ -45,6 +46,7 @@ from router.http.status import (
 )
 from router.http.uploads import upload_answer
 from router.interface import StreamManager
+from router.refusals import Note, not_counted
 from streamfill.errors import StreamError
 
 
@@ -53,6 +55,7 @@ def make_app(
     max_body_bytes: int,
     allow_origins: Sequence[str],
     keys: KeyRing | None = None,
+    on_refused: Note = not_counted,
     *,
     status_page: bool = True,
 ) -> ASGIApp:
@@ -63,9 +66,11 @@ def make_app(
         max_body_bytes: of an ordinary request.
         allow_origins: of web pages that may use it; ``*`` stands for all.
         keys: that are asked for. None: none are.
+        on_refused: called for each refusal.
         status_page: whether there is one.
     """
-    endpoints = _Endpoints(manager if keys is None else GuardedManager(manager), max_body_bytes)
+    guarded = manager if keys is None else GuardedManager(manager)
+    endpoints = _Endpoints(guarded, max_body_bytes, on_refused, with_keys=keys is not None)
     return Starlette(
         routes=[
             Route("/health", endpoints.health),
@@ -81,6 +86,7 @@ def make_app(
             *(endpoints.status_routes() if status_page else ()),
         ],
         middleware=[
+            Middleware(RefusalCounter, note=on_refused),
             Middleware(OriginGuard, allow_origins=allow_origins),
             Middleware(
                 CORSMiddleware,
@@ -102,11 +108,19 @@ def make_app(
 class _Endpoints:
     """One method for each route."""
 
-    def __init__(self, manager: StreamManager, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        manager: StreamManager,
+        max_body_bytes: int,
+        on_refused: Note,
+        *,
+        with_keys: bool,
+    ) -> None:
+        self._on_refused = on_refused
         self._manager = manager
         self._max_body_bytes = max_body_bytes
         self._created = int(time.time())
-        self._description = msgspec.json.encode(openapi.description())
+        self._description = msgspec.json.encode(openapi.description(with_keys=with_keys))
 
     async def health(self, request: Request) -> Response:
         """The process lives."""
@@ -163,7 +177,7 @@ class _Endpoints:
 
     async def socket(self, socket: WebSocket) -> None:
         """``GET /v1/streams``, upgraded."""
-        await serve_socket(socket, self._manager)
+        await serve_socket(socket, self._manager, self._on_refused)
 
     def status_routes(self) -> Sequence[Route]:
         """The page, and what it shows."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from router.refusals import Api, Note, Refusal, not_counted
 
 HEAD_S = 10.0
 """From the connection, or the first byte of a further request, to the end of the request's head."""
@@ -31,6 +34,8 @@ _LIMITS_S = {_Wait.HEAD: HEAD_S, _Wait.REST: REST_S}
 class BoundedH11Protocol(H11Protocol):
     """One connection. Closes it when what is being waited for takes too long."""
 
+    on_refused: ClassVar[Note] = staticmethod(not_counted)
+    """Called for what never becomes a request."""
     _wait: _Wait | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -53,6 +58,11 @@ class BoundedH11Protocol(H11Protocol):
         """An answer was sent to its end."""
         super().on_response_complete()
         self._look()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP, or its head is too large."""
+        type(self).on_refused(Api.HTTP, Refusal.MALFORMED)
+        super().send_400_response(msg)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Another protocol has the connection from now on."""
@@ -83,4 +93,12 @@ class BoundedH11Protocol(H11Protocol):
     def _give_up(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
+            if self._wait is _Wait.HEAD:
+                type(self).on_refused(Api.HTTP, Refusal.TOO_SLOW)
             self.transport.close()
+
+
+def counting_protocol(on_refused: Note) -> type[BoundedH11Protocol]:
+    """The protocol of one server; uvicorn makes the connections."""
+    given = {"on_refused": staticmethod(on_refused)}
+    return type("_CountingProtocol", (BoundedH11Protocol,), given)

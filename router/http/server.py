@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router.access.key_ring import KeyRing
 from router.http.app import make_app
 from router.http.errors import error_response
-from router.http.protocol import BoundedH11Protocol
+from router.http.protocol import counting_protocol
 from router.interface import StreamManager
+from router.refusals import Note, not_counted
 from router.tls import RouterTls
 from streamfill.config import RouterConfig
 from streamfill.errors import ConfigError, InternalError, UnavailableError
@@ -50,12 +51,14 @@ class HttpServer:
         *,
         keys: KeyRing | None = None,
         tls: RouterTls | None = None,
+        on_refused: Note = not_counted,
     ) -> None:
         """Args:
         manager: the core.
         config: says where and how much.
         keys: that are asked for. None: none are.
         tls: None: in the clear.
+        on_refused: called for each refusal.
         """
         self._host = config.http_host or config.host
         self._host_key = "router.host" if config.http_host is None else "router.http_host"
@@ -66,13 +69,14 @@ class HttpServer:
                 config.max_body_bytes,
                 config.http_allow_origins,
                 keys,
+                on_refused,
                 status_page=config.status_page,
             )
         )
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=BoundedH11Protocol,
+                http=counting_protocol(on_refused),
                 ws="websockets-sansio",
                 ws_max_size=config.max_body_bytes,
                 ws_ping_interval=PING_INTERVAL_S,

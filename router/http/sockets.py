@@ -13,30 +13,34 @@ from collections.abc import AsyncIterator
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from router.call_messages import CallEvent, ClientMessage
+from router.call_messages import CallEvent, ClientMessage, Failed, Refused
 from router.http.bodies import while_connected
 from router.http.errors import status_of
 from router.http.socket_events import server_message
 from router.http.socket_messages import client_message
 from router.interface import StreamManager
+from router.refusals import Api, Note, Refusal, note_error
 from router.service import CLIENT_GONE
 from router.stream_call import StreamCall
 from streamfill.errors import InternalError, StreamError
 
 CLOSE_DONE = 1000
+CLOSE_TOO_LARGE = 1009
+"""Said by uvicorn of a message above ``router.max_body_bytes``."""
 CLOSE_FAILED = 4000
 """Plus the HTTP status: codes from here on are for applications (RFC 6455, 7.4.2)."""
 
 
-async def serve_socket(socket: WebSocket, manager: StreamManager) -> None:
-    """Serves one connection to its end."""
+async def serve_socket(socket: WebSocket, manager: StreamManager, on_refused: Note) -> None:
+    """Serves one connection to its end. ``on_refused`` is called for each refusal."""
     await socket.accept()
-    run = _Connection(socket, manager)
+    run = _Connection(socket, manager, on_refused)
     await while_connected(run.gone.wait(), run.serve())
 
 
 class _Connection:
-    def __init__(self, socket: WebSocket, manager: StreamManager) -> None:
+    def __init__(self, socket: WebSocket, manager: StreamManager, on_refused: Note) -> None:
+        self._on_refused = on_refused
         self.gone = asyncio.Event()
         self._socket = socket
         self._vocab_size = manager.info().vocab_size
@@ -67,12 +71,16 @@ class _Connection:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             self.gone.set()
+            if message.get("code") == CLOSE_TOO_LARGE:
+                self._on_refused(Api.WEBSOCKET, Refusal.TOO_LARGE)
             # Who waits for ``gone`` cancels this task; nothing else may come of a client that left.
             await asyncio.Event().wait()
         text = message.get("text")
         return message.get("bytes", b"") if text is None else str(text)
 
     async def _write(self, event: CallEvent) -> None:
+        if isinstance(event, Refused | Failed):
+            note_error(self._on_refused, Api.WEBSOCKET, event.error)
         stream_id = 0 if self._call.handle is None else self._call.handle.stream_id
         await self._socket.send_text(server_message(event, stream_id).decode())
 

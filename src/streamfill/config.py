@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from streamfill.curve.exposure import check_listening
 from streamfill.errors import ConfigError
 from streamfill.messages.common import Role
+from streamfill.observability.metrics_token import read_token
 from streamfill.scheduling.registry import DEFAULT_POLICY, PREEMPTION_MODES, make_policy
 from streamfill.tls import TlsFiles, TlsOptions, check_pair
 
@@ -105,7 +107,7 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     """Whether streams that nobody has committed yet move from a busy prefill server to an idle
     one."""
     metrics_port: MetricsPort = 0
-    """Of ``/metrics``, for Prometheus, on the same host."""
+    """Of ``/metrics``, for Prometheus, on ``metrics_host``."""
     log: str = "memory"
     """What the router knows of streams: in its memory only, or also in a file (sqlite), so that
     they go on when it was killed and is back."""
@@ -197,6 +199,15 @@ class ClusterConfig(_Config, frozen=True, kw_only=True):
 
     name: str = "local"
     log_level: str = "info"
+    zmq_keys_dir: str | None = None
+    """Folder of `streamfill zmq-keys`: the links between processes are encrypted, and only who has
+    a key is let in. None: in the clear, and on this machine only."""
+    allow_plain_zmq: bool = False
+    """Let processes listen without keys also where other machines can reach them."""
+    metrics_host: str = "127.0.0.1"
+    """Where ``/metrics`` of all processes listen."""
+    metrics_token_file: str | None = None
+    """File with a token that ``/metrics`` asks for. None: it asks for nothing."""
     model: ModelSection = ModelSection()
     router: RouterSection = RouterSection()
     controller: ControllerSection = ControllerSection()
@@ -227,6 +238,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     tls_client_ca_file: str | None = None
     zmq_host: str | None = None
     """None: as ``host``."""
+    zmq_keys_dir: str | None = None
+    allow_plain_zmq: bool = False
     operator_socket: str | None = None
     """Path of a Unix socket on which gRPC is served without keys and in the clear, for whoever may
     write to it: the launcher and the commands of its user. None: there is none."""
@@ -241,6 +254,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     controller_endpoint: str | None = None
     metrics_port: int | None = None
     """None: no ``/metrics``. 0: any free port."""
+    metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
     otlp_endpoint: str | None = None
     log: str = "memory"
     log_file: str | None = None
@@ -253,7 +268,11 @@ class ControllerConfig(_Config, frozen=True, kw_only=True):
 
     host: str
     zmq_port: int
+    zmq_keys_dir: str | None = None
+    allow_plain_zmq: bool = False
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
     log_level: str = "info"
 
 
@@ -268,6 +287,8 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     controller_endpoint: str | None
     host: str = "127.0.0.1"
     """Address under which other servers reach this one's KV transport."""
+    zmq_keys_dir: str | None = None
+    allow_plain_zmq: bool = False
     threads: int = 1
     context_tokens: int | None = None
     pool_tokens: int | None = None
@@ -286,6 +307,8 @@ class ServerConfig(_Config, frozen=True, kw_only=True):
     base_gpu_id: int = 0
     sglang: dict[str, Any] = {}
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
     log_level: str = "info"
 
 
@@ -331,7 +354,7 @@ def load_process_file(kind: type[C], path: Path) -> C:
         raise ConfigError(
             "--config-file", str(path), f"cannot be read ({error.strerror})"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError("--config-file", str(path), f"is no valid JSON: {error}") from error
     return from_mapping(kind, data, str(path))
 
@@ -377,6 +400,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "is no file; make one with `streamfill profile`, or leave the setting out",
         )
     _check_access(config)
+    _check_links(config)
     _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
     _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
     if not config.router.admission_wait_s > 0:
@@ -493,7 +517,24 @@ def _check_access(config: ClusterConfig) -> None:
             raise ConfigError(getattr(ROUTER_TLS_OPTIONS, field), path, remedy)
 
 
+def _check_links(config: ClusterConfig) -> None:
+    """Keys of the links between processes, and addresses that may not do without."""
+    router, zmq_host = config.router, config.router.zmq_host
+    option = "router.host" if zmq_host is None else "router.zmq_host"
+    check_listening(config, option, zmq_host or router.host)
+    check_listening(config, "controller.host", config.controller.host)
+    if config.decode.count:
+        check_listening(config, "decode.host", config.decode.host)
+    if config.zmq_keys_dir is not None:
+        from streamfill.curve.keys import read_connect_keys, read_listen_keys
+
+        read_listen_keys(config.zmq_keys_dir)
+        read_connect_keys(config.zmq_keys_dir)
+
+
 def _check_observability(config: ClusterConfig) -> None:
+    if config.metrics_token_file is not None:
+        read_token(Path(config.metrics_token_file))
     endpoint = config.router.otlp_endpoint
     if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
         remedy = "must be a URL such as http://127.0.0.1:4318"

@@ -6,7 +6,9 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from streamfill.observability.metrics import METRICS_PATH, Metric
 
@@ -49,7 +51,15 @@ def scrape(port: int, timeout_s: float = TIMEOUT_S) -> Scrape:
 def scrape_url(url: str, timeout_s: float = TIMEOUT_S) -> Scrape:
     """The page at this address."""
     with urllib.request.urlopen(url, timeout=timeout_s) as reply:
-        text = reply.read().decode()
+        return _parsed(reply.read().decode())
+
+
+def scrape_registry(registry: Collector) -> Scrape:
+    """The page that would be made of it."""
+    return _parsed(generate_latest(registry).decode())
+
+
+def _parsed(text: str) -> Scrape:
     families = list(text_string_to_metric_families(text))
     samples = {
         (sample.name, frozenset(sample.labels.items())): float(sample.value)

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "servers": "list, add, drain and remove the servers of a running cluster",
     "policy": "show and change how prefill servers schedule streams",
     "keys": "make, list and remove the API keys of clients",
+    "zmq-keys": "make the keys with which the processes of a cluster know each other",
     "run": "stream files into a cluster and print the answer",
     "demo": "start a cluster, stream a document into it, compare with one shot",
     "traces": "describe, import, generate and collect traces",
@@ -84,7 +85,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _load(name: str) -> Command:
-    return cast(Command, importlib.import_module(f"streamfill.cli.{name}"))
+    return cast(Command, importlib.import_module(f"streamfill.cli.{module_of(name)}"))
+
+
+def module_of(name: str) -> str:
+    """Of this package, for the words of a command."""
+    return name.replace("-", "_")
 
 
 class _Version(argparse.Action):

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import cast
 
-from streamfill.cli.main import Command
+from streamfill.cli.main import Command, module_of
 
 
 def add_subcommands(
@@ -27,4 +27,4 @@ def run_subcommand(args: argparse.Namespace, group: str) -> int:
 
 
 def _load(group: str, name: str) -> Command:
-    return cast(Command, importlib.import_module(f"streamfill.cli.{group}_{name}"))
+    return cast(Command, importlib.import_module(f"streamfill.cli.{module_of(group)}_{name}"))

@@ -6,6 +6,8 @@ import logging
 
 import zmq
 
+from streamfill.curve.gate import CurveGate, gate_of
+from streamfill.curve.keys import ListenKeys
 from streamfill.errors import ProtocolError, TransportError
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
@@ -26,6 +28,7 @@ class ControlSocket:
         host: str,
         port: int,
         counters: Counters[ReceiverCount],
+        keys: ListenKeys | None = None,
     ) -> None:
         """Listen.
 
@@ -34,6 +37,7 @@ class ControlSocket:
             host: address to listen on; empty or ``*`` for all.
             port: 0 takes a free one.
             counters: of the receiver.
+            keys: who is let in. None: everybody, in the clear.
 
         Raises:
             TransportError: it cannot listen there.
@@ -41,6 +45,7 @@ class ControlSocket:
         self._counters = counters
         self._decoder: FrameDecoder[ToReceiver] = FrameDecoder(ToReceiver)
         self._log_malformed = RateLimited()
+        self._gate: CurveGate | None = None
         self._socket = context.socket(zmq.ROUTER)
         try:
             self._socket.set(zmq.LINGER, 0)
@@ -48,10 +53,14 @@ class ControlSocket:
             self._socket.set(zmq.ROUTER_MANDATORY, 1)
             # A frame up to this size is counted and answered; beyond, ZeroMQ cuts its sender off.
             self._socket.set(zmq.MAXMSGSIZE, 2 * MAX_FRAME_BYTES)
+            self._gate = gate_of(
+                *(context, self._socket, keys),
+                lambda failure: counters.add(ReceiverCount.REFUSED_HANDSHAKES),
+            )
             self._socket.bind(f"tcp://{host or '*'}:{port or '*'}")
             endpoint = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
         except zmq.ZMQError as error:
-            self._socket.close(0)
+            self.close()
             raise TransportError(f"cannot listen on {host}:{port}: {error}") from error
         self._port = int(endpoint.rstrip("\0").rpartition(":")[2])
 
@@ -106,3 +115,5 @@ class ControlSocket:
     def close(self) -> None:
         """Stop to listen; what was not sent is lost."""
         self._socket.close(0)
+        if self._gate is not None:
+            self._gate.close()

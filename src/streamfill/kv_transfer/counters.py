@@ -28,6 +28,7 @@ class ReceiverCount(enum.Enum):
     REFUSED = "refused"
     ABORTED = "aborted"
     FAILED = "failed"
+    REFUSED_HANDSHAKES = "refused_handshakes"
     MALFORMED_FRAMES = "malformed_frames"
     STALE_FRAMES = "stale_frames"
     LATE_WRITES = "late_writes"

@@ -7,6 +7,7 @@ from collections import deque
 
 import zmq
 
+from streamfill.curve.keys import ListenKeys
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
@@ -26,6 +27,7 @@ class FaultySocket(ControlSocket):
         counters: Counters[ReceiverCount],
         faults: Faults,
         late_s: float,
+        keys: ListenKeys | None = None,
     ) -> None:
         """
         Args:
@@ -35,8 +37,9 @@ class FaultySocket(ControlSocket):
             counters: see there.
             faults: of the receiver.
             late_s: longer than a sender waits for an answer.
+            keys: as of the base.
         """
-        super().__init__(context, host=host, port=port, counters=counters)
+        super().__init__(context, host=host, port=port, counters=counters, keys=keys)
         self._faults = faults
         self._late_s = late_s
         self._late: deque[tuple[float, bytes, ToSender]] = deque()

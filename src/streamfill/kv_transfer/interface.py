@@ -232,6 +232,8 @@ class ReceiverStats:
     """Transfers whose bytes all came, but whose session had ended; thrown away on purpose."""
     num_duplicates: int
     bytes_received: int
+    num_refused_handshakes: int = 0
+    """Connections that had no admitted key."""
 
 
 class KvSenderInterface(Protocol):

@@ -9,6 +9,7 @@ from collections import deque
 import torch
 import zmq
 
+from streamfill.curve.keys import ListenKeys
 from streamfill.errors import ConfigError, TransportError
 from streamfill.kv_transfer.control_socket import ControlSocket
 from streamfill.kv_transfer.counters import Counters, ReceiverCount
@@ -50,6 +51,7 @@ class KvReceiver:
         timeouts: TransportTimeouts | None = None,
         same_host: bool = True,
         faults: Faults | None = None,
+        keys: ListenKeys | None = None,
     ) -> None:
         """Listen.
 
@@ -67,6 +69,7 @@ class KvReceiver:
             timeouts: see `timeouts`.
             same_host: share memory with senders on the same machine, where both are on the CPU.
             faults: for tests; None: those of the environment, if any.
+            keys: which senders are let in. None: all, in the clear.
 
         Raises:
             ConfigError: it cannot listen there, nobody could know where it listens, or the
@@ -95,7 +98,11 @@ class KvReceiver:
         try:
             if faults is None:
                 socket = ControlSocket(
-                    self._context, host=bind_host, port=port, counters=self._counters
+                    self._context,
+                    host=bind_host,
+                    port=port,
+                    counters=self._counters,
+                    keys=keys,
                 )
             else:
                 socket = FaultySocket(
@@ -105,6 +112,7 @@ class KvReceiver:
                     counters=self._counters,
                     faults=faults,
                     late_s=timeouts.reply_s + BEYOND_S,
+                    keys=keys,
                 )
             self._port = socket.port
             self._control = InboundControl(
@@ -184,6 +192,7 @@ class KvReceiver:
             num_refused=count(ReceiverCount.REFUSED),
             num_aborted=count(ReceiverCount.ABORTED),
             num_failed=count(ReceiverCount.FAILED),
+            num_refused_handshakes=count(ReceiverCount.REFUSED_HANDSHAKES),
             num_malformed_frames=count(ReceiverCount.MALFORMED_FRAMES),
             num_stale_frames=count(ReceiverCount.STALE_FRAMES),
             num_late_writes=count(ReceiverCount.LATE_WRITES),

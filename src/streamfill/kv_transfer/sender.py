@@ -13,6 +13,7 @@ import msgspec
 import torch
 import zmq
 
+from streamfill.curve.keys import ConnectKeys
 from streamfill.kv_transfer.codecs import NO_CODEC, codec_for, measure_codec
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.faults import CHUNK_BYTES, Faults
@@ -70,6 +71,7 @@ class KvSender:
         same_host: bool = True,
         codec: str = NO_CODEC,
         faults: Faults | None = None,
+        keys: ConnectKeys | None = None,
     ) -> None:
         """Start nothing yet: the first transfer to a peer starts its thread.
 
@@ -87,6 +89,7 @@ class KvSender:
             codec: that KV may be written in on a link that is slow enough for it, see `codecs`.
             faults: for tests; None: those of the environment, if any. With faults there is always a
                 checksum, and chunks are small.
+            keys: of this side's control connections. None: in the clear.
 
         Raises:
             ConfigError: there is no such codec, or it makes this KV no smaller; or the environment
@@ -123,6 +126,7 @@ class KvSender:
             codec=chosen,
             codec_cost=None if chosen is None else measure_codec(chosen, layout, device),
             faults=faults,
+            keys=keys,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()

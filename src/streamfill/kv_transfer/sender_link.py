@@ -23,6 +23,7 @@ import msgspec
 import torch
 import zmq
 
+from streamfill.curve.keys import ConnectKeys
 from streamfill.errors import TransportError
 from streamfill.kv_transfer.codecs import Codec, CodecCost
 from streamfill.kv_transfer.counters import Counters, SenderCount
@@ -71,6 +72,8 @@ class LinkOptions:
     codec: Codec | None = None
     """May be used where it pays."""
     codec_cost: CodecCost | None = None
+    keys: ConnectKeys | None = None
+    """Of control connections. None: in the clear."""
 
 
 class _UnreachableError(TransportError):
@@ -323,6 +326,7 @@ class SenderLink:
             layout=self._options.hello.layout,
             same_host=self._options.same_host,
             on_held=self._publish_held,
+            keys=self._options.keys,
         )
         deadline_s = time.monotonic() + timeouts.session_s
         retry_s = timeouts.hello_retry_first_s

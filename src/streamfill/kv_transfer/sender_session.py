@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 import zmq
 
+from streamfill.curve.keys import ConnectKeys
 from streamfill.errors import ProtocolError, TransportError
 from streamfill.kv_transfer.counters import Counters, SenderCount
 from streamfill.kv_transfer.group import SENDER_RANK, Pair, local_address_towards, make_pair
@@ -74,6 +75,7 @@ class SenderSession:
         layout: KvLayout,
         same_host: bool,
         on_held: Callable[[HeldNews], None],
+        keys: ConnectKeys | None,
     ) -> None:
         """Begin to connect; nothing is sent yet.
 
@@ -100,6 +102,8 @@ class SenderSession:
             self._socket.set(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
             self._socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_LAST_MS)
             self._socket.set(zmq.MAXMSGSIZE, 2 * MAX_FRAME_BYTES)
+            if keys is not None:
+                keys.secure(self._socket)
             self._socket.connect(f"tcp://{address.host}:{address.control_port}")
         except zmq.ZMQError as error:
             self._socket.close(0)

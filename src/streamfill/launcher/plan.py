@@ -137,6 +137,8 @@ def plan_cluster(
         tls_client_ca_file=config.router.tls_client_ca_file,
         operator_socket=None if socket is None else str(socket),
         zmq_host=config.router.zmq_host,
+        zmq_keys_dir=config.zmq_keys_dir,
+        allow_plain_zmq=config.allow_plain_zmq,
         zmq_port=ports.router_zmq,
         max_streams=config.router.max_streams,
         idle_stream_timeout_s=config.router.idle_stream_timeout_s,
@@ -148,6 +150,8 @@ def plan_cluster(
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),
+        metrics_host=config.metrics_host,
+        metrics_token_file=config.metrics_token_file,
         otlp_endpoint=config.router.otlp_endpoint,
         log=config.router.log,
         log_file=_router_log(config, run_dir),
@@ -156,7 +160,11 @@ def plan_cluster(
     controller = ControllerConfig(
         host=config.controller.host,
         zmq_port=ports.controller_zmq,
+        zmq_keys_dir=config.zmq_keys_dir,
+        allow_plain_zmq=config.allow_plain_zmq,
         metrics_port=ports.metrics.get("controller"),
+        metrics_host=config.metrics_host,
+        metrics_token_file=config.metrics_token_file,
         log_level=config.log_level,
     )
     processes = [
@@ -267,7 +275,7 @@ def process_spec(
         metrics_address=(
             None
             if process_config.metrics_port is None
-            else _join(reachable_host(process_config.host), process_config.metrics_port)
+            else _join(reachable_host(process_config.metrics_host), process_config.metrics_port)
         ),
     )
 
@@ -322,6 +330,8 @@ def server_config(
         router_endpoint=router_endpoint,
         controller_endpoint=controller_endpoint,
         host=section.host,
+        zmq_keys_dir=config.zmq_keys_dir,
+        allow_plain_zmq=config.allow_plain_zmq,
         threads=section.threads or share,
         context_tokens=config.model.context_tokens,
         pool_tokens=section.pool_tokens,
@@ -340,6 +350,8 @@ def server_config(
         base_gpu_id=section.base_gpu_id + index * section.tp_size,
         sglang=section.sglang,
         metrics_port=ports.metrics.get(server_id),
+        metrics_host=config.metrics_host,
+        metrics_token_file=config.metrics_token_file,
         log_level=config.log_level,
     )
 

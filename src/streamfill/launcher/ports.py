@@ -124,13 +124,14 @@ def choose_metrics_port(
 
 def _metrics_ports(config: ClusterConfig) -> Iterator[tuple[str, tuple[str, str, int]]]:
     """Each process that has ``/metrics``, with the key, the host and the port that is wanted."""
-    sections: tuple[tuple[str, str, MetricsPort, int | None], ...] = (
-        ("router", config.router.host, config.router.metrics_port, None),
-        ("controller", config.controller.host, config.controller.metrics_port, None),
-        ("prefill", config.prefill.host, config.prefill.metrics_port, config.prefill.count),
-        ("decode", config.decode.host, config.decode.metrics_port, config.decode.count),
+    host = config.metrics_host
+    sections: tuple[tuple[str, MetricsPort, int | None], ...] = (
+        ("router", config.router.metrics_port, None),
+        ("controller", config.controller.metrics_port, None),
+        ("prefill", config.prefill.metrics_port, config.prefill.count),
+        ("decode", config.decode.metrics_port, config.decode.count),
     )
-    for section, host, base, count in sections:
+    for section, base, count in sections:
         if isinstance(base, str):  # "off"
             continue
         names = [section] if count is None else [f"{section}-{n}" for n in range(count)]
@@ -182,7 +183,8 @@ def _config_error(key: str, host: str, port: int, error: OSError) -> ConfigError
     if error.errno == errno.EACCES:
         return ConfigError(key, port, "needs more rights; choose a port above 1023")
     remedy = f"is no address of this machine ({error.strerror}); try 127.0.0.1"
-    return ConfigError(f"{section}.host", host, remedy)
+    host_key = "metrics_host" if option == "metrics_port" else f"{section}.host"
+    return ConfigError(host_key, host, remedy)
 
 
 def _first_ephemeral_port() -> int:

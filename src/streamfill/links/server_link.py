@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import zmq
 
+from streamfill.curve.keys import ConnectKeys
 from streamfill.errors import ProtocolError
 from streamfill.kv_transfer.waker import Waker
 from streamfill.links.faults import DelayedFrames, LinkFaults
@@ -38,6 +39,8 @@ REGISTER_RETRY_S = 0.5
 ROUTER_SILENT_S = 5.0
 """The router sends heartbeats four times a second; five silent seconds mean that it is gone or was
 replaced."""
+UNANSWERED_PERIOD_S = 60.0
+"""The log says so often that no router answers."""
 CLOSE_TIMEOUT_S = 2.0
 LINGER_MS = 200
 """What is queued at the end gets so long to leave."""
@@ -56,14 +59,23 @@ class ServerLink:
     """Link of one server to the router. Owned by the scheduler thread; ``close`` ends the
     thread."""
 
-    def __init__(self, endpoint: str, register: s.Register, on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        register: s.Register,
+        on_end: Callable[[str], None],
+        *,
+        keys: ConnectKeys | None = None,
+    ) -> None:
         """
         Args:
             endpoint: ZeroMQ address of the router.
             register: who this server is.
             on_end: called in the link's thread with the reason why there is no link any more: the
                 router refuses the server, or the endpoint cannot be used.
+            keys: of this side. None: in the clear.
         """
+        self._keys = keys
         self._endpoint = endpoint
         self._register = register
         self._on_end = on_end
@@ -83,6 +95,7 @@ class ServerLink:
         self._register_sent = 0.0
         self._log_malformed = RateLimited(period_s=1.0)
         self._log_full = RateLimited()
+        self._log_unanswered = RateLimited(period_s=UNANSWERED_PERIOD_S)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._socket: zmq.Socket[bytes] | None = None
@@ -190,6 +203,8 @@ class ServerLink:
         self._socket.linger = LINGER_MS
         self._socket.sndhwm = self._socket.rcvhwm = MAX_QUEUED_MESSAGES
         self._socket.maxmsgsize = 2 * MAX_FRAME_BYTES
+        if self._keys is not None:
+            self._keys.secure(self._socket)
         self._socket.connect(self._endpoint)
         self._poller.register(self._socket, zmq.POLLIN)
         self._router_heard = time.monotonic()
@@ -202,6 +217,14 @@ class ServerLink:
                     logger, "router_silent", level=logging.WARNING, silent_s=round(silent_s, 1)
                 )
                 self._lose_router()
+            elif self._log_unanswered.allow():
+                log_event(
+                    *(logger, "router_does_not_answer"),
+                    level=logging.WARNING,
+                    endpoint=self._endpoint,
+                    with_keys=self._keys is not None,
+                    remedy="see that it runs there, and that its zmq_keys_dir has the same keys",
+                )
             self._connect()
         if self._router_incarnation is None:
             if now - self._register_sent >= REGISTER_RETRY_S:

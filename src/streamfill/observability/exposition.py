@@ -12,16 +12,20 @@ import logging
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from streamfill.curve.exposure import is_loopback
 from streamfill.errors import ConfigError
 from streamfill.observability.logging import RateLimited, log_event
 from streamfill.observability.metrics import METRICS_PATH
+from streamfill.observability.metrics_token import CHALLENGE, is_token_of, read_token
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +41,39 @@ _POLL_S: Final = 3600.0
 class MetricsServer:
     """Serves from its making on. `close` ends it."""
 
-    def __init__(self, registry: Collector, *, host: str, port: int, section: str) -> None:
+    def __init__(
+        self,
+        registry: Collector,
+        *,
+        host: str,
+        port: int,
+        section: str,
+        token_file: str | None = None,
+    ) -> None:
         """
         Args:
             registry: what a scrape is answered from. Used in several threads at once.
             host: address to listen on.
             port: 0 for any free one.
             section: of the cluster file, for the errors: ``router``, ``prefill``, ...
+            token_file: with what each scrape has to carry; read again for each, so that a new one
+                counts at once. None: nothing is asked for.
 
         Raises:
-            ConfigError: the address cannot be had; names the key and what to do.
+            ConfigError: the address cannot be had, or there is no token in the file; names the key
+                and what to do.
         """
+        if token_file is not None:
+            read_token(Path(token_file))
+        elif not is_loopback(host):
+            log_event(
+                *(logger, "metrics_open_to_the_network"),
+                level=logging.WARNING,
+                address=host,
+                remedy="set metrics_token_file, or keep metrics_host at 127.0.0.1",
+            )
         try:
-            self._server = _Server(host, port, registry)
+            self._server = _Server(host, port, registry, token_file)
         except OSError as error:
             raise _config_error(section, host, port, error) from error
         self.port = int(self._server.server_address[1])
@@ -79,10 +103,12 @@ class _Server(ThreadingMixIn, TCPServer):
     block_on_close = False
     request_queue_size = MAX_CONNECTIONS
 
-    def __init__(self, host: str, port: int, registry: Collector) -> None:
+    def __init__(self, host: str, port: int, registry: Collector, token_file: str | None) -> None:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = found[0]
         self.registry = registry
+        self._token_file = token_file
+        self._log_refused = RateLimited()
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._log_full = RateLimited()
         self._log_failed = RateLimited()
@@ -94,6 +120,27 @@ class _Server(ThreadingMixIn, TCPServer):
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # it was already
+
+    def is_allowed(self, headers: Sequence[str], peer: str) -> bool:
+        """Whether a scrape with these ``Authorization`` headers is answered. Without a readable
+        token none is."""
+        if self._token_file is None:
+            return True
+        reason = "no token, or not the right one"
+        try:
+            if is_token_of(headers, read_token(Path(self._token_file))):
+                return True
+        except ConfigError as error:
+            reason = str(error)
+        if self._log_refused.allow():
+            log_event(
+                *(logger, "scrape_refused"),
+                level=logging.WARNING,
+                peer=peer,
+                reason=reason,
+                num_suppressed=self._log_refused.num_suppressed,
+            )
+        return False
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         if self._places.acquire(blocking=False):
@@ -138,6 +185,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != METRICS_PATH:
             self._reply(404, "text/plain; charset=utf-8", f"try {METRICS_PATH}\n".encode())
             return
+        if not self.server.is_allowed(
+            self.headers.get_all("Authorization", []), str(self.client_address[0])
+        ):
+            self._reply(401, "text/plain; charset=utf-8", b"a token is needed\n", CHALLENGE)
+            return
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))
         self._reply(200, content_type, encode(self.server.registry))
 
@@ -147,8 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape is nothing to tell of."""
 
-    def _reply(self, status: int, content_type: str, body: bytes) -> None:
+    def _reply(
+        self, status: int, content_type: str, body: bytes, challenge: str | None = None
+    ) -> None:
         self.send_response(status)
+        if challenge is not None:
+            self.send_header("WWW-Authenticate", challenge)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -163,4 +219,4 @@ def _config_error(section: str, host: str, port: int, error: OSError) -> ConfigE
     if error.errno == errno.EACCES:
         return ConfigError(key, port, "needs more rights; choose a port above 1023")
     remedy = f"is no address of this machine ({error.strerror}); try 127.0.0.1"
-    return ConfigError(f"{section}.host", host, remedy)
+    return ConfigError("metrics_host", host, remedy)

@@ -174,6 +174,18 @@ class Metric(Enum):
         "streams_moved", "streams", "Moves of streams between living servers.", "reason"
     )
     ROUTER_MALFORMED = _count("malformed_frames", "frames", "Frames that could not be read.")
+    REFUSALS = _count(
+        "refusals",
+        "requests",
+        "Requests, and operations on streams, that clients were refused.",
+        *("api", "reason"),
+    )
+    REFUSED_HANDSHAKES = _count(
+        "refused_handshakes",
+        "connections",
+        "Connections to the ZeroMQ socket that had no admitted key.",
+        "reason",
+    )
     STALE_MESSAGES = _count("stale_messages", "messages", "Late news about what is over, dropped.")
 
     # The log of streams, where there is one.
@@ -243,6 +255,11 @@ class Metric(Enum):
     CONTROLLER_ALIVE = _held("controller_alive", "1", "Whether it hears the controller.")
     REGISTERED = _held("registered", "1", "Whether the router has taken it in.")
     SERVER_MALFORMED = _done("malformed_frames", "frames", "Frames that could not be read.")
+    SERVER_REFUSED_HANDSHAKES = _done(
+        "refused_handshakes",
+        "connections",
+        "Connections to the ZeroMQ socket that had no admitted key.",
+    )
     EVICTED = _done("evicted_tokens", "tokens", "KV slots taken from the radix tree.")
     COMPUTED = _done("computed_tokens", "tokens", "Prompt tokens that went through the model.")
     RECOMPUTED = _done(
@@ -268,6 +285,12 @@ class Metric(Enum):
     VICTIMS_RANKED = _known("victims_ranked_total", "streams", "Streams put into an order, summed.")
     CONTROLLER_MALFORMED = _known(
         "malformed_frames_total", "frames", "Frames that could not be read."
+    )
+    CONTROLLER_REFUSED_HANDSHAKES = _known(
+        "refused_handshakes_total",
+        "connections",
+        "Connections to the ZeroMQ socket that had no admitted key.",
+        "reason",
     )
     KNOWN_SERVERS = _known("servers", "servers", "Prefill servers heard of lately.")
     KNOWN_STREAMS = _known("streams", "streams", "Streams in their newest reports.")

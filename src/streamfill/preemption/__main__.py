@@ -65,7 +65,11 @@ def _metrics_of(controller: Controller, config: ControllerConfig) -> Iterator[in
         return
     registry = controller.metrics.set.registry
     server = MetricsServer(
-        registry, host=config.host, port=config.metrics_port, section="controller"
+        registry,
+        host=config.metrics_host,
+        port=config.metrics_port,
+        section="controller",
+        token_file=config.metrics_token_file,
     )
     try:
         yield server.port

@@ -10,6 +10,7 @@ from typing import assert_never
 import msgspec
 import zmq
 
+from streamfill.curve.keys import ConnectKeys
 from streamfill.errors import ProtocolError, TransportError
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
 from streamfill.messages.control import (
@@ -53,6 +54,7 @@ class ControllerClient:
         server_id: str,
         incarnation: int,
         *,
+        keys: ConnectKeys | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -61,6 +63,7 @@ class ControllerClient:
         Args:
             endpoint: ``tcp://host:port`` of the controller.
             incarnation: random, new at each start of the server.
+            keys: of this side. None: in the clear.
             context: the process's own; by default ``zmq.Context.instance()``.
             clock: seconds that only go forward.
 
@@ -84,7 +87,7 @@ class ControllerClient:
         self._decoder: FrameDecoder[ControllerToServer] = FrameDecoder(ControllerToServer)
         self._malformed_log = RateLimited()
         self._refused_log = RateLimited()
-        self.socket = _connect(context or zmq.Context.instance(), endpoint)
+        self.socket = _connect(context or zmq.Context.instance(), endpoint, keys)
 
     def report(self, telemetry: Telemetry) -> None:
         """Send ``telemetry``, or keep it until the controller can be reached; a newer one replaces
@@ -189,14 +192,16 @@ class ControllerClient:
             )
 
 
-def fetch_status(endpoint: str, timeout_s: float) -> ControllerStatus:
+def fetch_status(
+    endpoint: str, timeout_s: float, keys: ConnectKeys | None = None
+) -> ControllerStatus:
     """Ask the controller how it is; blocks for at most ``timeout_s``.
 
     Raises:
         TransportError: no answer, or none that can be read.
     """
     decoder: FrameDecoder[ControllerToServer] = FrameDecoder(ControllerToServer)
-    socket = _connect(zmq.Context.instance(), endpoint)
+    socket = _connect(zmq.Context.instance(), endpoint, keys)
     deadline_s = time.monotonic() + timeout_s
     try:
         _wait(socket, zmq.POLLOUT, deadline_s, endpoint)
@@ -226,8 +231,12 @@ def _only_message(
     return decoder.decode(frames[0])
 
 
-def _connect(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def _connect(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: ConnectKeys | None
+) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
+    if keys is not None:
+        keys.secure(socket)
     socket.setsockopt(zmq.LINGER, 0)
     # Only a live connection takes frames, so what waits for a dead controller waits in one place,
     # where a newer report can replace it.

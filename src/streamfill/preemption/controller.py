@@ -23,6 +23,8 @@ from typing import assert_never
 import zmq
 
 from streamfill.config import ControllerConfig
+from streamfill.curve.gate import gate_of
+from streamfill.curve.keys import keys_to_listen
 from streamfill.errors import ConfigError, ProtocolError
 from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
 from streamfill.messages.control import (
@@ -64,8 +66,9 @@ class Controller:
             clock: seconds that only go forward.
 
         Raises:
-            ConfigError: the address cannot be bound.
+            ConfigError: the address cannot be bound, or not without keys; or keys cannot be read.
         """
+        keys = keys_to_listen(config, "controller.host", config.host)
         self.num_malformed_frames = 0
         self._state = ControllerState(time.time_ns() // 1_000_000 if epoch is None else epoch)
         self._clock = clock
@@ -77,6 +80,9 @@ class Controller:
         self._wake_write.setblocking(False)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
+        self._gate = gate_of(
+            self._context, self._socket, keys, self.metrics.count_refused_handshake
+        )
         try:
             self._bind(config)
         except ConfigError:
@@ -124,6 +130,8 @@ class Controller:
     def close(self) -> None:
         """Give the port back. Idempotent."""
         self._socket.close(linger=0)
+        if self._gate is not None:
+            self._gate.close()
         self._context.term()
         self._wake_read.close()
         self._wake_write.close()

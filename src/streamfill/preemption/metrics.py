@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from streamfill.curve.gate import HandshakeFailure
 from streamfill.messages.control import ControllerStatus
 from streamfill.observability.metric_values import MetricSet, Sample
 from streamfill.observability.metrics import Metric
@@ -47,7 +48,13 @@ class ControllerMetrics:
         self._snapshot: ControllerSnapshot | None = None
         self._made_s = time.monotonic()
         self.set = MetricSet("controller", self._age_s)
+        refused = self.set.counter(Metric.CONTROLLER_REFUSED_HANDSHAKES)
+        self._refused_handshakes = {kind: refused.labels(kind.value) for kind in HandshakeFailure}
         self.set.add_source(self._samples)
+
+    def count_refused_handshake(self, failure: HandshakeFailure) -> None:
+        """Somebody was not let in. For any thread."""
+        self._refused_handshakes[failure].inc()
 
     def publish(self, snapshot: ControllerSnapshot) -> None:
         """This is how the controller is now."""

@@ -102,7 +102,7 @@ def load_profile(path: Path, key: str = "prefill.cost_profile") -> CostProfile:
         profile = msgspec.json.decode(path.read_bytes(), type=CostProfile)
     except OSError as error:
         raise ConfigError(key, str(path), f"cannot be read ({error.strerror}); {remedy}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(key, str(path), f"is no cost profile: {error}; {remedy}") from error
     if profile.format != FORMAT:
         raise ConfigError(

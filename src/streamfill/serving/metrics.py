@@ -62,6 +62,8 @@ class ServerSnapshot:
     controller_alive: bool
     registered: bool
     """The router knows this server."""
+    num_refused_handshakes: int = 0
+    """Connections to its ZeroMQ socket that had no admitted key."""
 
 
 class ServerMetrics:
@@ -92,6 +94,7 @@ class ServerMetrics:
             yield Sample(metric, getattr(snapshot.counters, field), labels)
         yield Sample(Metric.CONTROLLER_ALIVE, snapshot.controller_alive, labels)
         yield Sample(Metric.REGISTERED, snapshot.registered, labels)
+        yield Sample(Metric.SERVER_REFUSED_HANDSHAKES, snapshot.num_refused_handshakes, labels)
         yield Sample(Metric.TURNS, snapshot.steps.num_turns, labels)
         yield Sample(Metric.STEPS, snapshot.steps.num_steps, labels)
         for reason in RunReason:

@@ -21,6 +21,7 @@ from typing import Any
 import zmq
 
 from streamfill.config import ServerConfig
+from streamfill.curve.keys import keys_to_connect
 from streamfill.engine.interface import EngineFacts
 from streamfill.engine.interrupts import LayerBreaks
 from streamfill.engine.scheduler_engine import SchedulerEngine
@@ -78,6 +79,8 @@ class SchedulerRuntime(abc.ABC):
         self.config = config
         self.rank = rank
         self.mailbox = mailbox
+        self.keys = keys_to_connect(config)
+        """Of sockets that connect. None: in the clear."""
         self.incarnation = secrets.randbits(63)
         self._model_id = model_id
         self._scheduler: Any = None
@@ -94,9 +97,10 @@ class SchedulerRuntime(abc.ABC):
             # Here and not in `attach`: a port that is in use is told before the model is loaded.
             self._metrics_server = MetricsServer(
                 self._metrics.set.registry,
-                host=config.host,
+                host=config.metrics_host,
                 port=config.metrics_port,
                 section=config.role.value,
+                token_file=config.metrics_token_file,
             )
 
     # Given by the roles
@@ -140,6 +144,10 @@ class SchedulerRuntime(abc.ABC):
         """Frames that this rank's transport, and the line to the controller, could not read."""
         return 0
 
+    def num_refused_handshakes(self) -> int:
+        """Connections to this rank's transport that had no admitted key."""
+        return 0
+
     def close_transport(self) -> None:  # noqa: B027  optional
         """End the threads of the transport."""
 
@@ -157,6 +165,7 @@ class SchedulerRuntime(abc.ABC):
                 self.config.router_endpoint,
                 self._registration(self._engine.facts, ports),
                 self._end,
+                keys=self.keys,
             )
             self._link.start()
             for source in [self._link, *self.wake_sources(), *self.mailbox.wake_sources()]:
@@ -186,6 +195,7 @@ class SchedulerRuntime(abc.ABC):
                     steps=core.step_counts(),
                     controller_alive=controller_alive,
                     registered=link.registered,
+                    num_refused_handshakes=self.num_refused_handshakes(),
                 )
             )
         return Turn(

@@ -79,7 +79,7 @@ def test_values_of_settings(setting: str, value: object) -> None:
     ("words", "key", "remedy"),
     [
         (("--set", "prefill.thread=2"), "prefill.thread", "known here: count, host, threads"),
-        (("--set", "prefil.threads=2"), "prefil", "known here: name, log_level, model"),
+        (("--set", "prefil.threads=2"), "prefil", "known here: name, log_level, zmq_keys_dir"),
         (("--set", "name.x=2"), "name.x", "name is an option, not a section"),
         (("--set", "prefill"), "--set", "write KEY=VALUE"),
         (("--set", "prefill.count=many"), "prefill.count", "int"),

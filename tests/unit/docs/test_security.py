@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from router import service_server, stream_call
+from router import service_server, stream_call, tls
 from router.access import grpc_guard, key_ring
 from router.http.keys import OPEN_PATHS
 from streamfill.access.keys import KeyLimits
@@ -38,8 +38,8 @@ def test_names_and_numbers_are_those_of_the_code(words: str) -> None:
 
 
 def test_the_router_looks_at_the_file_as_often_as_the_page_says() -> None:
-    """Every second."""
-    assert key_ring.POLL_INTERVAL_S == 1.0
+    """Every second; at certificates too."""
+    assert key_ring.POLL_INTERVAL_S == tls.POLL_INTERVAL_S == 1.0
     assert "looks every second" in PAGE.replace("\n", " ")
 
 

@@ -73,6 +73,13 @@ def test_a_port_in_use_stops_the_start() -> None:
     assert (caught.value.key, caught.value.value) == ("prefill.metrics_port", port)
 
 
+def test_an_address_that_is_not_ours_stops_the_start() -> None:
+    """By its own key."""
+    with pytest.raises(ConfigError, match="no address of this machine") as caught:
+        choose_ports(with_changes(FREE, {"metrics_host": "192.0.2.1"}))
+    assert (caught.value.key, caught.value.value) == ("metrics_host", "192.0.2.1")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -101,9 +108,24 @@ def test_the_ports_reach_the_processes() -> None:
     assert all(spec.metrics_address is None for spec in plan(config, without).processes)
 
 
+def test_they_listen_where_the_file_says() -> None:
+    """On this machine only, wherever the process itself listens, unless there is another address;
+    with the token of the cluster."""
+    for cluster, address in (
+        (ClusterConfig(router=RouterSection(host="10.0.0.7")), "127.0.0.1:2000"),
+        (ClusterConfig(metrics_host="10.0.0.7", metrics_token_file="/t"), "10.0.0.7:2000"),
+    ):
+        specs = plan(cluster).processes
+        assert specs[0].metrics_address == address
+        for spec in specs:
+            found = msgspec.json.decode(spec.config_json)
+            assert found["metrics_host"] == cluster.metrics_host
+            assert found["metrics_token_file"] == cluster.metrics_token_file
+
+
 def test_prometheus_finds_them_in_a_file(tmp_path: Path) -> None:
     """In the form of its file-based discovery, reached through loopback where all is bound."""
-    config = ClusterConfig(name="c", router=RouterSection(host="0.0.0.0"))
+    config = ClusterConfig(name="c", metrics_host="0.0.0.0")
     made = plan(config)
     write_targets(made.name, made.processes, tmp_path)
     groups = json.loads((tmp_path / TARGETS_FILE).read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import socket
 import threading
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,85 @@ def test_another_path_is_told_the_right_one(server: MetricsServer) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=PATIENCE_S)
     with caught.value as reply:
         assert (reply.code, reply.read()) == (404, b"try /metrics\n")
+
+
+def ask(port: int, *authorizations: str) -> int:
+    """The status of a scrape with these headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.putrequest("GET", "/metrics")
+        for value in authorizations:
+            connection.putheader("Authorization", value)
+        connection.endheaders()
+        reply = connection.getresponse()
+        assert (reply.status == 401) == ("Bearer" in reply.headers.get("WWW-Authenticate", ""))
+        assert (reply.status == 401) != (b"streamfill_" in reply.read())
+        return reply.status
+
+
+def test_a_token_is_asked_for(
+    metrics: MetricSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is a file with one; a new one counts at once, and while there is none nobody is
+    answered. No token is in the log."""
+    file = tmp_path / "token"
+    first, second = "a" * 32, "b" * 32
+    file.write_text(f"{first}\n")
+    server = MetricsServer(
+        metrics.registry, host="127.0.0.1", port=0, section="router", token_file=str(file)
+    )
+    with contextlib.closing(server):
+        assert ask(server.port, f"Bearer {first}") == 200
+        assert ask(server.port, f"bearer  {first}") == 200
+        for wrong in ((), ("Bearer",), (f"Basic {first}",), (f"Bearer {first}x",)):
+            assert ask(server.port, *wrong) == 401
+        assert ask(server.port, f"Bearer {first}", f"Bearer {first}") == 401
+        assert ask(server.port, "Bearer \xe4") == 401
+        file.write_text(second)
+        assert ask(server.port, f"Bearer {first}") == 401
+        assert ask(server.port, f"Bearer {second}") == 200
+        file.unlink()
+        assert ask(server.port, f"Bearer {second}") == 401
+    assert "scrape_refused peer=127.0.0.1" in caplog.text
+    assert first not in caplog.text
+    assert second not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"short", b"two words of many letters", b"\xff" * 40]
+)
+def test_a_token_that_will_not_do_stops_the_start(
+    metrics: MetricSet, tmp_path: Path, content: bytes | None
+) -> None:
+    """By its file; what is in it is not shown."""
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match="openssl rand") as caught:
+        MetricsServer(
+            metrics.registry, host="127.0.0.1", port=0, section="router", token_file=str(file)
+        )
+    assert (caught.value.key, caught.value.value) == ("metrics_token_file", str(file))
+    if content:
+        assert content.decode("latin-1") not in str(caught.value)
+
+
+def test_an_open_port_warns(
+    metrics: MetricSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where other machines reach it and it asks for nothing."""
+    file = tmp_path / "token"
+    file.write_text("a" * 32)
+    for host, token_file, num_warnings in (
+        ("127.0.0.1", None, 0),
+        ("0.0.0.0", str(file), 0),
+        ("0.0.0.0", None, 1),
+    ):
+        server = MetricsServer(
+            metrics.registry, host=host, port=0, section="router", token_file=token_file
+        )
+        server.close()
+        assert caplog.text.count("metrics_open_to_the_network") == num_warnings
 
 
 def test_openmetrics_is_spoken_to_those_who_ask(server: MetricsServer) -> None:
@@ -132,7 +213,7 @@ def test_a_foreign_host_is_named(metrics: MetricSet) -> None:
     """By the key of the host."""
     with pytest.raises(ConfigError, match="no address of this machine") as caught:
         MetricsServer(metrics.registry, host="192.0.2.1", port=0, section="decode")
-    assert caught.value.key == "decode.host"
+    assert caught.value.key == "metrics_host"
 
 
 def test_close_gives_the_port_back_at_once(metrics: MetricSet) -> None:

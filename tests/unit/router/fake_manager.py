@@ -29,6 +29,7 @@ from router.interface import (
     TokenEvent,
     Usage,
 )
+from router.refusals import Note, not_counted
 from router.service_server import GrpcServer
 from router.tls import RouterTls
 from router.watch.frames import Frame
@@ -390,10 +391,13 @@ class FakeStream:
 
 @asynccontextmanager
 async def serve(
-    manager: FakeManager, keys: KeyRing | None = None, tls: RouterTls | None = None
+    manager: FakeManager,
+    keys: KeyRing | None = None,
+    tls: RouterTls | None = None,
+    on_refused: Note = not_counted,
 ) -> AsyncIterator[str]:
     """The real gRPC service over ``manager``, on a free port. Gives ``host:port``."""
-    server = GrpcServer(manager, "127.0.0.1", 0, keys=keys, tls=tls)
+    server = GrpcServer(manager, "127.0.0.1", 0, keys=keys, tls=tls, on_refused=on_refused)
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import zmq
 import zmq.asyncio
 
+from streamfill.curve.keys import ConnectKeys
 from streamfill.links.inbound_gate import InboundGate
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import router_to_server as r
@@ -79,6 +80,7 @@ class FakeServer:
         pool_tokens: int = 4096,
         model_id: str = "model",
         protocol_version: int = PROTOCOL_VERSION,
+        keys: ConnectKeys | None = None,
     ) -> None:
         global _num_incarnations
         _num_incarnations += 1
@@ -137,6 +139,8 @@ class FakeServer:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
+        if keys is not None:
+            keys.secure(self._socket)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -59,11 +59,8 @@ def read_json_lines(
                 Place(path, number).error(Problem.NOT_UTF8, "line", bytes_there, "must be UTF-8")
             )
             continue
-        except msgspec.DecodeError as error:
-            text = raw.decode(errors="replace").rstrip()
-            bad_rows.add(
-                Place(path, number).error(Problem.BAD_JSON, "line", text, f"no valid JSON: {error}")
-            )
+        except (msgspec.DecodeError, RecursionError) as error:
+            bad_rows.add(_no_json(Place(path, number), raw, error))
             continue
         yield JsonLine(path, number, record)
     if is_empty:
@@ -78,11 +75,24 @@ def _invalid(path: Path, line: int, raw: bytes, error: msgspec.ValidationError) 
         field = f"{field}.{missing[1]}" if field else missing[1]
         return Place(path, line).error(Problem.MISSING, field, ABSENT, "is missing")
     problem = Problem.OUT_OF_RANGE if ">=" in text else Problem.WRONG_TYPE
-    value = _value_at(msgspec.json.decode(raw), where.strip("`"))
+    try:
+        whole = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
+        # The record is wrong before the place at which the line is.
+        return _no_json(Place(path, line), raw, wrong)
+    value = _value_at(whole, where.strip("`"))
     return Place(path, line).error(problem, field or "line", value, text)
 
 
+def _no_json(place: Place, raw: bytes, error: Exception) -> BadRowError:
+    text = raw.decode(errors="replace").rstrip()
+    return place.error(Problem.BAD_JSON, "line", text, f"no valid JSON: {error}")
+
+
 def _value_at(value: Any, where: str) -> object:
-    for match in _STEP.finditer(where):
-        value = value[match[1]] if match[1] is not None else value[int(match[2])]
+    try:
+        for match in _STEP.finditer(where):
+            value = value[match[1]] if match[1] is not None else value[int(match[2])]
+    except (LookupError, TypeError):  # a name that is there twice has the last of its values here
+        return ABSENT
     return value

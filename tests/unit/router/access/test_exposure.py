@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from router.access.exposure import is_loopback, warn_of_exposure
+from router.access.exposure import warn_of_exposure
 from streamfill.config import RouterConfig
+from streamfill.curve.exposure import is_loopback
 
 
 def config(**values: Any) -> RouterConfig:
@@ -35,13 +36,16 @@ def test_an_open_router_that_others_can_reach_warns(
 
 
 def test_a_port_for_servers_that_others_can_reach_warns(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever clients are asked for: servers are asked for nothing."""
+    """Whatever clients are asked for; servers are asked for nothing, unless there are keys."""
     asked = {"api_keys_file": "/k", "tls_cert_file": "/c", "tls_key_file": "/p"}
     warn_of_exposure(config(host="10.0.0.7", **asked))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "servers_not_authenticated address=10.0.0.7 " in record.message
-    assert "router.zmq_host" in record.message
+    assert "zmq_keys_dir" in record.message
+    caplog.clear()
+    warn_of_exposure(config(host="10.0.0.7", zmq_keys_dir="/z", **asked))
+    assert not caplog.records
 
 
 def test_keys_in_the_clear_warn(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import constants
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -15,9 +17,12 @@ import pytest
 from router import service_server, stream_call
 from router.http import bodies, protocol
 from router.service_server import SERVICE
+from router.tls import RouterTls
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
+from streamfill.tls import TlsFiles
+from tests.support.certificates import make_authority
 from tests.unit.router.access.keys_for_tests import TestKeys
 from tests.unit.router.fake_manager import STEP_S, FakeManager, serve
 from tests.unit.router.http.serving import chat, connected, http_client, serve_http
@@ -92,6 +97,47 @@ async def test_grpc_slow(keys: TestKeys, key: str, monkeypatch: pytest.MonkeyPat
             writer.close()
         async with Client(target, api_key=key) as client:
             assert (await client.server_info()).ready
+
+
+async def test_grpc_that_answers_no_pings(
+    keys: TestKeys, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection whose machine is gone: it spoke HTTP/2, then nothing more."""
+    wanted = {service_server.PING_INTERVAL_MS, service_server.PING_TIMEOUT_MS}
+    options = tuple(
+        (name, 300 if value in wanted and ("ping" in name or "keepalive" in name) else value)
+        for name, value in service_server._OPTIONS
+    )
+    assert options != service_server._OPTIONS
+    monkeypatch.setattr(service_server, "_OPTIONS", options)
+    preface_and_settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+    async with serve(FakeManager(), keys.ring) as target:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(target.rpartition(":")[2]))
+        writer.write(preface_and_settings)
+        said = await asyncio.wait_for(reader.read(-1), STEP_S)
+        assert b"\0\0\x08\6\0" in said, "no PING came"
+        writer.close()
+        async with Client(target, api_key=key) as client:
+            assert (await client.server_info()).ready
+
+
+async def test_tls_handshake_that_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP closes such a connection after asyncio's time, gRPC after its own."""
+    assert constants.SSL_HANDSHAKE_TIMEOUT == 60.0  # as docs/security.md says
+    monkeypatch.setattr("asyncio.constants.SSL_HANDSHAKE_TIMEOUT", 0.3)
+    limits = {"grpc.server_handshake_timeout_ms": 300}
+    options = tuple((name, limits.get(name, value)) for name, value in service_server._OPTIONS)
+    monkeypatch.setattr(service_server, "_OPTIONS", options)
+    authority = await asyncio.to_thread(make_authority, tmp_path)
+    cert, key_file = await asyncio.to_thread(authority.certificate, "router", "IP:127.0.0.1")
+    tls = RouterTls(TlsFiles(cert_file=cert, key_file=key_file))
+    async with serve(FakeManager(), tls=tls) as target, serve_http(FakeManager(), tls=tls) as url:
+        for port in (int(target.rpartition(":")[2]), httpx.URL(url).port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await asyncio.wait_for(reader.read(-1), STEP_S) == b""
+            writer.close()
 
 
 async def test_grpc_call_that_says_nothing(

@@ -13,6 +13,7 @@ import httpx
 from router.access.key_ring import KeyRing
 from router.http.app import make_app
 from router.http.server import HttpServer
+from router.refusals import Note, not_counted
 from router.tls import RouterTls
 from streamfill.config import RouterConfig
 from tests.unit.router.fake_manager import STEP_S, FakeManager
@@ -26,11 +27,17 @@ async def serve_http(
     *,
     keys: KeyRing | None = None,
     tls: RouterTls | None = None,
+    on_refused: Note = not_counted,
     **config: Any,
 ) -> AsyncIterator[str]:
     """Gives the URL."""
     values = {"host": "127.0.0.1", "grpc_port": 0, "zmq_port": 0, "http_port": 0, **config}
-    server = HttpServer(manager, RouterConfig(model_path="fake", **values), keys=keys, tls=tls)
+    server = HttpServer(
+        *(manager, RouterConfig(model_path="fake", **values)),
+        keys=keys,
+        tls=tls,
+        on_refused=on_refused,
+    )
     port = await server.start()
     try:
         yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"

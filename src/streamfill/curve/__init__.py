@@ -1,0 +1,1 @@
+"""CURVE on the ZeroMQ links between the processes of a cluster: keys, and who is let in."""
