@@ -8,9 +8,10 @@ SOAK_ARGS ?=
 POLICIES_ARGS ?=
 HANDOFF_ARGS ?=
 FUZZ_ARGS ?= --seconds 600
+ROUTER_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff test soak fuzz chaos chaos-kills chaos-controller chaos-handoff check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff bench-router test soak fuzz chaos chaos-kills chaos-controller chaos-handoff check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -37,6 +38,9 @@ bench-scheduling: setup  ## what one decision of the scheduler costs, per policy
 
 bench-handoff: setup  ## KV hand-off beside its baselines: bare send, copy, SGLang's TCP backend; 10 minutes
 	@$(BIN)/streamfill bench handoff $(HANDOFF_ARGS)
+
+bench-router: setup  ## what one router on one core takes: segments, idle streams, requests; 4 minutes
+	@$(BIN)/streamfill bench router $(ROUTER_ARGS)
 
 test: setup  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

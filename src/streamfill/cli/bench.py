@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "policies": "compare all scheduling policies on several traces at several loads",
     "report": "draw the page of runs that were saved",
     "handoff": "how fast KV is handed over, and how soon the second token comes",
+    "router": "what one router on one core takes, beside SGLang's router",
     "self": "measure the load generator itself against a fake server",
 }
 
