@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from router.access.exposure import warn_of_exposure
 from router.access.key_ring import KeyRing
 from router.access.standing import sharing_rules
+from router.garbage import pause_less
 from router.manager import Manager
 from router.service_server import UNIX_PREFIX, GrpcServer
 from router.tls import router_tls
@@ -120,6 +121,7 @@ async def _run(config: RouterConfig) -> None:
                 token_file=config.metrics_token_file,
             )
             ports["metrics_port"] = metrics.port
+        pause_less()
         log_event(logger, "ready", **ports)
         announce_ready(ports)
         await signals.first.wait()
