@@ -1,7 +1,7 @@
 """How the router's process uses Python's garbage collector: seldom, since its loop waits for it.
 
-Nearly everything here is freed by its reference count. What the collector is for, cycles, comes from
-tasks and exceptions, some per stream.
+Nearly everything here is freed by its reference count. What the collector is for, cycles, comes
+from tasks and exceptions, some per stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ streams, which are ten to fifty milliseconds for a thousand open ones."""
 
 
 def pause_less() -> None:
-    """To be called when the process is ready: what is there now stays, and is not looked at again."""
+    """To be called when the process is ready: what is there now stays and is looked at no more."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -54,7 +54,13 @@ PING_TIMEOUT_MS = 10_000
 HANDSHAKE_MS = 10_000
 """From the connection to the first frames. Who says nothing would else be kept for two minutes."""
 
+MAX_PENDING_CALLS = 10_000
+"""That have come and were not begun. gRPC cancels some of what is beyond, and all beyond twice as
+many, without a word. Its own limit of 1,000 is reached when so many clients come at once."""
+
 _OPTIONS = (
+    ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
     ("grpc.so_reuseport", 0),  # or a second router would share the port without a word
     # A call that is not read takes 64 KiB from its client. With the probe that grows to 6 MiB on a
     # fast network, and a client that is to be held back would not notice.
