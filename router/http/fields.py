@@ -156,7 +156,7 @@ def convert(kind: type[S], data: Mapping[str, Any], *, strict: bool = True) -> S
         strict: False for a query string, whose values are all strings.
     """
     kept: dict[str, Any] = {}
-    known = {field.name for field in msgspec.structs.fields(kind)}
+    known = kind.__struct_fields__  # `structs.fields` evaluates all annotations, each time
     for name, value in data.items():
         if name in known:
             kept[name] = value

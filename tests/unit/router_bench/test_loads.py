@@ -66,8 +66,7 @@ async def test_a_load_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_a_process_is_watched_through_proc() -> None:
-    """This one has used time and memory, and its threads together as much."""
+    """This one has used time and memory, and its main thread no more time than all together."""
     pid = os.getpid()
-    assert cpu_s(pid) > 0
     assert rss_bytes(pid) > 1e6
-    assert abs(sum(thread_cpu_s(pid).values()) - cpu_s(pid)) < 1.0
+    assert 0 < thread_cpu_s(pid)["main"] <= cpu_s(pid)
