@@ -192,6 +192,8 @@ class ClusterInfo:
     num_streams_by_outcome: Mapping[str, int]
     num_malformed_frames: int
     servers: Sequence[ServerInfo]
+    placement: str = ""
+    """Policy that places streams on prefill servers, with its options."""
 
 
 @dataclass(frozen=True, kw_only=True)

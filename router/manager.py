@@ -31,6 +31,8 @@ from router.interface import (
     StreamHandle,
 )
 from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
+from router.placement.placer import Placer
+from router.placement.registry import format_placement, make_placement
 from router.prompt import Prompt
 from router.servers import Server
 from router.session import Session
@@ -64,7 +66,8 @@ class Manager:
 
         Raises:
             ModelError: the model folder cannot be read, or the model not be served.
-            ConfigError: traces are asked for, and the packages that export them are not there.
+            ConfigError: traces are asked for, and the packages that export them are not there; or
+                there is no such placement policy or option.
         """
         folder = Path(config.model_path)
         facts = describe_model(folder)
@@ -88,8 +91,12 @@ class Manager:
         if self._traces is not None:
             self.ended_streams.then = self._traces.add
         self._published_s = float("-inf")
+        placer = Placer(
+            make_placement(config.placement, config.placement_options),
+            format_placement(config.placement, config.placement_options),
+        )
         self._cluster = Cluster(
-            self, facts.vocab_size, self._context_tokens, admission, self.metrics
+            self, facts.vocab_size, self._context_tokens, admission, self.metrics, placer=placer
         )
         self._sessions: dict[StreamId, Session] = {}
         self._handles: dict[StreamId, ClientHandle] = {}
@@ -193,6 +200,7 @@ class Manager:
             num_streams_by_outcome=dict(self._outcomes),
             num_malformed_frames=self._cluster.num_malformed_frames,
             servers=[self._server_info(server, now_s) for server in self._cluster.registry],
+            placement=self._cluster.placer.spec,
         )
 
     def token_bytes(self, token_id: int) -> bytes:

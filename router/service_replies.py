@@ -82,6 +82,7 @@ def cluster_info(info: ClusterInfo) -> pb.ServerInfoResponse:
         num_streams_by_outcome=info.num_streams_by_outcome,
         num_malformed_frames=info.num_malformed_frames,
         servers=[_server(server) for server in info.servers],
+        placement=info.placement,
     )
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -33,6 +33,7 @@ from router.ended_streams import EndedStream
 from router.events import EventQueue
 from router.interface import Acknowledged, CommitOptions, DoneEvent, OpenOptions, Usage
 from router.legs import GenerateLeg, PrefillLeg
+from router.placement.placer import StreamPlacing
 from router.prompt import Prompt
 from router.retries import Retries
 from router.sampling import fit_max_new_tokens
@@ -126,6 +127,7 @@ class Session:
         self._generate: GenerateLeg | None = None
         self._target: _Target | None = None
         self._committed: _Committed | None = None
+        self._placing = StreamPlacing(cluster.placer, self.stream_id)
         self._attempt = 0
         self._retries = Retries()
         self._heard_s = now_s
@@ -194,6 +196,8 @@ class Session:
                 )
             if not commit_follows:
                 self._count_uncommitted(self._prefill)
+            if logged:
+                self._note_sent(self._prefill, min(each.splice.keep_tokens for each in logged))
         if self._target is not None:
             self._target.load.set(pending_tokens=0, held_tokens=self.prompt.log.num_tokens)
         if segment is not None:
@@ -241,6 +245,38 @@ class Session:
                 self._retries.placed()
         self._plan(now_s)
 
+    @property
+    def may_be_placed(self) -> bool:
+        """Whether `place_by` is of use."""
+        return self._prefill is not None and self._placing.is_open(self.prompt.log.num_tokens)
+
+    def place_by(self, prompt: Sequence[int], *, is_complete: bool) -> None:
+        """Ask the placement policy again, as long as little or nothing was sent: what the prompt
+        begins with is known only now.
+
+        Args:
+            prompt: as it will be.
+            is_complete: its commit is right behind.
+        """
+        leg = self._prefill
+        if leg is None:
+            return
+        with leg.load.left_out():
+            server = self._cluster.choose_prefill(
+                self._placing,
+                prompt,
+                is_complete=is_complete,
+                need_tokens=len(prompt) + 1,
+                avoid=self._retries.failed_on,
+            )
+        if server is not None and server is not leg.server:
+            self._drop(leg)
+            # Not a further attempt: nothing failed, and legs are told apart by their servers too.
+            self._begin_prefill(server, time.monotonic())
+
+    def _note_sent(self, leg: PrefillLeg, keep_tokens: int) -> None:
+        self._placing.sent(leg.server.server_id, keep_tokens, self.prompt.log.ids, time.monotonic())
+
     def move_from(self, server: Server) -> None:
         """Leave a draining server while that costs little: before the commit."""
         leg = self._prefill
@@ -263,8 +299,8 @@ class Session:
         """Choose the decode server ahead of the commit, so that KV can go there."""
         if self._target is None:
             num_tokens = self.prompt.log.num_tokens
-            decode = self._cluster.choose(
-                Role.DECODE, need_tokens=num_tokens + 1, avoid=self._retries.failed_on
+            decode = self._cluster.choose_decode(
+                need_tokens=num_tokens + 1, avoid=self._retries.failed_on
             )
             if decode is None:
                 return
@@ -274,17 +310,26 @@ class Session:
             return
         leg.push_to(_kv_peer(self._target.load.server))
 
-    def _place_prefill(self, now_s: float) -> None:
-        log = self.prompt.log
-        server = self._cluster.choose(
-            Role.PREFILL, need_tokens=log.num_tokens + 1, avoid=self._retries.failed_on
+    def _choose_prefill(self, need_tokens: int) -> Server | None:
+        return self._cluster.choose_prefill(
+            self._placing,
+            self.prompt.log.ids,
+            is_complete=self._committed is not None,
+            need_tokens=need_tokens,
+            avoid=self._retries.failed_on,
         )
-        if server is None:
-            return
-        self._attempt += 1
-        leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
+
+    def _place_prefill(self, now_s: float) -> None:
+        server = self._choose_prefill(self.prompt.log.num_tokens + 1)
+        if server is not None:
+            self._attempt += 1
+            self._begin_prefill(server, now_s)
+
+    def _begin_prefill(self, server: Server, now_s: float) -> None:
+        leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, self.prompt.log)
         leg.begin(self.options.mode, self.options.priority, self.options.ttft_slo_s, now_s)
         self._prefill = leg
+        self._note_sent(leg, 0)
         self._prefill_server = server.server_id
         self._heard_s = now_s
         if self._committed is not None:
@@ -305,8 +350,7 @@ class Session:
         decode = None
         if committed.sampling.max_new_tokens > 1:
             need_tokens = num_tokens + committed.sampling.max_new_tokens
-            decode = self._cluster.choose(
-                Role.DECODE,
+            decode = self._cluster.choose_decode(
                 need_tokens=need_tokens,
                 avoid=self._retries.failed_on,
                 prefer=prefer,
@@ -345,8 +389,12 @@ class Session:
     def _place_generate(self, committed: _Committed, now_s: float) -> None:
         need_tokens = self.prompt.log.num_tokens + committed.sampling.max_new_tokens
         for role in (Role.DECODE, Role.PREFILL):
-            server = self._cluster.choose(
-                role, need_tokens=need_tokens, avoid=self._retries.failed_on
+            server = (
+                self._choose_prefill(need_tokens)
+                if role is Role.PREFILL
+                else self._cluster.choose_decode(
+                    need_tokens=need_tokens, avoid=self._retries.failed_on
+                )
             )
             if server is not None:
                 self._attempt += 1

@@ -79,6 +79,11 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     RESOURCE_EXHAUSTED."""
     admission_wait_s: float = 30.0
     """A segment that waited for room this long is refused with RESOURCE_EXHAUSTED."""
+    placement: str = "least-loaded"
+    """Policy that chooses the prefill server of each stream: least-loaded, round-robin,
+    power-of-two, cache-aware, dualmap, pull, or the name of a plug-in."""
+    placement_options: dict[str, str] = {}
+    """Options of the policy, by name."""
     metrics_port: MetricsPort = 0
     """Of ``/metrics``, for Prometheus, on the same host."""
     otlp_endpoint: str | None = None
@@ -201,6 +206,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     max_uncommitted_tokens: int | None = None
     max_waiting_segments: int = 256
     admission_wait_s: float = 30.0
+    placement: str = "least-loaded"
+    placement_options: dict[str, str] = {}
     context_tokens: int | None = None
     controller_endpoint: str | None = None
     metrics_port: int | None = None
@@ -351,6 +358,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
+    _check_placement(config.router)
     _check_observability(config)
     _check_ports(config)
     page_sizes = (config.prefill.page_size, config.decode.page_size)
@@ -365,6 +373,16 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "log_level", config.log_level, "must be one of debug, info, warning, error"
         )
     return config
+
+
+def _check_placement(router: RouterSection) -> None:
+    # Late: only who starts a cluster needs the router's policies.
+    from router.placement.registry import make_placement
+
+    try:
+        make_placement(router.placement, router.placement_options)
+    except ConfigError as error:
+        raise ConfigError(f"router.{error.key}", error.value, error.remedy) from error
 
 
 def _check_ports(config: ClusterConfig) -> None:

@@ -101,6 +101,14 @@ class FakeCache:
             yield page
             stack.extend(page.children.values())
 
+    def all_paths(self) -> Iterator[list[int]]:
+        """The tokens up to the end of every page."""
+        stack = [(page, list(page.tokens)) for page in self._root.children.values()]
+        while stack:
+            page, path = stack.pop()
+            yield path
+            stack += [(child, [*path, *child.tokens]) for child in page.children.values()]
+
     def clear(self) -> None:
         """Forget everything; nothing may be locked."""
         assert self.num_locked_pages == 0

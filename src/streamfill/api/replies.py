@@ -125,6 +125,7 @@ def cluster_info(message: pb.ServerInfoResponse) -> ClusterInfo:
         num_streams_by_outcome=dict(message.num_streams_by_outcome),
         num_malformed_frames=message.num_malformed_frames,
         servers=tuple(_server(one) for one in message.servers),
+        placement=message.placement,
     )
 
 

@@ -184,6 +184,8 @@ class ClusterInfo:
     num_streams_by_outcome: Mapping[str, int]
     num_malformed_frames: int
     servers: tuple[Server, ...]
+    placement: str = ""
+    """Policy that chooses the prefill server of each stream, with its options."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,6 +157,8 @@ def plan_cluster(
         max_uncommitted_tokens=config.prefill.max_uncommitted_tokens,
         max_waiting_segments=config.router.max_waiting_segments,
         admission_wait_s=config.router.admission_wait_s,
+        placement=config.router.placement,
+        placement_options=config.router.placement_options,
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),

@@ -9,5 +9,5 @@
 Nothing else crosses a socket of ours, and nothing is pickled.
 """
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """Two processes with different versions refuse each other at registration."""
