@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from router.placement.interface import PlacementContext, PlacementPolicy, PlacementRequest
 from router.placement.loads import STREAM_WEIGHT_TOKENS, ServerLoad
-from router.placement.simple import least_loaded, load_rank
+from router.placement.simple import least_loaded
 from streamfill.messages.codec import pack_ids
 from streamfill.stream.ids import ServerId
 
@@ -60,7 +60,8 @@ class DualMapPolicy(PlacementPolicy):
         return chosen.server_id
 
     def _among(self, key: bytes, servers: Sequence[ServerLoad]) -> ServerLoad:
-        best = min(_candidates(key, servers), key=load_rank)
+        # Of equal ones the first, so that the beginnings are spread evenly over idle servers.
+        best = min(_candidates(key, servers), key=lambda load: load.waiting_tokens)
         mean_tokens = sum(load.waiting_tokens for load in servers) / len(servers)
         hot_tokens = mean_tokens + self._slack_tokens
         home_id = self._homes.get(key)
