@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from router.placement.continuations import Continuations
 from router.placement.interface import (
     BlockNews,
     PlacementContext,
@@ -20,9 +21,12 @@ from streamfill.stream.prefix_blocks import BlockKey
 BLOCK_TOKENS = 32
 """Small enough for the first piece of most contexts to have a whole block, and a quarter of a byte
 per cached token in a snapshot."""
-AHEAD_TOKENS = 4 * STREAM_WEIGHT_TOKENS
-"""A context that began like another one, whole pieces of it, goes on like that in most cases: a
-document is read by several agents, or a chat goes on. Four typical segments."""
+AHEAD_TOKENS = 16 * STREAM_WEIGHT_TOKENS
+"""Sixteen streams on one server, each counted as a typical segment, before a document that they
+read is computed once more: those that read what is there bring hardly any work."""
+PREFIX_TOKENS = STREAM_WEIGHT_TOKENS // 2
+"""Instructions that all prompts begin with say little; what comes behind them does. Until so much
+was sent, moving costs at most half a typical segment."""
 MAX_BLOCKS = 1 << 17
 """Of one server: four million tokens of 32 in a block, and some 9 MB of the router's memory."""
 
@@ -32,29 +36,40 @@ class CacheAwarePolicy(PlacementPolicy):
 
     The cost of a server is in tokens: what waits there (``ServerLoad.waiting_tokens``), plus what
     the prompt has and its cache lacks. A context that is not complete, and whose pieces so far are
-    all there, is expected to go on as what is there does: this saves ``ahead_tokens`` more. So a
-    shared document draws the streams that read it to one server until that is behind the others by
-    more than sharing saves; then it is computed once more, elsewhere, and there are two of them.
+    all there, may go on as what is there does: this saves ``ahead_tokens`` more, times the share of
+    contexts that did so (``continuations``). So a shared document draws the streams that read it to
+    one server until that is behind the others by more than sharing saves; then it is computed once
+    more, elsewhere, and there are two of them. Instructions that all prompts begin with draw nobody
+    beyond their own length.
     """
 
     OPTIONS: ClassVar[dict[str, str]] = {
         "block_tokens": f"tokens of the blocks that servers report; {BLOCK_TOKENS}",
         "ahead_tokens": f"what a context that began like a cached one saves later; {AHEAD_TOKENS}",
+        "prefix_tokens": f"until so much was sent, a stream may still move; {PREFIX_TOKENS}",
         "max_blocks": f"blocks noted of one server; {MAX_BLOCKS}",
     }
 
     def __init__(self, context: PlacementContext) -> None:
         self.block_tokens = context.number("block_tokens", BLOCK_TOKENS, least=1, most=4096)
-        self.prefix_tokens = self.block_tokens
+        self.prefix_tokens = context.number("prefix_tokens", PREFIX_TOKENS, least=1, most=1 << 20)
         self._ahead_tokens = context.number("ahead_tokens", AHEAD_TOKENS)
+        self._continuations = Continuations()
         self.view = PrefixView(context.number("max_blocks", MAX_BLOCKS, least=1))
 
     def choose(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> ServerId:
         best = min(servers, key=lambda load: (self._cost_tokens(request, load), load_rank(load)))
         return best.server_id
 
-    def note_sent(self, server_id: ServerId, keys: Sequence[BlockKey], now_s: float) -> None:
+    def note_sent(
+        self,
+        server_id: ServerId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        after: BlockKey | None = None,
+    ) -> None:
         self.view.expect(server_id, keys, now_s)
+        self._continuations.note(after, keys)
 
     def note_blocks(self, server_id: ServerId, news: BlockNews) -> None:
         if news.is_complete:
@@ -69,5 +84,6 @@ class CacheAwarePolicy(PlacementPolicy):
         num_blocks = self.view.num_matched(load.server_id, request.keys, request.now_s)
         saved_tokens = num_blocks * self.block_tokens
         if num_blocks and num_blocks == len(request.keys) and not request.is_complete:
-            saved_tokens += self._ahead_tokens
+            share = self._continuations.share(request.keys[-1])
+            saved_tokens += round(share * self._ahead_tokens)
         return load.waiting_tokens - saved_tokens

@@ -69,10 +69,18 @@ class PlacementPolicy(abc.ABC):
         """
 
     def note_sent(  # noqa: B027  optional, as the next two
-        self, server_id: ServerId, keys: Sequence[BlockKey], now_s: float
+        self,
+        server_id: ServerId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        after: BlockKey | None = None,
     ) -> None:
         """These blocks of a prompt, without a gap, are on their way to the server, which will
-        compute what it lacks. Called only where ``block_tokens`` is above 0."""
+        compute what it lacks. Called only where ``block_tokens`` is above 0.
+
+        Args:
+            after: the block before them. None: they begin the prompt.
+        """
 
     def note_blocks(self, server_id: ServerId, news: BlockNews) -> None:  # noqa: B027
         """A server said what it has in its cache. Losses are made good before: what is told here,

@@ -60,9 +60,15 @@ class Placer:
             self._complain(f"chose {chosen!r}, which it was not offered")
         return least_loaded(servers).server_id
 
-    def note_sent(self, server_id: ServerId, keys: Sequence[BlockKey], now_s: float) -> None:
+    def note_sent(
+        self,
+        server_id: ServerId,
+        keys: Sequence[BlockKey],
+        now_s: float,
+        after: BlockKey | None = None,
+    ) -> None:
         """See `PlacementPolicy`."""
-        self._ask(self.policy.note_sent, server_id, keys, now_s)
+        self._ask(self.policy.note_sent, server_id, keys, now_s, after)
 
     def note_blocks(self, server_id: ServerId, news: BlockNews) -> None:
         """See `PlacementPolicy`."""
@@ -125,4 +131,6 @@ class StreamPlacing:
             return
         fresh = self._chain.splice(keep_tokens, prompt)
         if fresh:
-            self._placer.note_sent(server_id, fresh, now_s)
+            num_before = len(self._chain.keys) - len(fresh)
+            after = self._chain.keys[num_before - 1] if num_before else None
+            self._placer.note_sent(server_id, fresh, now_s, after)

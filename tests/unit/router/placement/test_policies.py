@@ -242,3 +242,21 @@ def test_a_lost_server_has_nothing() -> None:
     policy.note_sent(ServerId("b"), asked.keys, 1.0)
     policy.note_lost(ServerId("b"))
     assert policy.choose(asked, [load("a"), load("b", pending_tokens=10)]) == "a"
+
+
+def test_instructions_that_go_on_differently_draw_nobody_for_long() -> None:
+    """After some prompts that went on otherwise they save their own length and hardly more; a
+    document that all read on keeps its drawing power."""
+    policy = make_placement("cache-aware", {"ahead_tokens": "2000"})
+    behind = load("b", pending_tokens=len(DOCUMENT) + 500)
+
+    def chosen() -> str:
+        return policy.choose(request(policy, DOCUMENT), [load("a"), behind])
+
+    for _ in range(8):
+        policy.note_sent(ServerId("b"), block_keys([*DOCUMENT, *range(32)], 32), 1.0)
+    assert chosen() == "b"
+    for number in range(40):
+        keys = block_keys([*DOCUMENT, *[number] * 32], 32)
+        policy.note_sent(ServerId("b"), keys, 1.0)
+    assert chosen() == "a"
