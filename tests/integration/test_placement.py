@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -91,24 +92,35 @@ async def test_two_readers_of_one_document(two_servers: RunningCluster) -> None:
 
 
 async def _check_that_reports_count(client: Client, home: str) -> None:
-    """A whole prompt goes where the servers say that its beginning is, until they say that it is
-    gone."""
-    cached = await _complete_while_busy(client)
+    """A whole prompt goes where the servers say that its beginning is, although the other one is
+    idle, until they say that it is gone."""
+    cached = await _complete_while_busy(client, home)
     assert cached.metadata.prefill_server == home
     assert cached.usage.num_reused_tokens > 0.9 * cached.usage.num_prompt_tokens
     await empty_caches(client)
     await asyncio.sleep(1.5)  # an idle server reports within a second
-    fresh = await _complete_while_busy(client)
+    fresh = await _complete_while_busy(client, home)
     assert fresh.metadata.prefill_server != home
     assert fresh.usage.num_reused_tokens == 0
 
 
-async def _complete_while_busy(client: Client) -> Result:
-    """The document in one piece, while a stream on the first server, where both readers were, lets
-    the other one look better."""
-    async with client.stream() as busy:
+async def _complete_while_busy(client: Client, home: str) -> Result:
+    """The document in one piece, while one stream is on ``home`` and none on the other server."""
+    async with AsyncExitStack() as streams:
+        busy = await streams.enter_async_context(client.stream())
         await busy.append("Something else, with a beginning of its own. " * 8)
+        if await _num_streams(client, home) == 0:
+            # Load alone decides about these, so the next one is where the first one is not.
+            first, busy = busy, await streams.enter_async_context(client.stream())
+            await busy.append("Then a text unlike all others. " * 8)
+            await first.cancel()
+        assert await _num_streams(client, home) == 1
         result = await client.complete("".join(_PIECES), max_tokens=1, temperature=0.0)
         await busy.cancel()
     await wait_until_at_rest(client, 20)
     return result
+
+
+async def _num_streams(client: Client, server_id: str) -> int:
+    info = await client.server_info()
+    return next(s.num_assigned_streams for s in info.servers if s.server_id == server_id)
