@@ -119,6 +119,11 @@ class ServerAdmission:
         return len(self._queue)
 
     @property
+    def spare_tokens(self) -> int:
+        """By how much the contexts here may grow before an operation waits."""
+        return 0 if self._queue else max(0, self.cap_tokens - self.held_tokens)
+
+    @property
     def is_full(self) -> bool:
         """Whether any growth would wait."""
         return len(self._queue) > 0 or self.held_tokens >= self.cap_tokens

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from router import timing
@@ -18,12 +18,15 @@ from router.cancels import OutstandingCancels
 from router.link import Identity, RouterLink
 from router.metrics import RouterMetrics
 from router.placement import ServerState, choose_server
+from router.placement.follower import ResidencyFollower
+from router.placement.placer import Placer, StreamPlacing
 from router.policies import Policies
 from router.prompt import PromptLimits
 from router.questions import Questions
 from router.servers import RegistrationRefusedError, Server, ServerRegistry, fresh_incarnation
 from router.waiting_room import WaitingRoom
 from streamfill.curve.keys import ListenKeys
+from streamfill.errors import ProtocolError
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role
@@ -67,6 +70,7 @@ class Cluster:
         admission: AdmissionLimits,
         metrics: RouterMetrics,
         *,
+        placer: Placer,
         keys: ListenKeys | None = None,
     ) -> None:
         self.metrics = metrics
@@ -77,6 +81,8 @@ class Cluster:
         self.room = WaitingRoom(admission, metrics)
         self.questions = Questions(self.send)
         self.policies = Policies(self.send, self.questions, self.registry)
+        self.placer = placer
+        self._residency = ResidencyFollower(placer, self._watch_residency)
         self.num_stale_messages = 0
         self._listener = listener
         self._vocab_size = vocab_size
@@ -153,20 +159,37 @@ class Cluster:
         if not server.is_dead and not self._link.send(server.identity, message):
             server.reachable = False
 
-    def choose(
+    def choose_decode(
         self,
-        role: Role,
         *,
-        need_tokens: int = 0,
+        need_tokens: int,
         avoid: Collection[ServerId] = (),
         prefer: ServerId | None = None,
     ) -> Server | None:
-        """The least loaded living server; of prefill servers, one that has room if possible. See
-        `placement.choose_server`."""
-        if role is Role.PREFILL:
-            avoid = {*avoid, *self.room.full_servers()}
+        """The least loaded living decode server. See `placement.choose_server`."""
         loads = (server.load() for server in self.registry)
-        chosen = choose_server(loads, role, need_tokens=need_tokens, avoid=avoid, prefer=prefer)
+        chosen = choose_server(
+            loads, Role.DECODE, need_tokens=need_tokens, avoid=avoid, prefer=prefer
+        )
+        return None if chosen is None else self.registry.by_id(chosen)
+
+    def choose_prefill(
+        self,
+        placing: StreamPlacing,
+        prompt: Sequence[int],
+        *,
+        is_complete: bool,
+        need_tokens: int,
+        avoid: Collection[ServerId] = (),
+    ) -> Server | None:
+        """What the placement policy says, of living servers, one that has room if possible. See
+        `placement.placer`."""
+        chosen = self.placer.choose(
+            placing.request(prompt, time.monotonic(), is_complete=is_complete),
+            [server.load(self.room.spare_tokens(server)) for server in self.registry],
+            need_tokens=need_tokens,
+            avoid={*avoid, *self.room.full_servers()},
+        )
         return None if chosen is None else self.registry.by_id(chosen)
 
     def is_usable(self, role: Role) -> bool:
@@ -208,6 +231,16 @@ class Cluster:
             self._lose(server, f"server {server.server_id} died")
         self.cancels.tick(now_s)
         self.policies.tick(now_s)
+        self._residency.tick(now_s)
+
+    def _watch_residency(self, server_id: ServerId, block_tokens: int) -> None:
+        self.send(self.registry.by_id(server_id), r.WatchResidency(block_tokens=block_tokens))
+
+    def _hear_residency(self, server: Server, report: s.Residency) -> None:
+        try:
+            self._residency.heard(server.server_id, report, time.monotonic())
+        except ProtocolError as error:
+            self.send(server, r.Malformed(reason=str(error)))
 
     def _of(self, role: Role) -> list[Server]:
         return [x for x in self.registry if x.role is role and not x.is_dead]
@@ -224,6 +257,7 @@ class Cluster:
         )
         self.cancels.drop(server)
         self.questions.lost(server)
+        self._residency.lost(server.server_id)
         self._listener.on_streams_lost(server, reason)
         self.room.drop(server)
 
@@ -255,6 +289,8 @@ class Cluster:
             case s.PolicySet() | s.StreamsDescribed():
                 self.policies.heard(server, message)
                 self.questions.answered(server, message)
+            case s.Residency():
+                self._hear_residency(server, message)
             case s.Draining():
                 log_event(logger, "server_draining", server_id=server.server_id)
                 server.state = ServerState.DRAINING
@@ -305,6 +341,8 @@ class Cluster:
                 pool_tokens=facts.pool_tokens,
             )
             self.policies.settle(server, time.monotonic())
+            if server.role is Role.PREFILL:
+                self._residency.follow(server.server_id, time.monotonic())
             self.became_usable()
 
     def _heartbeat(self, identity: Identity, beat: s.ServerHeartbeat) -> None:

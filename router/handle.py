@@ -33,7 +33,7 @@ from router.session import Session
 from streamfill.errors import FailedPreconditionError, StreamError, UnavailableError
 from streamfill.messages.common import StreamMode
 from streamfill.observability.lifetime import LifetimeEvent
-from streamfill.stream.splice import Splice
+from streamfill.stream.splice import Splice, apply_splice, token_array
 from streamfill.stream.state import StreamState
 from streamfill.stream.token_log import LoggedSplice
 
@@ -100,6 +100,7 @@ class ClientHandle:
         session = self._session
         logged: list[LoggedSplice] = []
         if first:
+            self._place(first, is_complete=False)
             try:
                 await self._cluster.room.admit(session.stream_id, first[-1].num_tokens)
             except StreamError as error:
@@ -276,6 +277,7 @@ class ClientHandle:
         try:
             self._check_open()
             session.segments.tokenised(number)
+            self._place(splices, is_complete=False)
             if not self._num_commits:
                 await self._cluster.room.admit(session.stream_id, splices[-1].num_tokens)
                 self._check_open()
@@ -307,6 +309,7 @@ class ClientHandle:
         self._check_open()
         if number is not None:
             session.segments.tokenised(number)
+        self._place(splices, is_complete=True)
         logged = prompt.record(splices)
         if number is None:
             self._count_tokens(logged)
@@ -319,6 +322,15 @@ class ClientHandle:
         if self._session.is_kept_by_server:
             return True
         return await self._cluster.wait_for_prefill(self._session.place_wait_s)
+
+    def _place(self, splices: Sequence[Splice], *, is_complete: bool) -> None:
+        """Before they are recorded and sent: the stream may still go to another server."""
+        session = self._session
+        if splices and session.may_be_placed:
+            prompt = token_array(session.prompt.log.ids)
+            for splice in splices:
+                apply_splice(prompt, splice)
+            session.place_by(prompt, is_complete=is_complete)
 
     def _count_segment(self, logged: Sequence[LoggedSplice]) -> None:
         self._cluster.metrics.segments[self.mode].inc()

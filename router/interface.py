@@ -250,6 +250,8 @@ class ClusterInfo:
     """Why it is not ready, or only by prefill servers alone; see `readiness`."""
     num_moves: Mapping[str, int] = field(default_factory=dict)
     """Streams that were moved between living servers since the router's start, by reason."""
+    placement: str = ""
+    """Policy that places streams on prefill servers, with its options."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ from router.interface import (
     StreamHandle,
 )
 from router.metrics import PUBLISH_INTERVAL_S, RouterMetrics, RouterSnapshot
+from router.placement.placer import Placer
+from router.placement.registry import format_placement, make_placement
 from router.prompt import Prompt
 from router.readiness import Readiness, readiness
 from router.rebalancer import Rebalancer
@@ -81,7 +83,8 @@ class Manager:
         Raises:
             ModelError: the model folder cannot be read, or the model not be served.
             ConfigError: traces are asked for, and the packages that export them are not there; or
-                others could reach the port for servers, and there are no keys for it.
+                others could reach the port for servers, and there are no keys for it, or
+                there is no such placement policy or option.
         """
         folder = Path(config.model_path)
         facts = describe_model(folder)
@@ -106,13 +109,23 @@ class Manager:
             self.ended_streams.then = self._traces.add
         self._keeper = _keeper(config, facts.vocab_size, self.metrics.log)
         self._published_s = float("-inf")
+        placer = Placer(
+            make_placement(config.placement, config.placement_options),
+            format_placement(config.placement, config.placement_options),
+        )
         keys = keys_to_listen(
             config,
             "router.host" if config.zmq_host is None else "router.zmq_host",
             config.zmq_host or config.host,
         )
         self._cluster = Cluster(
-            self, facts.vocab_size, self._context_tokens, admission, self.metrics, keys=keys
+            self,
+            facts.vocab_size,
+            self._context_tokens,
+            admission,
+            self.metrics,
+            placer=placer,
+            keys=keys,
         )
         self._sessions: dict[StreamId, Session] = {}
         self._drains = Drains(self._cluster.registry, lambda: list(self._sessions.values()))
@@ -304,6 +317,7 @@ class Manager:
             num_malformed_frames=self._cluster.num_malformed_frames,
             servers=[self._server_info(server, now_s) for server in self._cluster.registry],
             num_moves=dict(self.metrics.num_moves),
+            placement=self._cluster.placer.spec,
         )
 
     def token_bytes(self, token_id: int) -> bytes:

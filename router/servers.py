@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from router import timing
@@ -98,8 +99,9 @@ class Server:
             return ""
         return "it is stopping" if self.is_leaving else "an operator drains it"
 
-    def load(self) -> ServerLoad:
-        """What placement looks at."""
+    def load(self, spare_tokens: int | None = None) -> ServerLoad:
+        """What placement looks at; the argument is what the waiting room says."""
+        counters = self.counters
         return ServerLoad(
             server_id=self.server_id,
             role=self.facts.role,
@@ -107,8 +109,10 @@ class Server:
             num_streams=self.num_streams,
             pending_tokens=self.pending_tokens,
             held_tokens=self.held_tokens,
-            reported_pending_tokens=self.counters.num_pending_tokens,
+            reported_pending_tokens=counters.num_pending_tokens,
             pool_tokens=self.facts.pool_tokens,
+            spare_tokens=spare_tokens,
+            has_free_slot=counters.num_free_slots > 0 or not counters.num_total_slots,
         )
 
 
@@ -129,6 +133,21 @@ class Assignment:
             self.server.pending_tokens += pending_tokens - self._pending
             self.server.held_tokens += held_tokens - self._held
             self._pending, self._held = pending_tokens, held_tokens
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """For a moment the load is that of all others."""
+        if self._released:
+            yield
+            return
+        pending, held = self._pending, self._held
+        self.set(pending_tokens=0, held_tokens=0)
+        self.server.num_streams -= 1
+        try:
+            yield
+        finally:
+            self.server.num_streams += 1
+            self.set(pending_tokens=pending, held_tokens=held)
 
     def release(self) -> None:
         """Take it off. Idempotent."""

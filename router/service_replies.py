@@ -98,6 +98,7 @@ def cluster_info(info: ClusterInfo) -> pb.ServerInfoResponse:
         servers=[server_info(server) for server in info.servers],
         ready_reason=info.ready_reason,
         num_moves=info.num_moves,
+        placement=info.placement,
     )
 
 

@@ -42,7 +42,8 @@ from router.interface import (
 )
 from router.legs import GenerateLeg, PrefillLeg
 from router.moves import Moves
-from router.placement import ServerState
+from router.placement.loads import ServerState
+from router.placement.placer import StreamPlacing
 from router.prompt import Prompt
 from router.recovery import records as rec
 from router.recovery.journal import Journal
@@ -147,7 +148,10 @@ class Session:
         self._generate: GenerateLeg | None = None
         self._target: _Target | None = None
         self._committed: _Committed | None = None
+        self._placing = StreamPlacing(cluster.placer, self.stream_id, options.namespace)
         self._attempt = 0
+        self._num_placed_anew = 0
+        """Attempts that did not fail, but were begun elsewhere before much was sent."""
         self.moves = Moves()
         self._retries = Retries()
         self._heard_s = now_s
@@ -287,7 +291,7 @@ class Session:
             num_computed_tokens=num_known_tokens if num_output_tokens else far.num_computed_tokens,
             num_invalidated_tokens=far.num_invalidated_tokens,
             num_output_tokens=num_output_tokens,
-            num_attempts=self._attempt,
+            num_attempts=self._attempt - self._num_placed_anew,
             prefill_server=self._prefill_server,
             decode_server="" if self._decoded_by_prefill else self._decode_server,
             handoff=self._handoff[:MAX_ERROR_CHARS],
@@ -319,6 +323,8 @@ class Session:
                 self.moves.splice(each, now_s)
             if not commit_follows:
                 self._count_uncommitted(self._prefill)
+            if logged:
+                self._note_sent(self._prefill, min(each.splice.keep_tokens for each in logged))
         if self._target is not None:
             self._target.load.set(pending_tokens=0, held_tokens=self.prompt.log.num_tokens)
         if segment is not None:
@@ -377,6 +383,40 @@ class Session:
         self._plan(now_s)
 
     @property
+    def may_be_placed(self) -> bool:
+        """Whether `place_by` is of use."""
+        is_here = self._prefill is not None and not self.moves.is_under_way
+        return is_here and self._placing.is_open(self.prompt.log.num_tokens)
+
+    def place_by(self, prompt: Sequence[int], *, is_complete: bool) -> None:
+        """Ask the placement policy again, as long as little or nothing was sent: what the prompt
+        begins with is known only now.
+
+        Args:
+            prompt: as it will be.
+            is_complete: its commit is right behind.
+        """
+        leg = self._prefill
+        if leg is None:
+            return
+        with leg.load.left_out():
+            server = self._cluster.choose_prefill(
+                self._placing,
+                prompt,
+                is_complete=is_complete,
+                need_tokens=len(prompt) + 1,
+                avoid=self._retries.failed_on,
+            )
+        if server is not None and server is not leg.server:
+            self._drop(leg)
+            self._attempt += 1  # a server that is come back to takes no attempt that it cancelled
+            self._num_placed_anew += 1
+            self._begin_prefill(server, time.monotonic())
+
+    def _note_sent(self, leg: PrefillLeg, keep_tokens: int) -> None:
+        self._placing.sent(leg.server.server_id, keep_tokens, self.prompt.log.ids, time.monotonic())
+
+    @property
     def is_kept_by_server(self) -> bool:
         """Whether a server has the prompt and will answer it, if only because it had it before it
         began to drain."""
@@ -396,9 +436,7 @@ class Session:
         leg = self.movable_leg()
         if leg is not None and leg.server is server:
             need_tokens = self.prompt.log.num_tokens + 1
-            to = self._cluster.choose(
-                Role.PREFILL, need_tokens=need_tokens, avoid=self._retries.failed_on
-            )
+            to = self._choose_prefill(need_tokens)
             if to is not None:
                 self.move_to(to, MoveReason.DRAIN, f"{server.server_id} drains")
         elif answers and self._committed is not None:
@@ -412,6 +450,7 @@ class Session:
         now_s = time.monotonic()
         self.moves.begin(old, reason, now_s)
         self._note_move(old.server, server.server_id, reason, why)
+        self._attempt += 1
         self._begin_prefill(server, now_s)
         self._plan(now_s)
 
@@ -425,8 +464,10 @@ class Session:
                 self._lose_leg(sender, f"{server.server_id} drains")
             return
         need_tokens = self.prompt.log.num_tokens + committed.sampling.max_new_tokens
-        roles = [Role.PREFILL] + [Role.DECODE] * (committed.answer.num_tokens > 0)
-        if any(self._cluster.choose(role, need_tokens=need_tokens) for role in roles):
+        elsewhere = self._choose_prefill(need_tokens)
+        if elsewhere is None and committed.answer.num_tokens:
+            elsewhere = self._cluster.choose_decode(need_tokens=need_tokens)
+        if elsewhere is not None:
             self._note_move(server, "another", MoveReason.DRAIN, "the time for answers is over")
             self._drop(leg)
             self.try_place(time.monotonic())
@@ -463,8 +504,8 @@ class Session:
         """Choose the decode server ahead of the commit, so that KV can go there."""
         if self._target is None:
             num_tokens = self.prompt.log.num_tokens
-            decode = self._cluster.choose(
-                Role.DECODE, need_tokens=num_tokens + 1, avoid=self._retries.failed_on
+            decode = self._cluster.choose_decode(
+                need_tokens=num_tokens + 1, avoid=self._retries.failed_on
             )
             if decode is None:
                 return
@@ -474,20 +515,26 @@ class Session:
             return
         leg.push_to(_kv_peer(self._target.load.server))
 
-    def _place_prefill(self, now_s: float) -> None:
-        log = self.prompt.log
-        server = self._cluster.choose(
-            Role.PREFILL, need_tokens=log.num_tokens + 1, avoid=self._retries.failed_on
+    def _choose_prefill(self, need_tokens: int) -> Server | None:
+        return self._cluster.choose_prefill(
+            self._placing,
+            self.prompt.log.ids,
+            is_complete=self._committed is not None,
+            need_tokens=need_tokens,
+            avoid=self._retries.failed_on,
         )
+
+    def _place_prefill(self, now_s: float) -> None:
+        server = self._choose_prefill(self.prompt.log.num_tokens + 1)
         if server is not None:
+            self._attempt += 1
             self._begin_prefill(server, now_s)
 
     def _begin_prefill(self, server: Server, now_s: float) -> None:
-        log = self.prompt.log
-        self._attempt += 1
-        leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, log)
+        leg = PrefillLeg(self._cluster.send, server, self.stream_id, self._attempt, self.prompt.log)
         leg.begin(self.options, now_s)
         self._prefill = leg
+        self._note_sent(leg, 0)
         self._prefill_server = server.server_id
         self._heard_s = now_s
         if self._committed is not None:
@@ -509,8 +556,7 @@ class Session:
         decode = None
         if committed.sampling.max_new_tokens > 1:
             need_tokens = num_tokens + committed.sampling.max_new_tokens
-            decode = self._cluster.choose(
-                Role.DECODE,
+            decode = self._cluster.choose_decode(
                 need_tokens=need_tokens,
                 avoid=self._retries.failed_on,
                 prefer=prefer,
@@ -549,8 +595,12 @@ class Session:
     def _place_generate(self, committed: _Committed, now_s: float) -> None:
         need_tokens = self.prompt.log.num_tokens + committed.sampling.max_new_tokens
         for role in (Role.DECODE, Role.PREFILL):
-            server = self._cluster.choose(
-                role, need_tokens=need_tokens, avoid=self._retries.failed_on
+            server = (
+                self._choose_prefill(need_tokens)
+                if role is Role.PREFILL
+                else self._cluster.choose_decode(
+                    need_tokens=need_tokens, avoid=self._retries.failed_on
+                )
             )
             if server is not None:
                 self._attempt += 1
@@ -853,7 +903,7 @@ class Session:
             decode_server="" if self._decoded_by_prefill else self._decode_server,
             decoded_by_prefill=self._decoded_by_prefill,
             handoff=self._handoff,
-            num_attempts=self._attempt,
+            num_attempts=self._attempt - self._num_placed_anew,
             lifetime=self.lifetime,
             handoff_bytes=None if report is None else report.num_bytes,
             handoff_s=None if report is None else report.seconds,
@@ -994,7 +1044,7 @@ class Session:
             outcome=state,
             reason=end.finish_reason if isinstance(end, DoneEvent) else str(end),
             num_prompt_tokens=self.prompt.log.num_tokens,
-            num_attempts=self._attempt,
+            num_attempts=self._attempt - self._num_placed_anew,
         )
         ended = EndedStream(
             stream_id=self.stream_id,
@@ -1006,7 +1056,7 @@ class Session:
             prefill_server=self._prefill_server,
             decode_server="" if self._decoded_by_prefill else self._decode_server,
             handoff=self._handoff,
-            num_attempts=self._attempt,
+            num_attempts=self._attempt - self._num_placed_anew,
             num_prompt_tokens=self.prompt.log.num_tokens,
             num_output_tokens=self.num_output_tokens,
             trace_parent=self._trace_parent,

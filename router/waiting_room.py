@@ -146,6 +146,11 @@ class WaitingRoom:
         """Where a new stream would wait."""
         return {server.server_id for server, one in self._servers.items() if one.is_full}
 
+    def spare_tokens(self, server: Server) -> int | None:
+        """How much may grow there before something has to wait. None: as much as may be."""
+        admission = self._servers.get(server)
+        return None if admission is None else admission.spare_tokens
+
     def counters(self, server: Server) -> AdmissionCounters | None:
         """None: no uncommitted stream was ever there."""
         admission = self._servers.get(server)

@@ -106,6 +106,11 @@ class RouterSection(_Config, frozen=True, kw_only=True):
     rebalance: bool = True
     """Whether streams that nobody has committed yet move from a busy prefill server to an idle
     one."""
+    placement: str = "least-loaded"
+    """Policy that chooses the prefill server of each stream: least-loaded, round-robin,
+    power-of-two, cache-aware, dualmap, pull, or the name of a plug-in."""
+    placement_options: dict[str, str] = {}
+    """Options of the policy, by name."""
     metrics_port: MetricsPort = 0
     """Of ``/metrics``, for Prometheus, on ``metrics_host``."""
     log: str = "memory"
@@ -250,6 +255,8 @@ class RouterConfig(_Config, frozen=True, kw_only=True):
     admission_wait_s: float = 30.0
     ready_without_decode: bool = True
     rebalance: bool = True
+    placement: str = "least-loaded"
+    placement_options: dict[str, str] = {}
     context_tokens: int | None = None
     controller_endpoint: str | None = None
     metrics_port: int | None = None
@@ -423,6 +430,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     if (config.decode.policy, config.decode.policy_options) != (DEFAULT_POLICY, {}):
         remedy = "decode servers have no policy to choose; set prefill.policy"
         raise ConfigError("decode.policy", config.decode.policy, remedy)
+    _check_placement(config.router)
     _check_observability(config)
     _check_ports(config)
     page_sizes = (config.prefill.page_size, config.decode.page_size)
@@ -437,6 +445,16 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "log_level", config.log_level, "must be one of debug, info, warning, error"
         )
     return config
+
+
+def _check_placement(router: RouterSection) -> None:
+    # Late: only who starts a cluster needs the router's policies.
+    from router.placement.registry import make_placement
+
+    try:
+        make_placement(router.placement, router.placement_options)
+    except ConfigError as error:
+        raise ConfigError(f"router.{error.key}", error.value, error.remedy) from error
 
 
 def _check_ports(config: ClusterConfig) -> None:

@@ -104,6 +104,15 @@ class FakeCache:
             yield page
             stack.extend(page.children.values())
 
+    def all_paths(self) -> Iterator[list[int]]:
+        """The tokens up to the end of every page."""
+        roots = self._roots.values()
+        stack = [(page, list(page.tokens)) for root in roots for page in root.children.values()]
+        while stack:
+            page, path = stack.pop()
+            yield path
+            stack += [(child, [*path, *child.tokens]) for child in page.children.values()]
+
     def clear(self) -> None:
         """Forget everything; nothing may be locked."""
         assert self.num_locked_pages == 0

@@ -21,6 +21,7 @@ import torch
 
 from prefill_server.host_index import HostIndex, block_keys
 from streamfill.engine.interface import (
+    BlockChanges,
     CopyReport,
     EngineFacts,
     ExportedKv,
@@ -32,6 +33,8 @@ from streamfill.engine.interface import (
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.source import StagedKv
 from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
+from streamfill.stream.prefix_blocks import BlockKey
+from streamfill.stream.prefix_blocks import block_keys as prefix_block_keys
 from tests.support.fake_cache import CachedPage, FakeCache
 
 VOCAB_SIZE = 1000
@@ -135,6 +138,9 @@ class FakeEngine:
         self._losers: set[int] = set()
         self._copies: list[CopyReport] = []
         self.cache.on_evict = self._on_evict
+        self._block_tokens = 0
+        self._told: set[BlockKey] = set()
+        self._was_flushed = False
 
     @property
     def facts(self) -> EngineFacts:
@@ -345,6 +351,35 @@ class FakeEngine:
             num_bytes = num_pages * self.facts.page_size * KV_BYTES_PER_TOKEN
             self._copies.append(CopyReport(out, num_bytes, 1e-4))
 
+    # Blocks
+
+    def watch_blocks(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._told = set(self.held_blocks())
+
+    def take_blocks(self) -> BlockChanges:
+        held = set(self.held_blocks())
+        told, self._told = self._told, held
+        cleared, self._was_flushed = self._was_flushed, False
+        if cleared:
+            return BlockChanges(True, sorted(held), [])
+        return BlockChanges(False, sorted(held - told), sorted(told - held))
+
+    def held_blocks(self) -> list[BlockKey]:
+        if not self._block_tokens:
+            return []
+        return list(
+            dict.fromkeys(
+                key
+                for path in self.cache.all_paths()
+                for key in prefix_block_keys(path, self._block_tokens)
+            )
+        )
+
+    @property
+    def num_held_blocks(self) -> int:
+        return len(self.held_blocks())
+
     def memory(self) -> Memory:
         page_size = self.facts.page_size
         return Memory(
@@ -370,6 +405,7 @@ class FakeEngine:
             return False
         self.cache.clear()
         self.host.clear()
+        self._was_flushed = True
         return True
 
     def evict(self, num_tokens: int) -> None:

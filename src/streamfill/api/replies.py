@@ -127,6 +127,7 @@ def cluster_info(message: pb.ServerInfoResponse) -> ClusterInfo:
         servers=tuple(server(one) for one in message.servers),
         ready_reason=message.ready_reason,
         num_moves=dict(message.num_moves),
+        placement=message.placement,
     )
 
 

@@ -464,7 +464,7 @@ class ServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfoResponse(_message.Message):
-    __slots__ = ("model", "vocab_size", "context_tokens", "pool_tokens", "ready", "decode_available", "num_open_streams", "num_streams_by_outcome", "num_malformed_frames", "servers", "ready_reason", "num_moves")
+    __slots__ = ("model", "vocab_size", "context_tokens", "pool_tokens", "ready", "decode_available", "num_open_streams", "num_streams_by_outcome", "num_malformed_frames", "servers", "ready_reason", "num_moves", "placement")
     class NumStreamsByOutcomeEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -491,6 +491,7 @@ class ServerInfoResponse(_message.Message):
     SERVERS_FIELD_NUMBER: _ClassVar[int]
     READY_REASON_FIELD_NUMBER: _ClassVar[int]
     NUM_MOVES_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     vocab_size: int
     context_tokens: int
@@ -503,7 +504,8 @@ class ServerInfoResponse(_message.Message):
     servers: _containers.RepeatedCompositeFieldContainer[Server]
     ready_reason: str
     num_moves: _containers.ScalarMap[str, int]
-    def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., pool_tokens: _Optional[int] = ..., ready: _Optional[bool] = ..., decode_available: _Optional[bool] = ..., num_open_streams: _Optional[int] = ..., num_streams_by_outcome: _Optional[_Mapping[str, int]] = ..., num_malformed_frames: _Optional[int] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ..., ready_reason: _Optional[str] = ..., num_moves: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    placement: str
+    def __init__(self, model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., pool_tokens: _Optional[int] = ..., ready: _Optional[bool] = ..., decode_available: _Optional[bool] = ..., num_open_streams: _Optional[int] = ..., num_streams_by_outcome: _Optional[_Mapping[str, int]] = ..., num_malformed_frames: _Optional[int] = ..., servers: _Optional[_Iterable[_Union[Server, _Mapping]]] = ..., ready_reason: _Optional[str] = ..., num_moves: _Optional[_Mapping[str, int]] = ..., placement: _Optional[str] = ...) -> None: ...
 
 class Server(_message.Message):
     __slots__ = ("server_id", "role", "state", "pid", "num_assigned_streams", "heartbeat_age_s", "loop_age_s", "controller_alive", "counters", "policy", "state_reason", "address", "version", "pool_tokens", "num_held_tokens")

@@ -199,6 +199,8 @@ class ClusterInfo:
     num_moves: Mapping[str, int] = field(default_factory=dict)
     """Streams that were moved between living servers since the router's start, by reason: ``drain``
     or ``balance``."""
+    placement: str = ""
+    """Policy that chooses the prefill server of each stream, with its options."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,8 @@ def summary(info: ClusterInfo, address: str, http_url: str | None = None) -> lis
     prefill = [server for server in info.servers if server.role == "prefill"]
     if prefill and not any(server.controller_alive for server in prefill):
         lines.append("no preemption controller is alive: servers use their local rule")
+    if info.placement and len(prefill) > 1:
+        lines.append(f"streams are placed by {info.placement}")
     ended = ", ".join(f"{n} {name}" for name, n in sorted(info.num_streams_by_outcome.items()) if n)
     lines.append(f"streams: {info.num_open_streams} open" + (f"; ended: {ended}" if ended else ""))
     if info.num_malformed_frames:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamfill.messages.common import Finish, Sampling, TokenLogprob
+from streamfill.stream.prefix_blocks import BlockKey
 
 if TYPE_CHECKING:
     from array import array
@@ -103,6 +104,15 @@ class CopyReport(NamedTuple):
     """From the device to the host."""
     num_bytes: int
     seconds: float
+
+
+class BlockChanges(NamedTuple):
+    """Blocks of prompts that came into the radix tree or went (``stream.prefix_blocks``)."""
+
+    cleared: bool
+    """All that were there before are gone, and ``removed`` is empty."""
+    stored: list[BlockKey]
+    removed: list[BlockKey]
 
 
 class BlockSwap(Protocol):
@@ -253,6 +263,25 @@ class Engine(Protocol):
 
     def take_losers(self) -> frozenset[int]:
         """Streams that lost KV since the last call."""
+        ...
+
+    def watch_blocks(self, block_tokens: int) -> None:
+        """From now on record which blocks of so many tokens come and go; what is there already is
+        found. 0: record nothing."""
+        ...
+
+    def take_blocks(self) -> BlockChanges:
+        """What came and went since the last call or since ``watch_blocks``, less what was undone
+        meanwhile."""
+        ...
+
+    def held_blocks(self) -> list[BlockKey]:
+        """All blocks that are there now."""
+        ...
+
+    @property
+    def num_held_blocks(self) -> int:
+        """About as many as ``held_blocks`` returns, at no cost."""
         ...
 
     def memory(self) -> Memory: ...

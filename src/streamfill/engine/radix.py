@@ -2,7 +2,8 @@
 import.
 
 Depends on ``sglang.srt.mem_cache.radix_cache`` (``RadixCache``, ``RadixKey``, ``TreeNode``), on the
-interface of ``mem_cache.allocator`` and on ``MHATokenToKVPool.k_buffer`` / ``v_buffer``.
+hooks of ``mem_cache.events`` in it, on the interface of ``mem_cache.allocator`` and on
+``MHATokenToKVPool.k_buffer`` / ``v_buffer``.
 
 Slots of the KV pool, who owns them and who frees them:
 
@@ -42,6 +43,7 @@ from sglang.srt.mem_cache.registry import (
 )
 
 from streamfill.engine.interface import BlockSwap, CopyReport
+from streamfill.engine.tree_blocks import TreeBlocks
 from streamfill.kv_transfer.head_copies import scatter_blocks
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.kv_transfer.layout import KvLayout
@@ -72,6 +74,9 @@ class _StreamRank(EvictionStrategy):  # type: ignore[misc]  # sglang is untyped
 
 class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
     """SGLang's radix tree whose nodes carry the ids of the streams that use them."""
+
+    blocks: TreeBlocks | None = None
+    """Records which blocks of prompts come and go. None: nobody wants to know."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params)
@@ -159,6 +164,21 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
             slots = slots[first_slot : first_slot + len(keys) * swap.block_tokens]
             swap.save(keys, slots[:: self.page_size] // self.page_size)
 
+    def _record_store_event(self, node: TreeNode, medium: Any = None) -> None:
+        super()._record_store_event(node, medium)  # SGLang's own, where they are asked for
+        if self.blocks is not None:
+            self.blocks.store(node)
+
+    def _record_remove_event(self, node: TreeNode, medium: Any = None) -> None:
+        super()._record_remove_event(node, medium)
+        if self.blocks is not None:
+            self.blocks.remove(node)
+
+    def _record_all_cleared_event(self) -> None:
+        super()._record_all_cleared_event()
+        if self.blocks is not None:
+            self.blocks.clear()
+
     def peek(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Length of the cached prefix of ``token_ids`` (type code ``q``), without touching the
         tree."""
@@ -210,6 +230,8 @@ class StreamRadixCache(RadixCache):  # type: ignore[misc]  # sglang is untyped
         streams = streams_of(child)
         if streams:
             streams_of(parent, create=True).update(streams)
+        if self.blocks is not None:
+            self.blocks.split(parent, child)
         return parent
 
 

@@ -25,6 +25,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from streamfill.engine.exports import KvExports
 from streamfill.engine.interface import (
+    BlockChanges,
     BlockSwap,
     CopyReport,
     EngineFacts,
@@ -36,8 +37,10 @@ from streamfill.engine.interface import (
 )
 from streamfill.engine.interrupts import layer_breaks
 from streamfill.engine.radix import KvPool, StreamRadixCache, extra_key
+from streamfill.engine.tree_blocks import TreeBlocks
 from streamfill.kv_transfer.interface import IncomingTransfer
 from streamfill.messages.common import Finish, FinishReason, Sampling, TokenLogprob
+from streamfill.stream.prefix_blocks import BlockKey
 
 
 class _EosOnly:
@@ -254,6 +257,25 @@ class SchedulerEngine:
 
     def take_losers(self) -> frozenset[int]:
         return self._tree.take_losers()
+
+    def watch_blocks(self, block_tokens: int) -> None:
+        tree = self._tree
+        tree.blocks = TreeBlocks(block_tokens, tree.root_node) if block_tokens else None
+
+    def take_blocks(self) -> BlockChanges:
+        blocks = self._tree.blocks
+        return BlockChanges(False, [], []) if blocks is None else blocks.take()
+
+    def held_blocks(self) -> list[BlockKey]:
+        blocks = self._tree.blocks
+        return [] if blocks is None else blocks.all(self._tree.root_node)
+
+    @property
+    def num_held_blocks(self) -> int:
+        blocks, tree = self._tree.blocks, self._tree
+        if blocks is None:
+            return 0
+        return int(tree.evictable_size() + tree.protected_size()) // blocks.block_tokens
 
     def memory(self) -> Memory:
         return Memory(

@@ -147,6 +147,8 @@ def plan_cluster(
         admission_wait_s=config.router.admission_wait_s,
         ready_without_decode=config.router.ready_without_decode,
         rebalance=config.router.rebalance,
+        placement=config.router.placement,
+        placement_options=config.router.placement_options,
         context_tokens=config.model.context_tokens,
         controller_endpoint=controller_endpoint,
         metrics_port=ports.metrics.get("router"),

@@ -186,6 +186,15 @@ class DescribeStreams(_Message, frozen=True, kw_only=True, tag="describe_streams
     request_id: int
 
 
+class WatchResidency(_Message, frozen=True, kw_only=True, tag="watch_residency"):
+    """Report which blocks of prompts are in the radix tree: at once all of them, then every change,
+    with ``Residency``. Sent again, it asks for all of them anew: a report was lost. A server that
+    was never asked keeps no record."""
+
+    block_tokens: int
+    """Tokens of a block (``stream.prefix_blocks``). 0: report nothing any more."""
+
+
 class Malformed(_Message, frozen=True, kw_only=True, tag="malformed"):
     """The router could not read a frame of this server."""
 
@@ -209,5 +218,6 @@ RouterToServer: TypeAlias = (
     | FlushCache
     | SetPolicy
     | DescribeStreams
+    | WatchResidency
     | Malformed
 )

@@ -168,6 +168,27 @@ class StreamsDescribed(_Message, frozen=True, kw_only=True, tag="streams_describ
     """All that are not over, in the order of their turn."""
 
 
+class Residency(_Message, frozen=True, kw_only=True, tag="residency"):
+    """Which blocks of prompts are in the server's radix tree, as ``WatchResidency`` asked.
+
+    Changes are numbered from 1 on within an incarnation. A report that does not go on behind the
+    newest change that the router has is a gap, and answered with ``WatchResidency``. While nothing
+    changes, the newest number is repeated, so that the loss of the last report is noticed too.
+    """
+
+    block_tokens: int
+    after_seq: int
+    """The change that this goes on behind; equal to ``seq`` where it brings none."""
+    seq: int
+    """Newest change."""
+    is_complete: bool
+    """``stored`` is all that there is, whatever was reported before."""
+    stored: bytes = b""
+    """``prefix_blocks.pack_keys``."""
+    removed: bytes = b""
+    """In the same form. Applied before ``stored``."""
+
+
 class Draining(_Message, frozen=True, kw_only=True, tag="draining"):
     """The server finishes what it has and takes nothing new."""
 
@@ -193,6 +214,7 @@ ServerToRouter: TypeAlias = (
     | CacheFlushed
     | PolicySet
     | StreamsDescribed
+    | Residency
     | Draining
     | MalformedByRouter
 )

@@ -46,6 +46,7 @@ from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
 from streamfill.serving.account import NEGLIGIBLE_TOKENS, WorkAccount
 from streamfill.serving.deciding import Decider, PolicySetting, PreemptionSetting
 from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
+from streamfill.serving.residency import ResidencyReports
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class ServingCore:
         self._num_turns = 0
         self._num_steps = 0
         self._num_runs: Counter[RunReason] = Counter()
+        self.residency = ResidencyReports(engine, send, clock)
         self.plan = StandingPlan()
         self.decider = Decider(
             engine,
@@ -151,6 +153,7 @@ class ServingCore:
         self.note_losses()
         self.schedule()
         self._expire()
+        self.residency.publish(is_idle=not self._by_key)
         self._num_turns += 1
         self._num_steps += bool(self._by_key)
 
@@ -347,6 +350,9 @@ class ServingCore:
                 for record in list(self._records.values()):
                     self._drop(record)
                 self._let_kept_go()
+                self.residency.stop()
+            case r.WatchResidency(block_tokens=block_tokens):
+                self.residency.watch(block_tokens)
             case r.Registered() | r.RegistrationRefused() | r.RouterHeartbeat() | r.Malformed():
                 pass  # the link's business
             case _:

@@ -25,6 +25,7 @@ from streamfill.messages.common import (
     TokenLogprob,
 )
 from streamfill.preemption.costs import CopyCost, CostModel, RecomputeCost
+from streamfill.stream.prefix_blocks import pack_keys
 
 SAMPLING = Sampling(
     temperature=0.5,
@@ -133,6 +134,7 @@ ROUTER_TO_SERVER: tuple[msgspec.Struct, ...] = (
     r.FlushCache(request_id=8),
     r.SetPolicy(request_id=8, policy="lcas", options={"order": "newest"}),
     r.DescribeStreams(request_id=8),
+    r.WatchResidency(block_tokens=32),
     r.Malformed(reason="not msgpack"),
 )
 
@@ -234,6 +236,14 @@ SERVER_TO_ROUTER: tuple[msgspec.Struct, ...] = (
                 victim_rank=2,
             ),
         ),
+    ),
+    s.Residency(
+        block_tokens=32,
+        after_seq=4,
+        seq=5,
+        is_complete=True,
+        stored=pack_keys([1, 2**63 + 3]),
+        removed=pack_keys([7]),
     ),
     s.Draining(server_id="prefill-0"),
     s.MalformedByRouter(reason="not msgpack"),

@@ -1,4 +1,4 @@
-"""Which server gets a stream. Pure functions over plain data: no sockets, no clock, no state.
+"""How busy servers are, and which one is the least loaded. Pure: no sockets, no clock, no state.
 
 Work is counted the moment it is assigned, not when a server reports it, so a burst of arrivals
 spreads evenly although heartbeats come four times a second only.
@@ -47,6 +47,23 @@ class ServerLoad:
     reported_pending_tokens: int
     """From its last heartbeat."""
     pool_tokens: int
+    spare_tokens: int | None = None
+    """By how much the uncommitted contexts here may grow before a segment has to wait. None: nobody
+    knows yet, so by as much as they want."""
+    has_free_slot: bool = True
+    """Whether it could compute one more request at once, going by its last heartbeat."""
+
+    @property
+    def waiting_tokens(self) -> int:
+        """What is to be computed before a new stream, and what open streams are expected to
+        bring."""
+        ahead_tokens = max(self.pending_tokens, self.reported_pending_tokens)
+        return ahead_tokens + STREAM_WEIGHT_TOKENS * self.num_streams
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what comes would wait here."""
+        return not self.has_free_slot or (self.spare_tokens is not None and self.spare_tokens <= 0)
 
 
 def choose_server(
@@ -69,11 +86,7 @@ def choose_server(
         None when no server of this role is alive and large enough. A suspect is not alive: it
         either recovers with its next heartbeat or is about to be declared dead.
     """
-    candidates = [
-        load
-        for load in loads
-        if load.role is role and load.state is ServerState.ALIVE and load.pool_tokens >= need_tokens
-    ]
+    candidates = able_servers(loads, role, need_tokens)
     if not candidates:
         return None
     best = min(candidates, key=lambda load: _rank(load, avoid))
@@ -82,6 +95,15 @@ def choose_server(
         if load.server_id == prefer and is_near and prefer not in avoid:
             return load.server_id
     return best.server_id
+
+
+def able_servers(loads: Iterable[ServerLoad], role: Role, need_tokens: int = 0) -> list[ServerLoad]:
+    """Those of a role that are alive and whose pool holds so many tokens."""
+    return [
+        load
+        for load in loads
+        if load.role is role and load.state is ServerState.ALIVE and load.pool_tokens >= need_tokens
+    ]
 
 
 def _rank(load: ServerLoad, avoid: Collection[ServerId]) -> tuple[bool, float, int, ServerId]:
@@ -94,7 +116,6 @@ def _score(load: ServerLoad) -> float:
     pool."""
     if load.role is Role.PREFILL:
         # Computing is scarce: what is ahead of a new stream.
-        waiting_tokens = max(load.pending_tokens, load.reported_pending_tokens)
-        return float(waiting_tokens + STREAM_WEIGHT_TOKENS * load.num_streams)
+        return float(load.waiting_tokens)
     # Memory is scarce: how full the pool will be.
     return (load.held_tokens + STREAM_WEIGHT_TOKENS * load.num_streams) / load.pool_tokens

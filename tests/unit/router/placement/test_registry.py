@@ -1,0 +1,107 @@
+"""Placement policies by name, with options, and of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+from router.placement import ServerLoad, registry
+from router.placement.interface import PlacementContext, PlacementPolicy, PlacementRequest
+from router.placement.placer import Placer
+from router.placement.registry import format_placement, make_placement, placement_names
+from streamfill.config import ClusterConfig, RouterSection, check_cluster
+from streamfill.errors import ConfigError
+from streamfill.stream.ids import ServerId
+from tests.unit.router.placement.test_policies import SHIPPED, load, request
+
+
+class LastPolicy(PlacementPolicy):
+    """A plug-in: the last server, or nonsense."""
+
+    OPTIONS = {"answer": "what to say instead"}  # noqa: RUF012  as a newcomer writes it
+
+    def __init__(self, context: PlacementContext) -> None:
+        self.answer = context.options.get("answer")
+
+    def choose(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> ServerId:
+        if self.answer == "raise":
+            raise RuntimeError("broken")
+        return ServerId(self.answer or servers[-1].server_id)
+
+
+def not_a_policy(context: PlacementContext) -> str:
+    """Another plug-in."""
+    return str(context)
+
+
+@pytest.fixture
+def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a package had these entry points."""
+    here = __name__
+    entries = [
+        EntryPoint("last", f"{here}:LastPolicy", registry.GROUP),
+        EntryPoint("wrong", f"{here}:not_a_policy", registry.GROUP),
+        EntryPoint("absent", "no_such_module:Policy", registry.GROUP),
+    ]
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [entry for entry in entries if entry.group == group]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+
+
+def test_shipped_policies_are_known() -> None:
+    """By the names that the documents use."""
+    assert placement_names()[: len(SHIPPED)] == SHIPPED
+    for name in SHIPPED:
+        assert isinstance(make_placement(name, {}), PlacementPolicy)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nearest", {}, "there is no such policy; known: least-loaded, round-robin"),
+        ("round-robin", {"seed": "1"}, "is no option of round-robin; it has none"),
+        ("dualmap", {"slack": "1"}, "known options: prefix_tokens, slack_tokens"),
+        ("power-of-two", {"seed": "x"}, "must be a whole number between 0 and"),
+        ("cache-aware", {"block_tokens": "0"}, "must be a whole number between 1 and 4096"),
+        ("last", {"answe": "a"}, "is no option of last; known options: answer"),
+        ("wrong", {}, "makes a str, no PlacementPolicy"),
+        ("absent", {}, "its plug-in cannot be loaded: No module named 'no_such_module'"),
+    ],
+)
+@pytest.mark.usefixtures("plug_ins")
+def test_what_cannot_be_had_is_refused(name: str, options: dict[str, str], message: str) -> None:
+    """With the value and what would be right, also when a cluster file says it."""
+    with pytest.raises(ConfigError, match=message):
+        make_placement(name, options)
+    section = RouterSection(placement=name, placement_options=options)
+    with pytest.raises(ConfigError, match=r"router\.placement"):
+        check_cluster(ClusterConfig(router=section))
+
+
+@pytest.mark.usefixtures("plug_ins")
+def test_a_plug_in_chooses() -> None:
+    """By the name of its entry point."""
+    placer = Placer(make_placement("last", {}), "last")
+    loads = [load("a"), load("b", num_streams=9)]
+    assert placer.choose(request(placer.policy), loads, need_tokens=1, avoid=()) == "b"
+
+
+@pytest.mark.usefixtures("plug_ins")
+@pytest.mark.parametrize("answer", ["raise", "c", "dead"])
+def test_a_bad_answer_is_not_taken(answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The least loaded server gets the stream, and the log says why."""
+    placer = Placer(make_placement("last", {"answer": answer}), "last(answer=...)")
+    loads: list[Any] = [load("a", num_streams=1), load("b")]
+    assert placer.choose(request(placer.policy), loads, need_tokens=1, avoid=()) == "b"
+    assert "placement_failed" in caplog.text
+
+
+def test_a_policy_is_shown_with_its_options() -> None:
+    """In the order of their names."""
+    assert format_placement("pull", {}) == "pull"
+    assert format_placement("dualmap", {"b": "2", "a": "1"}) == "dualmap(a=1,b=2)"
