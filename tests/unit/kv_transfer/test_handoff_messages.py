@@ -76,11 +76,12 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
             is_early=True,
             replaces=8,
             codec="float16",
+            namespace="t",
         ),
-        b"\x8e\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
+        b"\x8f\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
         b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00\xabfirst_token\x01\xaanum_tokens\x01"
         b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa8checksum\x06\xa5codec\xa7float16"
-        b"\xa7version\x02\xa8is_early\xc3\xa8replaces\x08",
+        b"\xa7version\x02\xa8is_early\xc3\xa8replaces\x08\xa9namespace\xa1t",
     ),
     (
         Accept(transfer_id=9, epoch=5),
@@ -105,9 +106,9 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
     (Ping(epoch=5), b"\x82\xa4type\xa7kv_ping\xa5epoch\x05"),
     (Pong(epoch=5), b"\x82\xa4type\xa7kv_pong\xa5epoch\x05"),
     (
-        Ask(epoch=5, stream_id=3, version=2, token_ids=pack_ids([1, 258])),
-        b"\x85\xa4type\xa6kv_ask\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xa9token_ids"
-        b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00",
+        Ask(epoch=5, stream_id=3, version=2, token_ids=pack_ids([1, 258]), namespace="t"),
+        b"\x86\xa4type\xa6kv_ask\xa5epoch\x05\xa9stream_id\x03\xa7version\x02\xa9token_ids"
+        b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00\xa9namespace\xa1t",
     ),
     (
         Held(epoch=5, stream_id=3, version=2, num_tokens=1, is_loss=True, missed_transfer_id=9),

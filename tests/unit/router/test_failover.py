@@ -290,7 +290,10 @@ async def test_kv_that_is_gone_is_computed_by_the_successor(cluster: TestCluster
     await until(lambda: handle.status().num_output_tokens == 6)
     prefill.handoff_error = "evicted"
     successor = await cluster.decode(1)
+    successor.output_limit = 6
     await cluster.kill(decode)
+    await until(lambda: successor.of_type(r.HandoffFailed))
+    successor.output_limit = 12
     tokens, done = await answer_of(handle)
     assert [t.token_id for t in tokens] == expected_answer(PROMPT, 12, cluster.vocab_size)
     assert done.handoff == "failed: evicted"
