@@ -289,7 +289,7 @@ async def test_the_status_page_shows_a_life(cluster: RunningCluster) -> None:
     """A stream that went through a real cluster: its segments, what was computed when and why, the
     hand-off and the answer, in their order."""
     async with Client(cluster.address) as client, client.stream(request_id="watched") as stream:
-        await stream.append(PROMPT)
+        await stream.append(f"Only this test asks: {PROMPT}")
         await asyncio.sleep(0.5)
         async for _ in stream.commit(QUESTION, max_tokens=NUM_TOKENS, temperature=0.0):
             pass
