@@ -24,7 +24,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from streamfill.errors import ConfigError, TransportError
+from streamfill.errors import TransportError
+from streamfill.fault_words import read_fault_words
 from streamfill.kv_transfer.counters import Counters
 from streamfill.kv_transfer.group import Pair
 from streamfill.kv_transfer.source import KvSource
@@ -120,28 +121,8 @@ class FaultPlan:
         Raises:
             ConfigError: it cannot be read, or says nothing sensible.
         """
-        values: dict[str, str] = {}
-        for word in text.split(","):
-            key, equals, value = word.strip().partition("=")
-            if key not in ("every", "seed", "kinds", "while") or not equals or key in values:
-                raise ConfigError(VARIABLE, text, f"{word!r} is not understood; {_REMEDY}")
-            values[key] = value
-        try:
-            every, seed = int(values["every"]), int(values["seed"])
-            names = values.get("kinds")
-            kinds = tuple(Fault) if names is None else tuple(map(Fault, names.split("+")))
-        except (KeyError, ValueError) as error:
-            raise ConfigError(VARIABLE, text, f"{error}; {_REMEDY}") from error
-        if every < 1:
-            raise ConfigError(VARIABLE, text, f"every must be at least 1; {_REMEDY}")
-        file = Path(values["while"]) if "while" in values else None
-        return cls(every=every, seed=seed, kinds=kinds, while_file=file)
-
-
-_REMEDY = (
-    "write every=N,seed=N, and if you like kinds=A+B with kinds of "
-    f"{', '.join(kind.value for kind in Fault)}, and while=FILE; or unset it"
-)
+        words = read_fault_words(VARIABLE, text, Fault)
+        return cls(words.every, words.seed, words.kinds, words.while_file)
 
 
 class Faults:

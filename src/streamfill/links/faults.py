@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from streamfill.errors import ConfigError
+from streamfill.fault_words import read_fault_words
 from streamfill.observability.logging import log_event
 
 _log = logging.getLogger(__name__)
@@ -74,28 +74,8 @@ class LinkFaultPlan:
         Raises:
             ConfigError: it cannot be read, or says nothing sensible.
         """
-        values: dict[str, str] = {}
-        for word in text.split(","):
-            key, equals, value = word.strip().partition("=")
-            if key not in ("every", "seed", "kinds", "while") or not equals or key in values:
-                raise ConfigError(VARIABLE, text, f"{word!r} is not understood; {_REMEDY}")
-            values[key] = value
-        try:
-            every, seed = int(values["every"]), int(values["seed"])
-            names = values.get("kinds")
-            kinds = tuple(LinkFault) if names is None else tuple(map(LinkFault, names.split("+")))
-        except (KeyError, ValueError) as error:
-            raise ConfigError(VARIABLE, text, f"{error}; {_REMEDY}") from error
-        if every < 1:
-            raise ConfigError(VARIABLE, text, f"every must be at least 1; {_REMEDY}")
-        file = Path(values["while"]) if "while" in values else None
-        return cls(every=every, seed=seed, kinds=kinds, while_file=file)
-
-
-_REMEDY = (
-    "write every=N,seed=N, and if you like kinds=A+B with kinds of "
-    f"{', '.join(kind.value for kind in LinkFault)}, and while=FILE; or unset it"
-)
+        words = read_fault_words(VARIABLE, text, LinkFault)
+        return cls(words.every, words.seed, words.kinds, words.while_file)
 
 
 class LinkFaults:

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from streamfill.errors import UnavailableError
 from streamfill.launcher import guard
-from streamfill.launcher.ready_line import parse_ready_line
+from streamfill.launcher.child_process import end_process, read_ready
 
 READY_TIMEOUT_S: Final = 30.0
 """It takes a second; a loaded machine may need many."""
@@ -42,32 +41,7 @@ async def fake_router_process(
         start_new_session=True,  # Ctrl-C is for the one that measures
     )
     try:
-        yield f"127.0.0.1:{await _port(process)}"
+        ready = await read_ready(process, "the fake router", READY_TIMEOUT_S)
+        yield f"127.0.0.1:{int(ready['port'])}"
     finally:
-        await _end(process)
-
-
-async def _port(process: asyncio.subprocess.Process) -> int:
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            async for line in process.stdout:
-                facts = parse_ready_line(line)
-                if facts is not None:
-                    return int(facts["port"])
-    except TimeoutError as error:
-        text = f"the fake router was not ready after {READY_TIMEOUT_S:g} s"
-        raise UnavailableError(text) from error
-    raise UnavailableError("the fake router ended before it was ready")
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(END_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        await end_process(process, END_TIMEOUT_S)

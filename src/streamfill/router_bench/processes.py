@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from streamfill.errors import StreamfillError, UnavailableError
+from streamfill.errors import StreamfillError
 from streamfill.launcher import guard
+from streamfill.launcher.child_process import end_process, read_ready
 from streamfill.launcher.log_files import last_lines
-from streamfill.launcher.ready_line import parse_ready_line
 
 READY_TIMEOUT_S: Final = 60.0
 END_TIMEOUT_S: Final = 10.0
@@ -79,7 +79,7 @@ async def process_on_core(
     try:
         yield process
     finally:
-        await _end(process)
+        await end_process(process, END_TIMEOUT_S)
 
 
 @asynccontextmanager
@@ -92,13 +92,14 @@ async def child(arguments: Sequence[str], core: int, *, log: Path) -> AsyncItera
     """
     started_s = time.monotonic()
     async with process_on_core((sys.executable, *arguments), core, log=log) as process:
-        ready = await _ready(process, " ".join(arguments[:2]), log)
+        name = f"{' '.join(arguments[:2])} (log: {log})"
+        ready = await read_ready(process, name, READY_TIMEOUT_S)
         ready_s = time.monotonic() - started_s
         reader = asyncio.create_task(read_away(process))
         try:
             yield Child(process.pid, ready, ready_s)
         finally:
-            await _end(process)
+            await end_process(process, END_TIMEOUT_S)
             await reader
 
 
@@ -157,34 +158,8 @@ def _cpu_s(stat: Path) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
-async def _ready(process: asyncio.subprocess.Process, name: str, log: Path) -> Mapping[str, Any]:
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            async for line in process.stdout:
-                facts = parse_ready_line(line)
-                if facts is not None:
-                    return facts
-    except TimeoutError as error:
-        text = f"{name} was not ready after {READY_TIMEOUT_S:g} s (log: {log})"
-        raise UnavailableError(text) from error
-    raise UnavailableError(f"{name} ended before it was ready (log: {log})")
-
-
 async def read_away(process: asyncio.subprocess.Process) -> None:
     """What it writes on its standard output, so that a full pipe does not stop it."""
     assert process.stdout is not None
     while await process.stdout.read(65536):
         pass
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(END_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()

@@ -180,9 +180,10 @@ async def test_kv_that_went_ahead_is_not_lost(cluster: TestCluster) -> None:
     assert (done.prefill_server, done.decode_server) == ("prefill-1", "decode-0")
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-async def test_answers_are_finished_where_they_are(cluster: TestCluster, role: str) -> None:
-    """With no time given they are never moved."""
+async def in_mid_answer(
+    cluster: TestCluster, role: str
+) -> tuple[StreamHandle, FakeServer, FakeServer]:
+    """A stream with 4 of 8 tokens, the server of this role that has it, and another one."""
     prefill = await cluster.prefill(0)
     server = await cluster.decode(0) if role == "decode" else prefill
     handle = await cluster.open()
@@ -190,7 +191,13 @@ async def test_answers_are_finished_where_they_are(cluster: TestCluster, role: s
     server.output_limit = 4
     await handle.commit(commit_of(8))
     await until(lambda: handle.status().num_output_tokens == 4)
-    other = await (cluster.decode(1) if role == "decode" else cluster.prefill(1))
+    return handle, server, await (cluster.decode(1) if role == "decode" else cluster.prefill(1))
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_answers_are_finished_where_they_are(cluster: TestCluster, role: str) -> None:
+    """With no time given they are never moved."""
+    handle, server, other = await in_mid_answer(cluster, role)
     await drain(cluster, server)
     await asyncio.sleep(0.2)
     assert num_streams(cluster, server) == 1
@@ -203,14 +210,7 @@ async def test_answers_are_finished_where_they_are(cluster: TestCluster, role: s
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_answers_are_moved_when_their_time_is_over(cluster: TestCluster, role: str) -> None:
     """The client sees each token once; that is no failure of the stream."""
-    prefill = await cluster.prefill(0)
-    server = await cluster.decode(0) if role == "decode" else prefill
-    handle = await cluster.open()
-    await handle.append(ids(*PROMPT))
-    server.output_limit = 4
-    await handle.commit(commit_of(8))
-    await until(lambda: handle.status().num_output_tokens == 4)
-    other = await (cluster.decode(1) if role == "decode" else cluster.prefill(1))
+    handle, server, other = await in_mid_answer(cluster, role)
     await drain(cluster, server, answers_s=0.1)
     await expect_answer(cluster, handle, PROMPT)
     assert other.of_type(r.Generate)
