@@ -100,8 +100,10 @@ class StagingPool:
             self._used_bytes -= block.numel()
             self._cached_bytes += block.numel()
             unused = None
-            if block.is_cuda or block.is_pinned():
+            if block.is_cuda:
                 # A copy out of it may still stand in the queue of this thread's stream.
+                unused = torch.cuda.current_stream(block.device).record_event()
+            elif self._pinned:
                 unused = torch.cuda.current_stream().record_event()
             self._cached.setdefault(block.numel(), []).append(_FreeBlock(block, unused))
 

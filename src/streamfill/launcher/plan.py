@@ -291,7 +291,8 @@ def server_spec(
         shares_gpu: another server of this machine uses one of its GPUs.
     """
     # NCCL refuses two ranks of one host on one GPU. Under names of their own they talk over TCP,
-    # which where all have GPUs of their own would be a waste.
+    # where they cannot share the GPU's memory (kv_transfer.rings); with GPUs of their own that
+    # would be a waste.
     more = {"NCCL_HOSTID": server.server_id} if shares_gpu else {}
     return process_spec(
         server.server_id,

@@ -24,7 +24,8 @@ from streamfill.access.keys import KeyLimits, new_key
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.errors import StreamError, StreamNotFoundError
-from streamfill.messages.common import Role
+from streamfill.messages import router_to_server as r
+from streamfill.messages.common import NO_SHARE, SHARED_NAMESPACE, Role
 from streamfill.observability.metrics import Metric
 from streamfill.stream.state import StreamState
 from tests.support.metrics import scrape
@@ -186,7 +187,8 @@ async def test_a_limit_that_lies_behind_the_restart(tiny_model: Path, tmp_path: 
 
 async def test_only_the_owner_comes_back(tiny_model: Path, tmp_path: Path) -> None:
     """A key of another tenant does not find the stream; the owner's place is taken again, also
-    beyond its limit, and given back with the end."""
+    beyond its limit, and given back with the end. Servers get it in the same cache namespace, and
+    on the same account."""
     key_file, keys = tmp_path / "keys.jsonl", dict[str, str]()
     entries = []
     for name in ("alice", "bob"):
@@ -194,7 +196,7 @@ async def test_only_the_owner_comes_back(tiny_model: Path, tmp_path: Path) -> No
         entries.append(entry)
     change_keys(key_file, lambda old: [*old, *entries], "--file")
     async with RouterProcess(tmp_path, tiny_model, api_keys_file=str(key_file)) as router:
-        await router.pair()
+        prefill, _ = await router.pair()
         async with (
             Client(router.target, api_key=keys["alice"]) as alice,
             Client(router.target, api_key=keys["bob"]) as bob,
@@ -203,6 +205,11 @@ async def test_only_the_owner_comes_back(tiny_model: Path, tmp_path: Path) -> No
                 await stream.append("abc")
                 await router.restart()
                 await asyncio.wait_for(stream.append("def"), PATIENCE_S)
+                opened = [m for m in prefill.received if isinstance(m, r.OpenStream)]
+                before, after = opened[0], opened[-1]
+                assert before is not after
+                assert after.namespace == before.namespace != SHARED_NAMESPACE
+                assert after.share == before.share != NO_SHARE
                 call = bob.stub.Stream(None)
                 resume = pb.Resume(stream_id=stream.stream_id)
                 await call.write(pb.StreamRequest(resume=resume))
