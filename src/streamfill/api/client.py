@@ -71,8 +71,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     # `wait_ready` starts before the router does; the default back-off grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Its name misleads: gRPC gives one attempt to connect so long, the router's first HTTP/2 frame
+    # included, which a loaded machine may take seconds to send.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
 )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -51,6 +51,26 @@ def only_stream(manager: FakeManager) -> FakeStream:
     return stream
 
 
+@asynccontextmanager
+async def slow_to_answer(target: str, delay_s: float) -> AsyncIterator[str]:
+    """An address at which connections are taken at once, and served by ``target`` after a while."""
+    host, port = target.split(":")
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65_536):
+                sink.write(data)
+        sink.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(delay_s)
+        from_target, to_target = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, to_target), copy(from_target, writer))
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 async def cancelled_reason(stream: FakeStream) -> str | None:
     """Waits until the stream has ended."""
     await asyncio.wait_for(stream.ended.wait(), STEP_S)
@@ -84,6 +104,18 @@ async def test_a_document_is_streamed_and_answered(client: Client, manager: Fake
     assert (core.options.request_id, core.options.priority) == ("doc", 2)
     assert (core.options.deadline_s, core.options.ttft_slo_s) == (60.0, 0.25)
     assert core.cancelled_because is None
+
+
+async def test_a_busy_router_may_take_its_time_with_a_connection(manager: FakeManager) -> None:
+    """Streams of one client wait for the connection and do not fail."""
+    async with (
+        serve(manager) as target,
+        slow_to_answer(target, 0.6) as slow_target,
+        Client(slow_target) as client,
+        client.stream() as stream,
+    ):
+        assert (await stream.append("abc")).num_received_tokens == 3
+        assert (await stream.commit("?", max_tokens=9).read()).text == "Hello world!"
 
 
 async def test_the_timing_is_measured_from_the_commit_and_from_the_last_piece(
