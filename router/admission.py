@@ -188,6 +188,14 @@ class ServerAdmission:
             return Decision(Verdict.REFUSED, admitted)
         return Decision(Verdict.WAITS, admitted)
 
+    def take(self, stream_id: StreamId, num_tokens: int) -> bool:
+        """`ask` where nobody waits and there is room; False: nothing happened."""
+        growth_tokens = num_tokens - self.tokens_of(stream_id)
+        if len(self._queue) or self.held_tokens + growth_tokens > self.cap_tokens:
+            return False
+        self._admit(stream_id, num_tokens)
+        return True
+
     def withdraw(self, stream_id: StreamId, *, refused: bool) -> None:
         """Its operation does not wait any more. Does nothing when it does not.
 

@@ -87,6 +87,9 @@ class Cluster:
         self._listener = listener
         self._vocab_size = vocab_size
         self._context_tokens = context_tokens
+        self._limits: PromptLimits | None = None
+        self._limits_as_of = 0
+        """`num_changes` of the registry that it was made of."""
         self._link = RouterLink(
             self._on_message, keys=keys, on_refused=metrics.count_refused_handshake
         )
@@ -128,12 +131,16 @@ class Cluster:
         )
 
     def limits(self) -> PromptLimits:
-        """What prompts must keep to right now."""
-        return PromptLimits(
-            vocab_size=self._vocab_size,
-            context_tokens=min(self._context_tokens, self.context_tokens),
-            pool_tokens=self.pool_tokens,
-        )
+        """What prompts must keep to right now. Asked for each segment, so it is kept."""
+        num_changes = self.registry.num_changes
+        if self._limits is None or self._limits_as_of != num_changes:
+            self._limits_as_of = num_changes
+            self._limits = PromptLimits(
+                vocab_size=self._vocab_size,
+                context_tokens=min(self._context_tokens, self.context_tokens),
+                pool_tokens=self.pool_tokens,
+            )
+        return self._limits
 
     def room_tokens(self) -> int:
         """For prompt and answer together, such that SGLang does not shorten the answer further.

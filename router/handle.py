@@ -13,6 +13,7 @@ uncommitted any more.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -132,6 +133,42 @@ class ClientHandle:
         await self._change(StreamMode.UPDATE, segment, client_seq)
         return self._session.acknowledged()
 
+    def change_at_once(self, segment: Segment, client_seq: int | None = None) -> bool:
+        """See `interface.StreamHandle`. Streams in the log wait for it, long texts for a thread."""
+        session = self._session
+        seq = self._newest_seq + 1
+        if (
+            session.journal is not None
+            or session.state is not StreamState.OPEN
+            or session.may_be_placed
+            or client_seq not in (None, seq)
+            or self._lock.locked()
+            or _is_long(segment)
+        ):
+            return False
+        began_s = time.monotonic()
+        prompt = session.prompt
+        try:
+            splices = prompt.draft(self.mode, segment, self._cluster.limits())
+        except StreamError:
+            return False
+        if not self._cluster.room.take(session.stream_id, splices[-1].num_tokens):
+            prompt.undo_draft()
+            return False
+        number = session.segments.received(began_s)
+        session.segments.tokenised(number)
+        logged = prompt.record(splices)
+        self._count_segment(logged)
+        session.client_seq = seq
+        self._note_next_refused()
+        session.touch()
+        session.send_changes(logged, number, next_in_s=segment.next_in_s)
+        return True
+
+    def acknowledged(self) -> Acknowledged:
+        """See `interface.StreamHandle`."""
+        return self._session.acknowledged()
+
     async def commit(self, options: CommitOptions, client_seq: int | None = None) -> None:
         """See `interface.StreamHandle`."""
         final = options.final_segment
@@ -248,11 +285,14 @@ class ClientHandle:
                 self._log_refusal(seq, error)
             raise
         finally:
-            if self._refused_next_seq == self._newest_seq + 1:
-                self._refused_seq = self._refused_next_seq
+            self._note_next_refused()
         session.touch()
         await self._until_durable()
         session.events.put_acknowledged(session.acknowledged())
+
+    def _note_next_refused(self) -> None:
+        if self._refused_next_seq == self._newest_seq + 1:
+            self._refused_seq = self._refused_next_seq
 
     @property
     def _newest_seq(self) -> int:

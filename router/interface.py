@@ -333,6 +333,18 @@ class StreamHandle(Protocol):
         """Replace the context by ``segment``. Raises as ``append``, with the modes exchanged."""
         ...
 
+    def change_at_once(self, segment: Segment, client_seq: int | None = None) -> bool:
+        """``append``, or ``update`` in update mode, if it needs to wait for nothing and nobody.
+
+        Returns:
+            whether it is done. If not, nothing happened: those two do it, or say why not.
+        """
+        ...
+
+    def acknowledged(self) -> Acknowledged:
+        """How far the prompt is."""
+        ...
+
     async def commit(self, options: CommitOptions, client_seq: int | None = None) -> None:
         """The prompt is complete. The answer comes through ``events``.
 

@@ -154,6 +154,11 @@ class PrefillLeg:
         """Of the next message."""
         return self._sent_seq + 1
 
+    @property
+    def acknowledged_log_seq(self) -> int:
+        """The number in the token log of the newest change that the server has."""
+        return self.log_seq(self._acknowledged_seq)
+
     def log_seq(self, seq: int) -> int:
         """The number in the token log of what is `seq` on the wire."""
         return seq + self._seq_offset

@@ -22,11 +22,11 @@ class SegmentRecord:
         self._num_segments = 0
         self._waiting: deque[_Sent] = deque()
 
-    def received(self) -> int:
-        """A segment came; returns its number."""
+    def received(self, at_s: float | None = None) -> int:
+        """A segment came, now or at this moment; returns its number."""
         number = self._num_segments
         self._num_segments += 1
-        self._lifetime.record(LifetimeEvent.SEGMENT_RECEIVED, segment=number)
+        self._lifetime.record(LifetimeEvent.SEGMENT_RECEIVED, segment=number, at_s=at_s)
         return number
 
     def tokenised(self, number: int) -> None:

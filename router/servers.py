@@ -172,6 +172,8 @@ class ServerRegistry:
     """All servers by id. Owned by the router's loop."""
 
     def __init__(self, incarnation: int, vocab_size: int) -> None:
+        self.num_changes = 0
+        """How often the living servers became others."""
         self._incarnation = incarnation
         self._vocab_size = vocab_size
         self._servers: dict[ServerId, Server] = {}
@@ -224,6 +226,7 @@ class ServerRegistry:
             server.state = ServerState.DRAINING
         self._servers[server_id] = server
         self._by_identity[identity] = server
+        self.num_changes += 1
         return Registration(server, lost, is_new=True)
 
     def heartbeat(
@@ -289,6 +292,7 @@ class ServerRegistry:
 
     def _remove(self, server: Server) -> None:
         server.state = ServerState.DEAD
+        self.num_changes += 1
         self._by_identity.pop(server.identity, None)
 
     def _check(self, facts: s.Register) -> None:

@@ -70,7 +70,7 @@ from streamfill.messages.codec import pack_ids, unpack_ids
 from streamfill.messages.common import Finish, FinishReason, HandoffTarget, KvPeer, Role, Sampling
 from streamfill.observability.lifetime import Lifetime, LifetimeEvent
 from streamfill.observability.logging import log_event
-from streamfill.stream.ids import StreamId, TransferId
+from streamfill.stream.ids import SeqNo, StreamId, TransferId
 from streamfill.stream.state import StreamState, StreamStateMachine
 from streamfill.stream.token_log import LoggedSplice
 from streamfill.stream.tokenizer import TextTokenizer
@@ -686,9 +686,16 @@ class Session:
                 self._on_failed(leg, message)
             case _:
                 assert_never(message)
-        if isinstance(leg, PrefillLeg) and leg.is_accepted:
-            self._settle_move()
+        if isinstance(leg, PrefillLeg):
+            if leg.is_accepted:
+                self._settle_move()
+            self._forget_acknowledged(leg)
         self._plan(now_s)
+
+    def _forget_acknowledged(self, leg: PrefillLeg) -> None:
+        """What the only server that takes the prompt in has, it will not ask for."""
+        if leg is self._prefill and not self.moves.is_under_way:
+            self.prompt.log.forget(SeqNo(leg.acknowledged_log_seq))
 
     def _leg_of(self, server: Server, attempt: int) -> _Leg | None:
         for leg in (self._generate, self._prefill):

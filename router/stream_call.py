@@ -46,6 +46,7 @@ from streamfill.errors import (
     InternalError,
     StreamError,
 )
+from streamfill.messages.common import StreamMode
 from streamfill.stream.state import StreamState
 
 FIRST_MESSAGE_S = 10.0
@@ -65,6 +66,17 @@ def refusals_noted(handle: StreamHandle, seq: int | None) -> Iterator[None]:
         if seq is not None:
             handle.note_refused(seq, error)
         raise
+
+
+def _applied_at_once(handle: StreamHandle, message: ClientMessage) -> bool:
+    """Most segments need no task of their own. One that is refused gets its answer there."""
+    operation = message.operation
+    if not isinstance(operation, Append if handle.mode is StreamMode.APPEND else Update):
+        return False
+    try:
+        return handle.change_at_once(operation.read(), message.seq)
+    except StreamError:
+        return False
 
 
 class StreamCall:
@@ -172,14 +184,24 @@ class StreamCall:
         self.is_over = True
 
     async def _apply_operations(self, handle: StreamHandle) -> None:
+        under_way: set[asyncio.Task[None]] = set()
         may_read = asyncio.Semaphore(MAX_UNDER_WAY)
+
+        def end(task: asyncio.Task[None]) -> None:
+            under_way.discard(task)
+            may_read.release()
+
         try:
-            async with asyncio.TaskGroup() as under_way:
+            async with asyncio.TaskGroup() as group:
                 await may_read.acquire()
                 async for message in self._messages:
+                    if not under_way and _applied_at_once(handle, message):
+                        await self._acknowledge(handle, is_answer=True)
+                        continue
                     # Tasks begin in the order in which they were made, and the handle keeps it.
-                    task = under_way.create_task(self._apply_or_refuse(handle, message))
-                    task.add_done_callback(lambda _: may_read.release())
+                    task = group.create_task(self._apply_or_refuse(handle, message))
+                    under_way.add(task)
+                    task.add_done_callback(end)
                     await may_read.acquire()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
@@ -217,7 +239,7 @@ class StreamCall:
             is_answer: to an operation; such a one is sent even when it says nothing new.
         """
         async with self._write_lock:
-            event = handle.status().acknowledged
+            event = handle.acknowledged()
             if is_answer or event != self._last_acknowledged:
                 self._last_acknowledged = event
                 await self._write_unlocked(event)

@@ -91,6 +91,11 @@ class WaitingRoom:
         if error is not None:
             raise error
 
+    def take(self, stream_id: StreamId, num_tokens: int) -> bool:
+        """`admit` where nothing has to wait; False: nothing happened."""
+        server = self._places.get(stream_id)
+        return server is None or self._servers[server].take(stream_id, num_tokens)
+
     def put(
         self, stream_id: StreamId, server: Server, num_tokens: int, share: Share = NO_SHARE
     ) -> None:

@@ -199,6 +199,16 @@ class GuardedHandle:
         self._account.check_tokens()
         return await self._core.update(segment, client_seq)
 
+    def change_at_once(self, segment: Segment, client_seq: int | None = None) -> bool:
+        """As ``append``."""
+        self._account.check()
+        self._account.check_tokens()
+        return self._core.change_at_once(segment, client_seq)
+
+    def acknowledged(self) -> Acknowledged:
+        """See `interface.StreamHandle`."""
+        return self._core.acknowledged()
+
     async def commit(self, options: CommitOptions, client_seq: int | None = None) -> None:
         """See `interface.StreamHandle`."""
         self._account.check()

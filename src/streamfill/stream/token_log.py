@@ -89,6 +89,11 @@ class TokenLog:
             return list(self._history)[len(self._history) - num_missing :]
         return [self.whole()]
 
+    def forget(self, seq: SeqNo) -> None:
+        """Nobody will ask for what came up to and including `seq`."""
+        while self._history and self._history[0].seq <= seq:
+            self._history_tokens -= len(self._history.popleft().splice.new_token_ids)
+
     def whole(self) -> LoggedSplice:
         """The whole prompt as one splice, for a server that has nothing."""
         return LoggedSplice(self._last_seq, Splice(0, self._ids[:]))

@@ -62,6 +62,8 @@ class FakeManager:
     ready: bool = True
     open_error: Exception | None = None
     """How the opening of a stream fails. None: as ``ready`` says."""
+    changes_at_once: bool = True
+    """False: every operation has to wait for something."""
     hold_answer: bool = False
     """No token comes until the stream ends."""
     streams: dict[int, FakeStream] = field(default_factory=dict)
@@ -260,6 +262,17 @@ class FakeStream:
         if self._is_new(client_seq):
             self._set_tokens(_tokens(segment))
             self._note(client_seq)
+        return self._acknowledged()
+
+    def change_at_once(self, segment: Segment, client_seq: int | None = None) -> bool:
+        if not self.manager.changes_at_once or self.committed or not self._is_new(client_seq):
+            return False
+        before = self.tokens if self.mode is StreamMode.APPEND else []
+        self._set_tokens(before + _tokens(segment))
+        self._note(client_seq)
+        return True
+
+    def acknowledged(self) -> Acknowledged:
         return self._acknowledged()
 
     async def commit(self, options: CommitOptions, client_seq: int | None = None) -> None:

@@ -141,7 +141,8 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
         _, errors = await asyncio.wait_for(process.communicate(), PROCESS_TIMEOUT_S)
         assert process.returncode == 0
         events = [line.split()[3] for line in errors.decode().splitlines()]
-        assert [event for event in events if event != "readiness"] == [
+        on_the_way = {"readiness", "router_stalled"}  # a loaded machine lets it stand still
+        assert [each for each in events if each not in on_the_way] == [
             *("ready", "draining", "stopped")
         ]
     finally:

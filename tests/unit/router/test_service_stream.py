@@ -70,9 +70,10 @@ async def opened(
         yield call
 
 
-async def test_a_stream_is_opened_filled_committed_and_answered() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_stream_is_opened_filled_committed_and_answered(at_once: bool) -> None:
     """Open, append, commit; opened, acknowledged, tokens, done, status OK."""
-    manager = FakeManager()
+    manager = FakeManager(changes_at_once=at_once)
     async with opened(manager) as call:
         await call.write(append("abc", seq=1))
         event = await read(call, "acknowledged")
@@ -144,14 +145,23 @@ async def test_a_refused_operation_is_answered_in_the_call_and_harms_nothing(
         assert (await read(call, "token")).token.index == 0
 
 
-async def test_an_operation_that_breaks_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_an_operation_that_breaks_ends_the_call(
+    monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
     """At once, though the client sends nothing more; the status says what it was."""
 
     async def broken(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(FakeStream, "append", broken)
-    async with opened(FakeManager()) as call:
+    def broken_at_once(*args: object) -> bool:
+        raise RuntimeError("a bug")
+
+    if at_once:
+        monkeypatch.setattr(FakeStream, "change_at_once", broken_at_once)
+    else:
+        monkeypatch.setattr(FakeStream, "append", broken)
+    async with opened(FakeManager(changes_at_once=at_once)) as call:
         await call.write(append("abc", 1))
         code, message = await status(call)
         assert code == "INTERNAL"
@@ -173,9 +183,10 @@ async def test_operations_after_the_commit_are_refused_and_the_answer_goes_on() 
         assert len(stream.tokens) == 3
 
 
-async def test_a_repeated_number_is_acknowledged_and_not_applied() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_repeated_number_is_acknowledged_and_not_applied(at_once: bool) -> None:
     """The same append sent twice grows the context once."""
-    manager = FakeManager()
+    manager = FakeManager(changes_at_once=at_once)
     async with opened(manager) as call:
         for _ in range(2):
             await call.write(append("abc", 1))

@@ -101,6 +101,28 @@ def test_a_long_gap_is_answered_with_the_whole_prompt() -> None:
     assert log.since(log.last_seq) == []
 
 
+@given(num_splices=st.integers(1, 80), seq=st.integers(0, 80), data=st.data())
+def test_what_was_forgotten_is_made_up_for_by_the_whole_prompt(
+    num_splices: int, seq: int, data: st.DataObject
+) -> None:
+    """Who has what was forgotten gets the rest, who lacks it everything."""
+    log = TokenLog()
+    for token in range(num_splices):
+        log.record(Splice(token, token_array([token])))
+    log.forget(SeqNo(seq))
+    have = data.draw(st.integers(0, num_splices))
+    logged = log.since(SeqNo(have))
+    if have < min(seq, num_splices):
+        assert [(each.seq, each.splice.keep_tokens) for each in logged] == [(log.last_seq, 0)]
+    elif num_splices - have <= MAX_HISTORY_SPLICES:
+        assert [each.splice.keep_tokens for each in logged] == list(range(have, num_splices))
+    server = token_array(range(have))
+    for each in logged:
+        apply_splice(server, each.splice)
+    assert server == log.ids
+    assert sum(len(each.splice.new_token_ids) for each in log._history) == log._history_tokens
+
+
 def test_a_number_that_was_never_given_out_is_refused() -> None:
     """A server cannot be ahead of the log."""
     with pytest.raises(ValueError, match=r"1 is outside 0\.\.0"):
