@@ -458,7 +458,7 @@ class Manager:
             self._rebalancer.tick(now_s)
         self._note_readiness()
         for session in list(self._sessions.values()):
-            if now_s >= session.due_s:
+            if session.is_due(now_s):
                 session.tick(now_s)
         if now_s >= self._published_s + PUBLISH_INTERVAL_S:
             self._publish(now_s)

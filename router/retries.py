@@ -18,6 +18,8 @@ class Retries:
         self.failed_on: set[ServerId] = set()
         """Taken again only when there is no other."""
         self._not_before_s = 0.0
+        self._try_at_s = NEVER_S
+        """When the pause is over that nobody tried behind yet."""
         self._waiting_since_s: float | None = None
 
     def failed(self, began_s: float | None, server: Server | None, now_s: float) -> bool:
@@ -34,12 +36,16 @@ class Retries:
         if server is not None:
             self.failed_on.add(server.server_id)
         if self.num_failures > 1:
-            self._not_before_s = now_s + timing.RETRY_PAUSE_S * 2 ** (self.num_failures - 2)
+            pause_s = timing.RETRY_PAUSE_S * 2 ** (self.num_failures - 2)
+            self._not_before_s = self._try_at_s = now_s + pause_s
         return self.num_failures < timing.MAX_ATTEMPTS
 
-    def may_try(self, now_s: float) -> bool:
-        """Whether the pause since the last failure is over."""
-        return now_s >= self._not_before_s
+    def begin_try(self, now_s: float) -> bool:
+        """Try now, unless the pause since the last failure is not over; returns whether it is."""
+        if now_s < self._not_before_s:
+            return False
+        self._try_at_s = NEVER_S
+        return True
 
     def wait(self, now_s: float) -> None:
         """No server has the stream. Idempotent."""
@@ -59,13 +65,10 @@ class Retries:
         """Whether it waited too long."""
         return now_s >= self._gives_up_s
 
-    def due_s(self, now_s: float) -> float:
+    @property
+    def due_s(self) -> float:
         """When to look again, besides whenever a server becomes alive."""
-        if self._waiting_since_s is None:
-            return NEVER_S
-        if now_s < self._not_before_s:
-            return min(self._gives_up_s, self._not_before_s)
-        return self._gives_up_s
+        return NEVER_S if self._waiting_since_s is None else min(self._gives_up_s, self._try_at_s)
 
     @property
     def _gives_up_s(self) -> float:

@@ -136,8 +136,8 @@ class Session:
         """How long a commit waits for a prefill server."""
         self.journal: Journal | None = None
         """None: the stream ends with this process."""
-        self.due_s = NEVER_S
-        """When `tick` has something to do; the manager looks at nothing else."""
+        self._due_s: float | None = None
+        """When `tick` has something to do; None: it is to be found out."""
         self._cluster = cluster
         self._tokenizer = tokenizer
         self._on_end = on_end
@@ -210,7 +210,7 @@ class Session:
             self._take_up_answer(found.committed, found.tokens)
         if found.ended is not None:
             self._take_up_end(found.ended)
-        self._plan(self._touched_s)
+        self._due_s = None
 
     def _take_up_answer(self, commit: rec.Committed, tokens: Sequence[LoggedToken]) -> None:
         self.machine.advance(StreamState.COMMITTED)
@@ -242,7 +242,7 @@ class Session:
         takes = payer is not None and self.options.payer is None and not self.machine.is_terminal
         if takes:
             self.options = replace(self.options, payer=payer)
-        self._plan(time.monotonic())
+        self._due_s = None
         return takes
 
     # For the client's handle.
@@ -329,7 +329,7 @@ class Session:
             self._target.load.set(pending_tokens=0, held_tokens=self.prompt.log.num_tokens)
         if segment is not None:
             self.segments.sent(segment, self.prompt.log.last_seq, self.prompt.log.num_tokens)
-        self._plan(now_s)
+        self._due_s = None
 
     def commit(self, options: CommitOptions, seq: int, logged: Sequence[LoggedSplice]) -> None:
         """The prompt is complete. The caller checked everything.
@@ -358,7 +358,7 @@ class Session:
             self._send_commit(self._prefill, self._committed, now_s)
         else:
             self.try_place(now_s)
-        self._plan(now_s)
+        self._due_s = None
 
     def cancel(self, reason: str) -> None:
         """The client gave it up. Idempotent."""
@@ -373,14 +373,14 @@ class Session:
                 self._assign_decode(self._prefill)
             return
         self._retries.wait(now_s)
-        if self._retries.may_try(now_s):
+        if self._retries.begin_try(now_s):
             if self._committed is not None and self._committed.answer.num_tokens:
                 self._place_generate(self._committed, now_s)
             else:
                 self._place_prefill(now_s)
             if self._producer() is not None:
                 self._retries.placed()
-        self._plan(now_s)
+        self._due_s = None
 
     @property
     def may_be_placed(self) -> bool:
@@ -452,7 +452,7 @@ class Session:
         self._note_move(old.server, server.server_id, reason, why)
         self._attempt += 1
         self._begin_prefill(server, now_s)
-        self._plan(now_s)
+        self._due_s = None
 
     def _move_answer(self, server: Server, committed: _Committed) -> None:
         if self._target is not None and self._target.load.server is server:
@@ -675,7 +675,7 @@ class Session:
             case s.Output():
                 self._on_output(leg, message, now_s)
             case s.Received(seq=seq):
-                leg.acknowledge(seq, now_s)
+                self._acknowledge(leg, seq, now_s)
             case s.Progress():
                 self._on_progress(leg, message, now_s)
             case s.ResyncRequest(have_seq=have_seq):
@@ -686,16 +686,15 @@ class Session:
                 self._on_failed(leg, message)
             case _:
                 assert_never(message)
-        if isinstance(leg, PrefillLeg):
-            if leg.is_accepted:
-                self._settle_move()
-            self._forget_acknowledged(leg)
-        self._plan(now_s)
+        if isinstance(leg, PrefillLeg) and leg.is_accepted:
+            self._settle_move()
+        self._due_s = None
 
-    def _forget_acknowledged(self, leg: PrefillLeg) -> None:
-        """What the only server that takes the prompt in has, it will not ask for."""
+    def _acknowledge(self, leg: _Leg, seq: int, now_s: float) -> None:
+        leg.acknowledge(seq, now_s)
         if leg is self._prefill and not self.moves.is_under_way:
-            self.prompt.log.forget(SeqNo(leg.acknowledged_log_seq))
+            # What the only server that takes the prompt in has, it will not ask for.
+            self.prompt.log.forget(SeqNo(self._prefill.acknowledged_log_seq))
 
     def _leg_of(self, server: Server, attempt: int) -> _Leg | None:
         for leg in (self._generate, self._prefill):
@@ -711,7 +710,7 @@ class Session:
             self._cluster.cancels.add(server, self.stream_id, message.attempt, now_s)
 
     def _on_progress(self, leg: _Leg, message: s.Progress, now_s: float) -> None:
-        leg.acknowledge(message.seq, now_s)
+        self._acknowledge(leg, message.seq, now_s)
         if isinstance(leg, PrefillLeg):
             leg.progress(message.num_computed_tokens, message.num_invalidated_tokens)
             # Less than a page is not computed ahead.
@@ -1004,7 +1003,7 @@ class Session:
             if self._generate is not None:
                 self._generate.tick(now_s)
             self._probe(now_s)
-            self._plan(now_s)
+            self._due_s = None
 
     def _probe(self, now_s: float) -> None:
         """The last message of an answer has no follower that would show its loss."""
@@ -1015,20 +1014,24 @@ class Session:
         if producer is not None:
             self._ask_for_missing(producer, self._committed, now_s)
 
-    def _plan(self, now_s: float) -> None:
-        """Find out when `tick` is due next."""
+    def is_due(self, now_s: float) -> bool:
+        """Whether `tick` has something to do; the manager looks at nothing else."""
+        if self._due_s is None:
+            self._due_s = self._find_due_s()
+        return now_s >= self._due_s
+
+    def _find_due_s(self) -> float:
         if self.machine.is_terminal:
-            self.due_s = NEVER_S
-            return
+            return NEVER_S
         if self.state is StreamState.OPEN:
             due_s = self._touched_s + self._idle_timeout_s
         else:
             due_s = self._heard_s + timing.PROBE_AFTER_S
-        due_s = min(due_s, self._deadline_s, self._resume_by_s, self._retries.due_s(now_s))
+        due_s = min(due_s, self._deadline_s, self._resume_by_s, self._retries.due_s)
         for leg in (self._prefill, self._generate):
             if leg is not None:
                 due_s = min(due_s, leg.due_s)
-        self.due_s = due_s
+        return due_s
 
     # The end.
 
@@ -1073,7 +1076,7 @@ class Session:
         self._num_output_tokens = self.num_output_tokens
         self.prompt = Prompt(self._tokenizer, None)
         self._committed = None
-        self.due_s = NEVER_S
+        self._due_s = NEVER_S
         if self.journal is None:
             self.events.close(end)
         else:

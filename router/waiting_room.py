@@ -113,6 +113,8 @@ class WaitingRoom:
         if has_come:
             self.leave(stream_id)
             self._places[stream_id] = server
+        elif admission.tokens_of(stream_id) == num_tokens:
+            return
         admission.hold(stream_id, num_tokens, share)
         wait = self._waits.get(stream_id)
         if has_come and wait is not None and not wait.outcome.done():

@@ -119,6 +119,7 @@ class Lifetime:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._entries: list[LifetimeEntry] = []
+        self._has_ended = False
 
     @property
     def entries(self) -> Sequence[LifetimeEntry]:
@@ -141,8 +142,9 @@ class Lifetime:
         Raises:
             ValueError: the stream has ended; an ending is the last event.
         """
-        if self._entries and self._entries[-1].event.is_ending:
+        if self._has_ended:
             raise ValueError(f"{event} after {self._entries[-1].event}")
+        self._has_ended = event in _ENDINGS
         moment_s = self._clock() if at_s is None else at_s
         self._entries.append(
             LifetimeEntry(event, moment_s, segment, num_tokens, reason, predicted_s, actual_s)
