@@ -168,23 +168,24 @@ class Service:
     back_s: float | None
     """End of the first probe that was begun after the kill and succeeded."""
     slowest_s: float | None
-    """The longest of the probes that were begun within `SERVICE_WITHIN_S` of it."""
+    """The longest of the probes that were begun in the time in which it is to serve again."""
     allowed_s: float
 
 
 def service_after(
-    kill: Inflicted, inflicted: Sequence[Inflicted], probes: Sequence[Probe]
+    kill: Inflicted,
+    inflicted: Sequence[Inflicted],
+    probes: Sequence[Probe],
+    within_s: float = SERVICE_WITHIN_S,
 ) -> Service:
-    """What the probes say of one kill. Where somebody else stands still at that time by our own
-    doing, the cluster gets as much more time."""
+    """What the probes say of one kill, behind which the cluster is to serve again in time. Where
+    somebody else stands still at that time by our own doing, it gets as much more time."""
     later = [probe for probe in probes if probe.began_s > kill.began_s]
     good = [probe.ended_s - kill.began_s for probe in later if probe.is_ok]
     near = [
-        probe.ended_s - probe.began_s
-        for probe in later
-        if probe.began_s <= kill.began_s + SERVICE_WITHIN_S
+        probe.ended_s - probe.began_s for probe in later if probe.began_s <= kill.began_s + within_s
     ]
-    end_s = kill.began_s + SERVICE_WITHIN_S
+    end_s = kill.began_s + within_s
     pauses = sorted(
         (each.began_s, each.ended_s)
         for each in inflicted

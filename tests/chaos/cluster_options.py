@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.chaos.cluster_judge import SERVICE_WITHIN_S
 from tests.chaos.cluster_plan import PROCESSES
 
 MOST_SEEDS = 1000
@@ -27,6 +28,8 @@ class ChaosOptions:
     prefill_pool_tokens: int = 3000
     decode_pool_tokens: int = 3000
     """Of each server; 24 streams want more."""
+    service_within_s: float = SERVICE_WITHIN_S
+    """After each kill."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -262,7 +262,10 @@ class _Run:
         promise = Promise(keeps_streams=True, router_deaths_s=self._router_deaths_s)
         evidence = read_evidence(self._logs)
         restarts = {each.name: each.num_restarts for each in self._cluster.state.processes}
-        self._services = [service_after(kill, inflicted, self._prober.probes) for kill in kills]
+        self._services = [
+            service_after(kill, inflicted, self._prober.probes, self._options.service_within_s)
+            for kill in kills
+        ]
         return [
             *(
                 violation

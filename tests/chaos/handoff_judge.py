@@ -97,6 +97,7 @@ def judge_disturbance(
     *,
     fewest_faults: int,
     num_kills: int,
+    recovery_s: float = RECOVERY_S,
 ) -> list[Violation]:
     """It was disturbed as it should have been, and nobody waited for longer than is allowed."""
     found = []
@@ -107,7 +108,7 @@ def judge_disturbance(
         text = f"{len(recoveries)} of {num_kills} servers were killed"
         found.append(Violation(rule=Rule.FAULTS, text=text))
     for each in recoveries:
-        if each.role_s is None or each.role_s > RECOVERY_S:
+        if each.role_s is None or each.role_s > recovery_s:
             text = f"{each.kill.server_id}: the role answered again after {each.role_s} s"
             found.append(Violation(rule=Rule.RECOVERY, text=text))
         if each.server_s is None:
@@ -116,7 +117,7 @@ def judge_disturbance(
     found += [
         Violation(rule=Rule.RECOVERY, text=f"a stream waited {silence_s:.1f} s for its next token")
         for silence_s in silences
-        if silence_s > RECOVERY_S
+        if silence_s > recovery_s
     ]
     return found
 

@@ -14,6 +14,7 @@ from tests.support.processes import kill
 
 ALIVE_WITHIN_S = 90.0
 """From the death of a server until the launcher has it back; ten seconds on two quiet cores."""
+_SERVER_KINDS = ("prefill", "decode")
 _BUSY_STREAMS = 2
 _BUSY_WITHIN_S = 5.0
 """So long a server is watched until it has so many streams; then it is killed with fewer."""
@@ -56,6 +57,7 @@ class Killer:
         self._num_ready = 0
         """Kills that were made, and one that only waits for its victim to be busy."""
         self._changed = asyncio.Event()
+        self._killed_pids: set[int] = set()
 
     async def begins(self, place: int) -> None:
         """A stream begins, after so many others. Returns when the kills are not behind the load."""
@@ -67,11 +69,10 @@ class Killer:
 
     async def run(self) -> None:
         """Kill them all, one after the other, each when all servers are alive."""
-        num_servers = len((await self._client.server_info()).servers)
         for server_id, begins_at in zip(self._server_ids, self._begins_at, strict=True):
             while self._num_begun < begins_at:
                 await self._next_change()
-            if not await self.all_alive(num_servers):
+            if not await self.all_alive():
                 self.problems.append(f"not all servers were back, so {server_id} was not killed")
                 self._wake()
                 return
@@ -79,23 +80,25 @@ class Killer:
             self._wake()
             num_streams = await self._busy(server_id)
             at_s = time.monotonic()
-            kill(self._cluster, server_id)
+            self._killed_pids.add(kill(self._cluster, server_id))
             self.kills.append(Kill(server_id=server_id, at_s=at_s, num_streams=num_streams))
-        if not await self.all_alive(num_servers):
+        if not await self.all_alive():
             self.problems.append("the last one that was killed did not come back")
 
-    async def all_alive(self, num_servers: int) -> bool:
-        """Wait until the router sees so many servers alive; False when it does not in time."""
+    async def all_alive(self) -> bool:
+        """Wait until the router sees all servers alive; False when it does not in time. A cluster
+        is ready with one of each kind, so not all need have been there before."""
         end_s = time.monotonic() + ALIVE_WITHIN_S
         while time.monotonic() < end_s:
             try:
                 servers = (await self._client.server_info()).servers
             except StreamfillError:
                 servers = ()
-            # A server that was just killed counts as alive for a moment, under its old process id.
-            pids = {record.pid for record in self._cluster.state.processes}
-            alive = [each for each in servers if each.state == "alive" and each.pid in pids]
-            if len(alive) >= num_servers:
+            records = self._cluster.state.processes
+            pids = {each.name: each.pid for each in records if each.kind in _SERVER_KINDS}
+            alive = {each.server_id: each.pid for each in servers if each.state == "alive"}
+            # What was just killed counts for a moment as alive, for the launcher as well.
+            if pids == alive and self._killed_pids.isdisjoint(pids.values()):
                 return True
             await asyncio.sleep(_POLL_S)
         return False

@@ -22,6 +22,7 @@ from streamfill.launcher.log_files import log_file
 from streamfill.stream.tokenizer import TextTokenizer
 from tests.chaos import checks
 from tests.chaos.handoff_judge import (
+    RECOVERY_S,
     Recovery,
     judge_disturbance,
     judge_endings,
@@ -57,6 +58,8 @@ class HandoffOptions:
     num_at_once: int = 24
     rate: float = 6.0
     """Streams that begin each second of the disturbed run, unless too many are open."""
+    recovery_s: float = RECOVERY_S
+    """The longest that anybody may have to wait after a kill."""
 
     @property
     def most_streams(self) -> int:
@@ -225,6 +228,7 @@ async def play_disturbed(
         faults,
         fewest_faults=options.fewest_faults,
         num_kills=len(options.kills),
+        recovery_s=options.recovery_s,
     )
     violations += _judge_processes(cluster, logs, options.kills)
     return HandoffReport(

