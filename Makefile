@@ -42,8 +42,17 @@ bench-handoff: setup  ## KV hand-off beside its baselines: bare send, copy, SGLa
 bench-router: setup  ## what one router on one core takes: segments, idle streams, requests; 4 minutes
 	@$(BIN)/streamfill bench router $(ROUTER_ARGS)
 
+# Unit tests share no cluster, so two run at a time; a file's tests stay together. Both parts run in
+# any case. PYTEST_ARGS names what to run in place of all.
 test: setup  ## run all tests
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@failed=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit || failed=1; \
+	$(BIN)/python -m pytest --ignore=tests/unit || failed=1; \
+	exit $$failed
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 soak: setup  ## many streams do everything at random, and everything is checked; 15 minutes
 	$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)
@@ -73,7 +82,7 @@ check: setup  ## lint, format, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not integration and not e2e and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not integration and not e2e and not gpu" $(PYTEST_ARGS)
 
 proto: setup  ## generate the gRPC stubs from the .proto file again
 	$(BIN)/python src/streamfill/api/generate.py

@@ -29,7 +29,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "security.md").read_text(encoding="
         f"at most every {REPEAT_PERIOD_S:g} s",
         f"`{OPERATOR_SOCKET}`",
         API_KEY_VARIABLE,
-        *(f"`{path}`" for path in OPEN_PATHS),
+        *(f"`{path}`" for path in sorted(OPEN_PATHS)),
     ],
 )
 def test_names_and_numbers_are_those_of_the_code(words: str) -> None:
