@@ -76,7 +76,7 @@ def stop_receiver_at(phase: Phase, tell: Callable[[], None]) -> None:
             _after(RendezvousStore, "set", tell)
         case Phase.CHUNK:
             for pair in (SharedMemoryPair, PairGroup):
-                _before(pair, "recv", tell, lambda _pair, _into, begin, _end: begin > 0)
+                _before(pair, "recv", tell, lambda _pair, _into, begin, *_: begin > 0)
         case Phase.COMPLETE:
             _before(ControlSocket, "reply", tell, lambda *args: isinstance(args[2], Complete))
 

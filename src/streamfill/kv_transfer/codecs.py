@@ -95,6 +95,11 @@ class _CastKv:
         """See `KvSource`."""
         return self._kv.num_bytes // self._dtype.itemsize * self._target.itemsize
 
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """See `KvSource`."""
+        return ()
+
     def piece(self, begin: int, end: int) -> None:
         """See `KvSource`."""
         del begin, end

@@ -131,6 +131,7 @@ class Delivery:
                 num_bytes=self._kv.num_bytes,
                 codec=self._job.codec,
                 chunk_bytes=self._chunk_bytes,
+                cuts=tuple(self._kv.cuts),
                 checksum=checksum,
                 version=transfer.version,
                 is_early=transfer.is_early,
@@ -138,6 +139,10 @@ class Delivery:
                 namespace=transfer.namespace,
             )
         )
+        pair = self._session.pair
+        if pair is not None and self._kv.num_bytes:
+            # A refusal is rarer than an acceptance, and the answer takes as long as this.
+            pair.prepare(self._kv, min(self._chunk_bytes, self._kv.num_bytes))
         match self._reply():
             case Accept():
                 return

@@ -19,6 +19,7 @@ import logging
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,6 +200,10 @@ class _FaultyPair:
         self._stall_s = stall_s
         self._into: Tensor | None = None
 
+    def prepare(self, kv: KvSource, end: int) -> None:
+        """See `group.Pair.prepare`."""
+        self._pair.prepare(kv, end)
+
     def send(self, kv: KvSource, begin: int, end: int) -> None:
         """See `group.Pair.send`."""
         if begin == 0:
@@ -207,19 +212,20 @@ class _FaultyPair:
             self._at(Step.SEND_MIDDLE)
         self._pair.send(kv, begin, end)
 
-    def recv(self, into: Tensor, begin: int, end: int) -> None:
+    def recv(self, into: Tensor, begin: int, end: int, cuts: Sequence[int] = ()) -> None:
         """See `group.Pair.recv`."""
         self._into = into
         if begin == 0:
             self._at(Step.RECV_FIRST)
         if begin <= into.numel() // 2 < end:
             self._at(Step.RECV_MIDDLE)
-        self._pair.recv(into, begin, end)
+        self._pair.recv(into, begin, end, cuts)
 
-    def flush(self) -> None:
+    def flush(self, num_left: int = 0) -> None:
         """See `group.Pair.flush`."""
-        self._pair.flush()
-        self._at(Step.SENT if self._into is None else Step.RECEIVED)
+        self._pair.flush(num_left)
+        if not num_left:
+            self._at(Step.SENT if self._into is None else Step.RECEIVED)
 
     def close(self) -> None:
         """See `group.Pair.close`."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import math
 import os
 import socket
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -37,9 +40,10 @@ SENDER_RANK = 0
 RECEIVER_RANK = 1
 _GROUP_SIZE = 2
 
-MAX_UNDER_WAY = 2
-"""Chunks that Gloo has at the same time: one is on its way while the next is made ready, or waited
-for."""
+MAX_SENT = 2
+"""Chunks that Gloo has to send at the same time: one is on its way while the next is made ready.
+Those to be received it has all from the beginning: whoever asks for one while another comes in
+keeps Gloo's own thread, which polls, from reading."""
 
 NCCL_POLL_S = 0.0002
 """NCCL waits block no host thread, so completion is polled; a chunk takes longer than this."""
@@ -74,6 +78,12 @@ class Pair(Protocol):
     `flush` at the end of each transfer. Once an operation failed, it is never used again: a new one
     has a new epoch."""
 
+    def prepare(self, kv: KvSource, end: int) -> None:
+        """Make the first chunk of the next transfer ready, bytes ``[0, end)``, before `send` is
+        called with the same. Nothing is under way. What is prepared and then not sent, since the
+        transfer is refused, is forgotten when the next one is prepared."""
+        ...
+
     def send(self, kv: KvSource, begin: int, end: int) -> None:
         """Send bytes ``[begin, end)``; may return before they are read. The chunks of a transfer
         come in order, from 0 on, and are the same on both sides.
@@ -83,9 +93,15 @@ class Pair(Protocol):
         """
         ...
 
-    def recv(self, into: Tensor, begin: int, end: int) -> None:
+    def recv(self, into: Tensor, begin: int, end: int, cuts: Sequence[int] = ()) -> None:
         """Fill bytes ``[begin, end)`` of a contiguous tensor, which is the whole transfer, with
         what the other side sends; may return before they are there.
+
+        Args:
+            into: of all chunks.
+            begin: of this one.
+            end: of this one.
+            cuts: those of the sender's `KvSource`.
 
         Raises:
             TransportError: the peer is gone, or sent nothing within ``chunk_s``. The content of
@@ -93,8 +109,8 @@ class Pair(Protocol):
         """
         ...
 
-    def flush(self) -> None:
-        """Returns when all chunks are sent and may be changed again, or are there.
+    def flush(self, num_left: int = 0) -> None:
+        """Returns when all chunks but ``num_left`` are sent and may be changed again, or are there.
 
         Raises:
             TransportError: as above.
@@ -127,6 +143,21 @@ def make_pair(
     return PairGroup(
         rank=rank, store=store, local_host=local_host, device=device, timeouts=timeouts
     )
+
+
+@dataclass
+class _Chunk:
+    """What Gloo has of one chunk."""
+
+    operation: str
+    messages: list[tuple[Tensor, _Work]] = field(default_factory=list)
+    """In their order."""
+
+
+def _messages(begin: int, end: int, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Begin and end of each message of a chunk ``[begin, end)``."""
+    within = cuts[bisect_right(cuts, begin) : bisect_left(cuts, end)]
+    return itertools.pairwise((begin, *within, end))
 
 
 class _State(enum.Enum):
@@ -183,9 +214,11 @@ class PairGroup:
         self._device = device
         self._chunk_s = timeouts.chunk_s
         self._state = _State.OPEN
-        self._under_way: deque[tuple[str, Tensor, _Work]] = deque()
+        self._under_way: deque[_Chunk] = deque()
         """Of Gloo; the oldest first."""
-        self._buffers = deque(torch.empty(0, dtype=torch.uint8) for _ in range(MAX_UNDER_WAY))
+        self._buffers = deque(torch.empty(0, dtype=torch.uint8) for _ in range(MAX_SENT))
+        self._prepared: list[Tensor] | None = None
+        """The messages of the first chunk of the next transfer."""
         store.adopt()
         try:
             self._backend: _Backend = (
@@ -198,25 +231,31 @@ class PairGroup:
         if device.type == "cuda":
             # NCCL connects at the first operation, half a second that no transfer should pay.
             operation = "send" if rank == SENDER_RANK else "recv"
-            self._begin(operation, torch.zeros(1, dtype=torch.uint8, device=device))
+            self._issue(_Chunk(operation), torch.zeros(1, dtype=torch.uint8, device=device))
+
+    def prepare(self, kv: KvSource, end: int) -> None:
+        """See `Pair.prepare`."""
+        self._prepared = self._pieces(kv, 0, end)
 
     def send(self, kv: KvSource, begin: int, end: int) -> None:
         """See `Pair.send`."""
-        piece = kv.piece(begin, end)
-        if piece is None:
-            # Filled while the chunk before it is under way.
-            piece = self._next_buffer(end - begin)
-            kv.read(begin, piece)
-        self._begin("send", piece)
+        self._finish(MAX_SENT - 1)
+        prepared, self._prepared = self._prepared, None
+        # Unless that was done before, gathered while the chunk before is under way.
+        pieces = self._pieces(kv, begin, end) if begin or prepared is None else prepared
+        chunk = self._next_chunk("send")
+        for piece in pieces:
+            self._issue(chunk, piece)
 
-    def recv(self, into: Tensor, begin: int, end: int) -> None:
+    def recv(self, into: Tensor, begin: int, end: int, cuts: Sequence[int] = ()) -> None:
         """See `Pair.recv`."""
-        self._begin("recv", into[begin:end])
+        chunk = self._next_chunk("recv")
+        for at, until in _messages(begin, end, cuts):
+            self._issue(chunk, into[at:until])
 
-    def flush(self) -> None:
+    def flush(self, num_left: int = 0) -> None:
         """See `Pair.flush`."""
-        while self._under_way:
-            self._finish_oldest()
+        self._finish(num_left)
 
     def close(self) -> None:
         """See `Pair.close`."""
@@ -227,33 +266,47 @@ class PairGroup:
         del self._backend
         self._under_way.clear()
         self._buffers.clear()
+        self._prepared = None
         self._state = _State.CLOSED
 
-    def _next_buffer(self, num_bytes: int) -> Tensor:
-        """Memory that nothing is sent from any more."""
-        if len(self._under_way) == MAX_UNDER_WAY:
-            self._finish_oldest()
+    def _finish(self, num_left: int) -> None:
+        while len(self._under_way) > num_left:
+            chunk = self._under_way.popleft()
+            # The last one ends last, so this thread is woken once.
+            for message, work in reversed(chunk.messages):
+                with self._failing(chunk.operation, message.numel()):
+                    work.wait(timedelta(seconds=self._chunk_s))
+
+    def _next_chunk(self, operation: str) -> _Chunk:
+        chunk = _Chunk(operation)
+        if self._device.type != "cuda":
+            self._under_way.append(chunk)
+        return chunk
+
+    def _pieces(self, kv: KvSource, begin: int, end: int) -> list[Tensor]:
+        """The messages of a chunk to be sent. Not more than one other may be under way."""
         self._buffers.rotate(1)
+        pieces: list[Tensor] = []
+        for at, until in _messages(begin, end, kv.cuts):
+            piece = kv.piece(at, until)
+            if piece is None:
+                piece = self._buffer(end - begin)[at - begin : until - begin]
+                kv.read(at, piece)
+            pieces.append(piece)
+        return pieces
+
+    def _buffer(self, num_bytes: int) -> Tensor:
+        """Memory that is at least so long, of the chunk that is made ready."""
         if self._buffers[0].numel() < num_bytes:
             self._buffers[0] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        return self._buffers[0][:num_bytes]
+        return self._buffers[0]
 
-    def _begin(self, operation: str, chunk: Tensor) -> None:
-        if self._state is not _State.OPEN:
-            raise TransportError(f"{operation} on a group that is {self._state.value}")
-        if self._device.type == "cuda":
-            with self._failing(operation, chunk.numel()):
-                self._run_nccl(operation, chunk)
-            return
-        if len(self._under_way) == MAX_UNDER_WAY:
-            self._finish_oldest()
-        with self._failing(operation, chunk.numel()):
-            self._under_way.append((operation, chunk, self._issue(operation, chunk)))
-
-    def _finish_oldest(self) -> None:
-        operation, chunk, work = self._under_way.popleft()
-        with self._failing(operation, chunk.numel()):
-            work.wait(timedelta(seconds=self._chunk_s))
+    def _issue(self, chunk: _Chunk, message: Tensor) -> None:
+        with self._failing(chunk.operation, message.numel()):
+            if self._device.type == "cuda":
+                self._run_nccl(chunk.operation, message)
+            else:
+                chunk.messages.append((message, self._start(chunk.operation, message)))
 
     @contextlib.contextmanager
     def _failing(self, operation: str, num_bytes: int) -> Iterator[None]:
@@ -267,7 +320,7 @@ class PairGroup:
 
     def _run_nccl(self, operation: str, chunk: Tensor) -> None:
         with torch.cuda.device(self._device):
-            work = self._issue(operation, chunk)
+            work = self._start(operation, chunk)
             deadline_s = time.monotonic() + self._chunk_s
             while not work.is_completed():
                 if time.monotonic() >= deadline_s:
@@ -277,7 +330,7 @@ class PairGroup:
                 time.sleep(NCCL_POLL_S)
             work.wait()
 
-    def _issue(self, operation: str, chunk: Tensor) -> _Work:
+    def _start(self, operation: str, chunk: Tensor) -> _Work:
         if operation == "send":
             return self._backend.send([chunk], self._peer, 0)
         return self._backend.recv([chunk], self._peer, 0)

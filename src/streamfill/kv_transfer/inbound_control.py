@@ -314,6 +314,7 @@ class InboundControl:
                 transfer_id=offer.transfer_id,
                 staging=answer.staging,
                 chunk_bytes=offer.chunk_bytes,
+                cuts=offer.cuts,
                 checksum=offer.checksum,
                 encoded=answer.encoded,
                 codec=offer.codec,

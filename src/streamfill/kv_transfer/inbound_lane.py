@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,6 +36,8 @@ class LaneJob:
     transfer_id: int
     staging: Tensor
     chunk_bytes: int
+    cuts: Sequence[int]
+    """As of ``Offer``."""
     checksum: int | None
     encoded: Tensor | None = None
     """Where it arrives, if it is written in a codec."""
@@ -151,10 +153,13 @@ class InboundLane:
                 stall_s=self._chunk_s + BEYOND_S,
                 has_checksum=job.checksum is not None,
             )
-        for begin in range(0, num_bytes, job.chunk_bytes):
-            if self._stopping:
-                raise TransportError(_ENDED)
-            group.recv(into, begin, min(begin + job.chunk_bytes, num_bytes))
+        begins = range(0, num_bytes, job.chunk_bytes)
+        for begin in begins:
+            self._obey()
+            group.recv(into, begin, min(begin + job.chunk_bytes, num_bytes), job.cuts)
+        for num_left in range(len(begins) - 1, 0, -1):
+            group.flush(num_left)
+            self._obey()
         group.flush()
         if job.checksum is not None:
             found = zlib.crc32(into.cpu().numpy().data)
@@ -162,3 +167,7 @@ class InboundLane:
                 raise ChecksumError(f"checksum is {found:#010x}, not {job.checksum:#010x}")
         if job.encoded is not None:
             CODECS[job.codec].decode(job.encoded, job.staging, self._layout)
+
+    def _obey(self) -> None:
+        if self._stopping:
+            raise TransportError(_ENDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.pool import StagingPool
 from streamfill.kv_transfer.session_table import InboundSession
 from streamfill.kv_transfer.slices import HeadShare
+from streamfill.kv_transfer.source import MAX_CUTS
 from streamfill.messages.handoff import Offer
 
 MAX_READY = 256
@@ -209,6 +211,11 @@ class ReceptionDesk:
         if len(offer.token_ids) % 4:
             return f"token ids of {len(offer.token_ids)} bytes are not whole 32-bit integers"
         num_bytes = offer.num_bytes
+        edges = (0, *offer.cuts, num_bytes)
+        if len(offer.cuts) > MAX_CUTS:
+            return f"{len(offer.cuts)} cuts are more than {MAX_CUTS}"
+        if offer.cuts and any(first >= second for first, second in itertools.pairwise(edges)):
+            return f"its cuts do not ascend from 0 to {num_bytes}"
         if offer.codec != NO_CODEC:
             codec = CODECS.get(offer.codec)
             problem = "it is not known here" if codec is None else codec.problem(layout)

@@ -217,6 +217,11 @@ class SenderSession:
             self._last_ping_s = now_s
         return self._timeouts.ping_s - (now_s - self._last_ping_s)
 
+    @property
+    def pair(self) -> Pair | None:
+        """The pair's data path, if it was set up before."""
+        return self._group
+
     def group(self) -> Pair:
         """The pair's data path, set up at the first call, just after the receiver began to.
 

@@ -33,7 +33,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -88,6 +88,10 @@ class SharedMemoryPair:
         self._pages: PagedKv | None = None
         """Receiver: where the current transfer is to be read. None: it comes through the ring."""
 
+    def prepare(self, kv: KvSource, end: int) -> None:
+        """See `group.Pair.prepare`."""
+        del kv, end
+
     def send(self, kv: KvSource, begin: int, end: int) -> None:
         """See `group.Pair.send`."""
         with self._operation("send", end - begin):
@@ -105,8 +109,9 @@ class SharedMemoryPair:
                 self._connection.sendall(_TOKEN)
                 self._num_there += 1
 
-    def recv(self, into: Tensor, begin: int, end: int) -> None:
+    def recv(self, into: Tensor, begin: int, end: int, cuts: Sequence[int] = ()) -> None:
         """See `group.Pair.recv`."""
+        del cuts
         with self._operation("recv", end - begin):
             if begin == 0:
                 self._receive_head(into.numel())
@@ -123,8 +128,9 @@ class SharedMemoryPair:
                 self._connection.sendall(_TOKEN)
                 self._num_there -= 1
 
-    def flush(self) -> None:
+    def flush(self, num_left: int = 0) -> None:
         """See `group.Pair.flush`."""
+        del num_left
 
     def close(self) -> None:
         """See `group.Pair.close`."""

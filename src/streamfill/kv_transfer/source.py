@@ -1,11 +1,14 @@
 """Where the KV of a transfer comes from: staging memory, or the pages of a pool.
 
 Either is read as the bytes of a staging tensor (see ``staging``), piece by piece, so that gathering
-pages goes on while the pieces before are under way, and no second copy of the whole is needed.
+pages goes on while the pieces before are under way, and no second copy of the whole is needed. What
+lies in a long run of neighbouring pages is a piece as it is, and need not be gathered at all.
 """
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +20,13 @@ from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.page_copies import FEW_RUNS, IntArray, Rows, pages_of, rows_of, take
 from streamfill.kv_transfer.shared_buffers import SharedBuffers
 
+LONG_RUN_BYTES = 1 << 19
+"""Of one layer's neighbouring pages, from which on sending them by themselves costs less than to
+gather them into a longer piece."""
+
+MAX_CUTS = 4096
+"""Of one transfer. With more of them it is not cut at all."""
+
 
 class KvSource(Protocol):
     """KV to be sent. Whoever submits it keeps it as it is until the outcome of its transfer."""
@@ -24,6 +34,12 @@ class KvSource(Protocol):
     @property
     def num_bytes(self) -> int:
         """Of the KV, all layers."""
+        ...
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Offsets at which it is best cut: what is long and lies in one piece begins and ends at
+        one. Ascending, at most `MAX_CUTS`, neither 0 nor the end."""
         ...
 
     def piece(self, begin: int, end: int) -> Tensor | None:
@@ -54,6 +70,11 @@ class StagedKv:
     def num_bytes(self) -> int:
         """See `KvSource`."""
         return self.staging.numel()
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """See `KvSource`."""
+        return ()
 
     def piece(self, begin: int, end: int) -> Tensor:
         """See `KvSource`."""
@@ -100,9 +121,37 @@ class PagedKv:
         """See `KvSource`."""
         return self._ends[-1]
 
-    def piece(self, begin: int, end: int) -> None:
+    @functools.cached_property
+    def cuts(self) -> Sequence[int]:
         """See `KvSource`."""
-        del begin, end
+        num_pages = len(self.pages)
+        starts = np.append(0, self._run_ends[:-1])
+        row_bytes = min(layer.itemsize for layer in self.layers)
+        is_long = (self._run_ends - starts) * row_bytes >= LONG_RUN_BYTES
+        marks = np.union1d(starts[is_long], self._run_ends[is_long])
+        if len(marks) * len(self.layers) > MAX_CUTS:
+            return ()
+        cuts = {
+            end - (num_pages - mark) * layer.itemsize
+            for layer, end in zip(self.layers, self._ends, strict=True)
+            for mark in marks.tolist()
+        }
+        return sorted(cuts - {0, self.num_bytes})
+
+    def piece(self, begin: int, end: int) -> Tensor | None:
+        """See `KvSource`."""
+        number = bisect_right(self._ends, begin)
+        rows, layer_end = self.layers[number], self._ends[number]
+        if end > layer_end:
+            return None
+        from_begin = begin - layer_end + len(self.pages) * rows.itemsize
+        first, skip = divmod(from_begin, rows.itemsize)
+        behind = first - (begin - end - skip) // rows.itemsize
+        if behind > self._run_ends[np.searchsorted(self._run_ends, first, side="right")]:
+            return None
+        page = self.pages[first]
+        run = rows[page : page + behind - first].view(np.uint8)
+        return torch.from_numpy(run[skip : skip + end - begin])
 
     def read(self, begin: int, out: Tensor) -> None:
         """See `KvSource`."""

@@ -28,7 +28,7 @@ from streamfill.kv_transfer.layout import KvLayout
 from streamfill.kv_transfer.slices import HeadRange
 from streamfill.messages.common import SHARED_NAMESPACE, Namespace
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """Raised by every change of a message here; the two sides must agree."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -99,6 +99,9 @@ class Offer(_Message, frozen=True, kw_only=True, tag="kv_offer"):
     """As they travel."""
     chunk_bytes: Annotated[int, msgspec.Meta(gt=0)]
     """Bytes of every chunk but the last."""
+    cuts: tuple[_Count, ...] = ()
+    """Offsets at which a chunk goes on with another message of torch.distributed, ascending: the
+    sender has what lies between in one piece. Shared memory knows no messages."""
     checksum: int | None = None
     """CRC-32 of all bytes, as they travel."""
     codec: str = "none"

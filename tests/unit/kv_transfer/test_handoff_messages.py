@@ -71,6 +71,7 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
             num_tokens=1,
             num_bytes=34560,
             chunk_bytes=1024,
+            cuts=(512, 34000),
             checksum=6,
             version=2,
             is_early=True,
@@ -78,9 +79,10 @@ _GOLDEN: list[tuple[ToReceiver | ToSender, bytes]] = [
             codec="float16",
             namespace="t",
         ),
-        b"\x8f\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
+        b"\xde\x00\x10\xa4type\xa8kv_offer\xabtransfer_id\t\xa5epoch\x05\xa9stream_id\x03\xa9token_ids"
         b"\xc4\x08\x01\x00\x00\x00\x02\x01\x00\x00\xabfirst_token\x01\xaanum_tokens\x01"
-        b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa8checksum\x06\xa5codec\xa7float16"
+        b"\xa9num_bytes\xcd\x87\x00\xabchunk_bytes\xcd\x04\x00\xa4cuts\x92\xcd\x02\x00\xcd\x84\xd0"
+        b"\xa8checksum\x06\xa5codec\xa7float16"
         b"\xa7version\x02\xa8is_early\xc3\xa8replaces\x08\xa9namespace\xa1t",
     ),
     (

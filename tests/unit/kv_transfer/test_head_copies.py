@@ -134,6 +134,7 @@ def test_other_sources_can_be_sliced_too() -> None:
 
     class Other:
         num_bytes = 3 * LAYOUT.bytes_per_token
+        cuts = ()
 
         def piece(self, begin: int, end: int) -> None:
             del begin, end

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -62,6 +62,7 @@ class _ZombieKv:
         self._content = content
         self._hook = hook
         self.num_bytes = content.numel()
+        self.cuts = ()
 
     def piece(self, begin: int, end: int) -> Tensor | None:
         self._use_again()
@@ -83,15 +84,18 @@ class _HookedPair:
         self._pair = pair
         self._before_recv = before_recv
 
+    def prepare(self, kv: KvSource, end: int) -> None:
+        self._pair.prepare(kv, end)
+
     def send(self, kv: KvSource, begin: int, end: int) -> None:
         self._pair.send(kv, begin, end)
 
-    def recv(self, into: Tensor, begin: int, end: int) -> None:
+    def recv(self, into: Tensor, begin: int, end: int, cuts: Sequence[int] = ()) -> None:
         self._before_recv()
-        self._pair.recv(into, begin, end)
+        self._pair.recv(into, begin, end, cuts)
 
-    def flush(self) -> None:
-        self._pair.flush()
+    def flush(self, num_left: int = 0) -> None:
+        self._pair.flush(num_left)
 
     def close(self) -> None:
         self._pair.close()

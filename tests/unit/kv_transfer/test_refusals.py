@@ -7,6 +7,7 @@ import pytest
 import zmq
 
 from streamfill.kv_transfer.interface import TransferStatus
+from streamfill.kv_transfer.source import MAX_CUTS
 from streamfill.messages.handoff import (
     Abort,
     Accept,
@@ -196,3 +197,30 @@ def test_garbage_from_a_receiver_is_counted_and_dropped(make_sender: MakeSender)
         assert outcomes_of(sender)[1].ok
     assert sender.stats().num_malformed_frames == 2
     assert sender.stats().num_stale_frames == 1
+
+
+@pytest.mark.parametrize(
+    ("cuts", "reason"),
+    [
+        ((0,), "do not ascend"),
+        ((8, 8), "do not ascend"),
+        ((16, 8), "do not ascend"),
+        ((4 * LAYOUT.bytes_per_token,), "do not ascend"),
+        (tuple(range(1, MAX_CUTS + 2)), "more than 4096"),
+    ],
+    ids=["at the beginning", "twice", "backwards", "at the end", "too many"],
+)
+def test_cuts_that_cannot_be_are_refused(
+    make_receiver: MakeReceiver, cuts: tuple[int, ...], reason: str
+) -> None:
+    """Nothing is reserved for such an offer; one with other cuts is taken."""
+    receiver = make_receiver()
+    with RawSender(receiver.port) as sender:
+        epoch = sender.open(hello()).epoch
+        sender.send(msgspec.structs.replace(offer(1, epoch=epoch), cuts=cuts))
+        answer = sender.receive()
+        assert isinstance(answer, Refuse)
+        assert reason in answer.reason
+        assert receiver.stats().staging_used_bytes == 0
+        sender.send(msgspec.structs.replace(offer(1, epoch=epoch), cuts=(8, 16)))
+        assert isinstance(sender.receive(), Accept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamfill.kv_transfer.interface import OutgoingTransfer
+from streamfill.kv_transfer.page_runs import runs_in_both
 from streamfill.kv_transfer.shared_buffers import SharedBuffers, map_layers
 from streamfill.kv_transfer.source import PagedKv, StagedKv, page_numbers, paged_kv
 from streamfill.kv_transfer.staging import staging_views
@@ -47,6 +49,17 @@ def _expected(pool: SharedBuffers, slots: torch.Tensor) -> torch.Tensor:
     return staging
 
 
+def _places(pool: SharedBuffers, slots: torch.Tensor) -> torch.Tensor:
+    """The address of each byte of the staging form, int64 [number of bytes]."""
+    places: list[int] = []
+    for buffer in (*pool.k_buffers, *pool.v_buffers):
+        size = buffer[0].numel() * buffer.itemsize
+        for slot in slots.tolist():
+            begin = buffer.data_ptr() + slot * size
+            places += range(begin, begin + size)
+    return torch.tensor(places)
+
+
 _page_tables = st.one_of(
     st.lists(st.integers(0, NUM_PAGES - 1), unique=True, min_size=1, max_size=NUM_PAGES),
     st.integers(0, NUM_PAGES - 9).map(lambda first: [*range(first, first + 9), 2]),
@@ -72,6 +85,67 @@ def test_any_piece_is_as_in_the_staging_form(
     out = torch.empty(end - begin, dtype=torch.uint8)
     kv.read(begin, out)
     assert torch.equal(out, expected[begin:end])
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data(), page_size=st.sampled_from([1, 16]), pages=_page_tables)
+def test_a_piece_is_the_memory_of_the_pool_itself(
+    data: st.DataObject, page_size: int, pages: list[int]
+) -> None:
+    """Wherever all its bytes are neighbours there, and nowhere else."""
+    pool = _pool(page_size)
+    slots = _slots(pages, page_size)
+    kv = paged_kv(pool.layout, pool.k_buffers, pool.v_buffers, slots)
+    places = _places(pool, slots)
+    pool.close()
+    begin = data.draw(st.integers(0, kv.num_bytes - 1))
+    end = data.draw(st.integers(begin + 1, min(kv.num_bytes, begin + 9 * page_size * 64)))
+    piece = kv.piece(begin, end)
+    is_one = bool((places[begin:end].diff() == 1).all())
+    assert (piece is not None) is is_one
+    if piece is not None:
+        assert piece.data_ptr() == places[begin]
+        assert torch.equal(piece, _expected(pool, slots)[begin:end])
+
+
+@settings(deadline=None, max_examples=60)
+@given(page_size=st.sampled_from([1, 16]), pages=_page_tables, long_pages=st.integers(1, 12))
+def test_what_is_long_lies_between_two_cuts(
+    page_size: int, pages: list[int], long_pages: int
+) -> None:
+    """Each run of at least so many pages is one piece; the rest is cut nowhere."""
+    pool = _pool(page_size)
+    slots = _slots(pages, page_size)
+    kv = paged_kv(pool.layout, pool.k_buffers, pool.v_buffers, slots)
+    pool.close()
+    row_bytes = [layer.itemsize for layer in kv.layers]
+    with mock.patch(f"{PagedKv.__module__}.LONG_RUN_BYTES", long_pages * min(row_bytes)):
+        cuts = kv.cuts
+    expected: set[int] = set()
+    layer_begin = 0
+    for size in row_bytes:
+        for run in runs_in_both(pages, pages):
+            begin, layer_begin = layer_begin, layer_begin + run.num_pages * size
+            if run.num_pages >= long_pages:
+                assert kv.piece(begin, layer_begin) is not None
+                expected |= {begin, layer_begin}
+    assert list(cuts) == sorted(expected - {0, kv.num_bytes})
+
+
+def test_too_many_cuts_are_none() -> None:
+    """An offer has to hold them all."""
+    pool = _pool(1)
+    slots = _slots([1, 2, 5, 6, 9, 10], 1)
+    kv = paged_kv(pool.layout, pool.k_buffers, pool.v_buffers, slots)
+    other = paged_kv(pool.layout, pool.k_buffers, pool.v_buffers, slots)
+    pool.close()
+    with (
+        mock.patch(f"{PagedKv.__module__}.LONG_RUN_BYTES", 1),
+        mock.patch(f"{PagedKv.__module__}.MAX_CUTS", 16),
+    ):
+        assert len(kv.cuts) == 11
+        with mock.patch(f"{PagedKv.__module__}.MAX_CUTS", 15):
+            assert other.cuts == ()
 
 
 @settings(deadline=None, max_examples=20)
