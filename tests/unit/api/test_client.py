@@ -60,15 +60,23 @@ async def slow_to_answer(target: str, delay_s: float) -> AsyncIterator[str]:
         with suppress(ConnectionError):
             while data := await source.read(65_536):
                 sink.write(data)
-        sink.close()
+
+    writers: list[asyncio.StreamWriter] = []
+    copying: list[asyncio.Future[None]] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         await asyncio.sleep(delay_s)
         from_target, to_target = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(copy(reader, to_target), copy(from_target, writer))
+        writers.append(to_target)
+        for each in (copy(reader, to_target), copy(from_target, writer)):
+            copying.append(asyncio.ensure_future(each))
 
     async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*copying)
 
 
 async def cancelled_reason(stream: FakeStream) -> str | None:
