@@ -42,13 +42,14 @@ bench-handoff: setup  ## KV hand-off beside its baselines: bare send, copy, SGLa
 bench-router: setup  ## what one router on one core takes: segments, idle streams, requests; 4 minutes
 	@$(BIN)/streamfill bench router $(ROUTER_ARGS)
 
-# Unit tests share no cluster, so two run at a time; a file's tests stay together. Both parts run in
-# any case. PYTEST_ARGS names what to run in place of all.
+# Unit tests share no cluster, so two run at a time; a file's tests stay together. Those of the
+# transport, which live by short time-outs, run alone, as do those with clusters. Both parts run in any
+# case. PYTEST_ARGS names what to run in place of all.
 test: setup  ## run all tests
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@failed=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit || failed=1; \
-	$(BIN)/python -m pytest --ignore=tests/unit || failed=1; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit --ignore=tests/unit/kv_transfer || failed=1; \
+	$(BIN)/python -m pytest tests/unit/kv_transfer tests/fuzz tests/integration tests/e2e || failed=1; \
 	exit $$failed
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
