@@ -157,12 +157,10 @@ class ClientHandle:
             return False
         number = session.segments.received(began_s)
         session.segments.tokenised(number)
-        logged = prompt.record(splices)
-        self._count_segment(logged)
+        self._record_segment(splices, number, segment, seq)
         session.client_seq = seq
         self._note_next_refused()
         session.touch()
-        session.send_changes(logged, number, next_in_s=segment.next_in_s)
         return True
 
     def acknowledged(self) -> Acknowledged:
@@ -324,10 +322,17 @@ class ClientHandle:
         except BaseException:
             await _in_thread_if(is_long, prompt.undo_draft)
             raise
-        logged = prompt.record(splices)
+        self._record_segment(splices, number, segment, seq)
+
+    def _record_segment(
+        self, splices: Sequence[Splice], number: int, segment: Segment, seq: int
+    ) -> None:
+        """From here on nothing can go wrong: into the token log, the log and to the server."""
+        session = self._session
+        logged = session.prompt.record(splices)
         self._count_segment(logged)
         if session.journal is not None:
-            session.journal.changed(seq, prompt, logged)
+            session.journal.changed(seq, session.prompt, logged)
         session.send_changes(logged, number, next_in_s=segment.next_in_s)
 
     async def _commit(self, options: CommitOptions, seq: int) -> None:

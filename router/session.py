@@ -210,7 +210,6 @@ class Session:
             self._take_up_answer(found.committed, found.tokens)
         if found.ended is not None:
             self._take_up_end(found.ended)
-        self._due_s = None
 
     def _take_up_answer(self, commit: rec.Committed, tokens: Sequence[LoggedToken]) -> None:
         self.machine.advance(StreamState.COMMITTED)

@@ -23,9 +23,6 @@ from tests.chaos.cluster_report import ChaosReport, summary
 from tests.chaos.cluster_run import run, start
 
 KILL_FIRST_S = 4.0
-KILL_EVERY_S = 8.0
-"""Between two kills, so that what follows each can be told apart. Another server of the role is
-there all the time; the killed one is back in ten seconds."""
 
 _EXIT_FAILED = 1
 _EXIT_STOPPED = 130
@@ -40,7 +37,7 @@ def run_seed(command: Command, seed: int, model: Path, folder: Path) -> ChaosRep
     if command.kills is None:
         plan = draw_plan(seed, command.chaos.load_s)
     else:
-        plan = kill_plan(seed, command.kills, KILL_FIRST_S, KILL_EVERY_S)
+        plan = kill_plan(seed, command.kills, KILL_FIRST_S, command.kill_every_s)
     _say(f"Seed {seed}: {'; '.join(fault.describe() for fault in plan.faults)}")
     cluster, clock = start(folder, model, command.chaos, plan)
     try:

@@ -11,6 +11,9 @@ from tests.chaos.cluster_judge import SERVICE_WITHIN_S
 from tests.chaos.cluster_plan import PROCESSES
 
 MOST_SEEDS = 1000
+KILL_EVERY_S = 12.0
+KILL_ORDER = ("prefill-0", "decode-0", "prefill-1", "decode-1", "router", "controller")
+"""No two of a role follow one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,9 @@ class Command:
     seeds: tuple[int, ...]
     kills: tuple[str, ...] | None
     """Kill these, one after the other, and do nothing else; None: what the seeds say."""
+    kill_every_s: float
+    """Between two of them, so that what follows each can be told apart. One process at a time is
+    down only where the killed one is back sooner: ten seconds on a quiet machine."""
     keeps_logs: bool
 
 
@@ -57,9 +63,16 @@ def parse(arguments: Sequence[str] | None) -> Command:
     parser.add_argument(
         "--kills",
         nargs="?",
-        const=",".join(PROCESSES),
+        const=",".join(KILL_ORDER),
         metavar="A,B",
         help="only kills, of these in turn; without a value of each process once",
+    )
+    parser.add_argument(
+        "--kill-every",
+        type=float,
+        default=KILL_EVERY_S,
+        metavar="S",
+        help="seconds between two of --kills (%(default)g); more than a server takes to start",
     )
     parser.add_argument(
         "--load", type=float, default=standard.load_s, metavar="S", help="seconds (%(default)g)"
@@ -69,8 +82,8 @@ def parse(arguments: Sequence[str] | None) -> Command:
     )
     parser.add_argument("--keep-logs", action="store_true", help="also when nothing is wrong")
     given = parser.parse_args(arguments)
-    if given.load <= 0 or given.rate <= 0:
-        parser.error("--load and --rate must be above 0")
+    if given.load <= 0 or given.rate <= 0 or given.kill_every <= 0:
+        parser.error("--load, --rate and --kill-every must be above 0")
     kills = None
     if given.kills is not None:
         kills = tuple(name.strip() for name in given.kills.split(",") if name.strip())
@@ -81,6 +94,7 @@ def parse(arguments: Sequence[str] | None) -> Command:
         chaos=ChaosOptions(load_s=given.load, rate=given.rate),
         seeds=_seeds(parser, given),
         kills=kills,
+        kill_every_s=given.kill_every,
         keeps_logs=given.keep_logs,
     )
 

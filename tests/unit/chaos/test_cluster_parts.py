@@ -19,9 +19,9 @@ from streamfill.links.faults import LinkFaultPlan
 from streamfill.models.tiny import make_tiny_model
 from streamfill.stream.state import StreamState
 from streamfill.stream.tokenizer import TextTokenizer, load_tokenizer
-from tests.chaos.cluster import KILL_EVERY_S, KILL_FIRST_S
+from tests.chaos.cluster import KILL_FIRST_S
 from tests.chaos.cluster_evidence import read_evidence, shifts_s
-from tests.chaos.cluster_options import parse
+from tests.chaos.cluster_options import KILL_EVERY_S, KILL_ORDER, parse
 from tests.chaos.cluster_plan import (
     LONGEST_PAUSE_S,
     PROCESSES,
@@ -184,7 +184,9 @@ def test_the_command_line_is_read() -> None:
     assert parse(["--seed", "8", "--runs", "2"]).seeds == (8, 9)
     assert len(parse([]).seeds) == 1
     assert parse([]).kills is None
-    assert parse(["--kills"]).kills == PROCESSES
+    assert parse(["--kills"]).kills == KILL_ORDER
+    assert set(KILL_ORDER) == set(PROCESSES)
+    assert parse(["--kills", "--kill-every", "40"]).kill_every_s == 40.0
     assert parse(["--kills", "router, decode-1"]).kills == ("router", "decode-1")
 
 
@@ -199,6 +201,7 @@ def test_the_command_line_is_read() -> None:
         ["--kills", ""],
         ["--load", "0"],
         ["--rate", "-1"],
+        ["--kill-every", "0"],
     ],
 )
 def test_wrong_options_are_refused(
