@@ -91,7 +91,10 @@ class Cluster:
         self._limits_as_of = 0
         """`num_changes` of the registry that it was made of."""
         self._link = RouterLink(
-            self._on_message, keys=keys, on_refused=metrics.count_refused_handshake
+            self._on_message,
+            keys=keys,
+            on_refused=metrics.count_refused_handshake,
+            on_unreachable=self._note_unreachable,
         )
         self._ids = itertools.count(1)
         # The upper half differs with each start, so that no id is ever used twice.
@@ -163,7 +166,12 @@ class Cluster:
 
     def send(self, server: Server, message: r.RouterToServer) -> None:
         """Send, or drop when the server is dead; what matters is repeated until acknowledged."""
-        if not server.is_dead and not self._link.send(server.identity, message):
+        if not server.is_dead:
+            self._link.send(server.identity, message)
+
+    def _note_unreachable(self, identity: bytes) -> None:
+        server = self.registry.by_identity(identity)
+        if server is not None:
             server.reachable = False
 
     def choose_decode(

@@ -17,7 +17,8 @@ import zmq
 from streamfill.config import ServerConfig
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.codec import FrameDecoder, encode
+from streamfill.messages.batch import BatchDecoder
+from streamfill.messages.codec import encode
 from streamfill.messages.common import Role
 
 START_S = 180.0
@@ -40,7 +41,7 @@ class LoneServer:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.bind("tcp://127.0.0.1:*")
-        self._decoder: FrameDecoder[s.ServerToRouter] = FrameDecoder(s.ServerToRouter)
+        self._decoder: BatchDecoder[s.ServerToRouter] = BatchDecoder(s.ServerToRouter)
         self._route = b""
         self._received: list[s.ServerToRouter] = []
         self._beat_due_s = 0.0
@@ -123,17 +124,21 @@ class LoneServer:
         while self._socket.poll(round(wait_s * 1000)):
             wait_s = 0.0
             self._route, frame = self._socket.recv_multipart()
-            match self._decoder.decode(frame):
-                case s.Register():
-                    self.send(
-                        r.Registered(
-                            router_incarnation=ROUTER_INCARNATION, heartbeat_interval_s=HEARTBEAT_S
-                        )
+            for message in self._decoder.decode(frame):
+                self._hear(message)
+
+    def _hear(self, message: s.ServerToRouter) -> None:
+        match message:
+            case s.Register():
+                self.send(
+                    r.Registered(
+                        router_incarnation=ROUTER_INCARNATION, heartbeat_interval_s=HEARTBEAT_S
                     )
-                case s.ServerHeartbeat() as heartbeat:
-                    self.heartbeat = heartbeat
-                case message:
-                    self._received.append(message)
+                )
+            case s.ServerHeartbeat() as heartbeat:
+                self.heartbeat = heartbeat
+            case message:
+                self._received.append(message)
 
     def _end(self) -> None:
         self.process.kill()

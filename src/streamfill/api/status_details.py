@@ -24,6 +24,9 @@ _INFO_URL = "type.googleapis.com/google.rpc.ErrorInfo"
 MAX_MESSAGE_CHARS = 2048
 """HTTP/2 headers are limited to 8 KiB by most peers, and the message is in them twice."""
 
+_BROKEN_BY_A_WRITE = "Internal error from Core"
+"""How gRPC's client for asyncio ends such a call; in its ``cygrpc``."""
+
 
 def status_code(code: ErrorCode) -> grpc.StatusCode:
     """gRPC's own enum has the same names."""
@@ -77,10 +80,13 @@ def from_error_event(event: pb.Error) -> StreamError:
 def from_rpc_error(error: grpc.aio.AioRpcError) -> StreamError:
     """The error of a call that failed. Raise it ``from`` the gRPC error.
 
-    A failure of gRPC itself, such as no router listening, has no details.
+    A failure of gRPC itself, such as no router listening, has no details. One of them is told as
+    what it is: a call whose end comes just while it writes gets INTERNAL, whatever its end was.
     """
     code = ErrorCode(error.code().name)
     message = error.details() or "no message"
+    if code is ErrorCode.INTERNAL and message == _BROKEN_BY_A_WRITE:
+        code, message = ErrorCode.UNAVAILABLE, "the call broke while a message was written"
     details: dict[str, str] = {}
     metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     for key, value in metadata:

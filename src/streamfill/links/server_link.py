@@ -6,7 +6,8 @@ scheduler thread only exchanges plain messages with it through two queues and ne
 
 1. ``Register`` is sent until ``Registered`` comes back; the router's silence starts it over.
 2. Stream messages pass the ``InboundGate`` and wait in the inbox; ``fileno`` becomes readable.
-3. The scheduler thread takes them with ``drain``, and gives its own messages to ``send``.
+3. The scheduler thread takes them with ``drain``, and gives its own messages to ``send``. What
+   there is to be sent leaves in one frame.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from streamfill.links.faults import DelayedFrames, LinkFaults
 from streamfill.links.inbound_gate import InboundGate
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
+from streamfill.messages.batch import BatchDecoder, MessageBatch, some_stream_ids
+from streamfill.messages.codec import MAX_FRAME_BYTES, encode
 from streamfill.messages.common import ServerCounters
 from streamfill.observability.logging import RateLimited, log_event
 
@@ -44,7 +46,7 @@ UNANSWERED_PERIOD_S = 60.0
 CLOSE_TIMEOUT_S = 2.0
 LINGER_MS = 200
 """What is queued at the end gets so long to leave."""
-MAX_QUEUED_MESSAGES = 50_000
+MAX_QUEUED_FRAMES = 50_000
 """Towards a router that does not read; as many as it queues for us. Minutes of tokens."""
 
 
@@ -85,7 +87,9 @@ class ServerLink:
         self._outbox_waker = Waker()
         self._gate = InboundGate()
         self._gate_lock = threading.Lock()
-        self._decoder: FrameDecoder[r.RouterToServer] = FrameDecoder(r.RouterToServer)
+        self._decoder: BatchDecoder[r.RouterToServer] = BatchDecoder(r.RouterToServer)
+        self._batch = MessageBatch()
+        """What leaves when the thread has looked at all that there is. Used in it only."""
         self._counters = ServerCounters()
         self._controller_alive = False
         self._last_tick = time.monotonic()
@@ -182,7 +186,9 @@ class ServerLink:
                 if now >= next_heartbeat:
                     next_heartbeat = now + HEARTBEAT_INTERVAL_S
                     self._beat(now)
+                self._send_batch()
             self._flush()
+            self._send_batch()
         except Exception as error:  # noqa: BLE001  without this thread the server is dead
             log_event(logger, "router_link_broken", level=logging.ERROR, exception=error)
             self._put(RouterLost())
@@ -199,9 +205,10 @@ class ServerLink:
             self._poller.unregister(self._socket)
             self._socket.close(linger=0)
             self._delayed.clear()
+            self._batch.clear()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = LINGER_MS
-        self._socket.sndhwm = self._socket.rcvhwm = MAX_QUEUED_MESSAGES
+        self._socket.sndhwm = self._socket.rcvhwm = MAX_QUEUED_FRAMES
         self._socket.maxmsgsize = 2 * MAX_FRAME_BYTES
         if self._keys is not None:
             self._keys.secure(self._socket)
@@ -250,14 +257,15 @@ class ServerLink:
             try:
                 if len(frames) != 1:
                     raise ProtocolError(f"message of {len(frames)} frames, expected 1")
-                message = self._decoder.decode(frames[0])
+                messages = self._decoder.decode(frames[0])
             except ProtocolError as error:
                 self.num_malformed_frames += 1
                 if self._log_malformed.allow():
                     log_event(logger, "malformed_frame", level=logging.WARNING, error=str(error))
                 self._transmit(s.MalformedByRouter(reason=str(error)[:500]))
                 continue
-            self._accept(message)
+            for message in messages:
+                self._accept(message)
 
     def _accept(self, message: r.RouterToServer) -> None:
         self._router_heard = time.monotonic()
@@ -297,24 +305,30 @@ class ServerLink:
     def _flush(self) -> None:
         while self._outbox:
             self._transmit(self._outbox.popleft())
-        for frame in self._delayed.take(time.monotonic()):
-            self._send(frame, None)
+        for message in self._delayed.take(time.monotonic()):
+            self._put_out(message)
 
     def _transmit(self, message: s.ServerToRouter) -> None:
         if self._faults is None:
-            self._send(encode(message), message)
+            self._put_out(encode(message))
             return
         now_s = time.monotonic()
         for delay_s in self._faults.delays_s(self._endpoint, message):
             if delay_s:
                 self._delayed.put(now_s + delay_s, encode(message))
             else:
-                self._send(encode(message), message)
+                self._put_out(encode(message))
 
-    def _send(self, frame: bytes, message: s.ServerToRouter | None) -> None:
-        """``message`` is what the frame says, for the log; None of one that was delayed."""
-        if self._socket is None:
+    def _put_out(self, message: bytes) -> None:
+        if not self._batch.has_room_for(message):
+            self._send_batch()
+        self._batch.add(message)
+
+    def _send_batch(self) -> None:
+        num_messages = len(self._batch)
+        if not num_messages or self._socket is None:
             return
+        frame = self._batch.take()
         try:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -324,8 +338,8 @@ class ServerLink:
                 log_event(
                     logger,
                     "router_queue_full",
-                    stream_id=getattr(message, "stream_id", None),
                     level=logging.WARNING,
-                    dropped="a delayed frame" if message is None else type(message).__name__,
+                    num_dropped=num_messages,
+                    stream_ids=some_stream_ids(frame),
                     num_suppressed=self._log_full.num_suppressed,
                 )

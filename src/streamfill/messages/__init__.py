@@ -5,9 +5,10 @@
 * ``control``: telemetry to the preemption controller, plans from it.
 * ``handoff``: what two servers say to each other around a KV transfer.
 * ``codec``: bytes to messages and back, with the limits that are checked first.
+* ``batch``: several messages in one frame.
 
 Nothing else crosses a socket of ours, and nothing is pickled.
 """
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 """Two processes with different versions refuse each other at registration."""

@@ -1,8 +1,8 @@
 """A prefill server that computes nothing: ``python -m streamfill.router_bench.fake_server``.
 
-It speaks the wire protocol with the same `InboundGate` as a real one, says of each splice that it
-is computed, and answers each commit at once. It costs as little as that can cost, in a thread
-without asyncio.
+It speaks the wire protocol with the same `InboundGate` and batches as a real one, says of each
+splice that it is computed, and answers each commit at once. It costs as little as that can cost, in
+a thread without asyncio.
 
 How long a segment was under way, from the write of the client that stamped it, comes back in
 `Progress.num_invalidated_tokens`, in microseconds: a number that the router hands on to the client
@@ -27,7 +27,8 @@ from streamfill.links.inbound_gate import InboundGate
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.codec import FrameDecoder, encode, pack_ids, unpack_ids
+from streamfill.messages.batch import BatchDecoder, MessageBatch
+from streamfill.messages.codec import encode, pack_ids, unpack_ids
 from streamfill.messages.common import Finish, FinishReason, Role, ServerCounters
 from streamfill.router_bench.segments import STAMP_TOKENS, age_us
 
@@ -66,7 +67,8 @@ class FakeServer:
         self._vocab_size = vocab_size
         self._tokens_per_output = tokens_per_output
         self._gate = InboundGate()
-        self._decoder: FrameDecoder[r.RouterToServer] = FrameDecoder(r.RouterToServer)
+        self._decoder: BatchDecoder[r.RouterToServer] = BatchDecoder(r.RouterToServer)
+        self._batch = MessageBatch()
         self._num_tokens: dict[int, int] = {}
         self._router: int | None = None
         self._stopped = False
@@ -94,7 +96,9 @@ class FakeServer:
                     frame = self._socket.recv(zmq.NOBLOCK)
                 except zmq.Again:
                     break
-                self._take(self._decoder.decode(frame))
+                for message in self._decoder.decode(frame):
+                    self._take(message)
+            self._send_batch()
         self._socket.close()
         self._context.term()
 
@@ -173,7 +177,14 @@ class FakeServer:
             )
 
     def _send(self, message: s.ServerToRouter) -> None:
-        self._socket.send(encode(message), zmq.NOBLOCK)
+        encoded = encode(message)
+        if not self._batch.has_room_for(encoded):
+            self._send_batch()
+        self._batch.add(encoded)
+
+    def _send_batch(self) -> None:
+        if len(self._batch):
+            self._socket.send(self._batch.take(), zmq.NOBLOCK)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

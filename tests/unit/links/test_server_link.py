@@ -5,9 +5,11 @@ from __future__ import annotations
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import msgspec
 import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +21,8 @@ from streamfill.links.server_link import Inbound, RouterLost, ServerLink
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.codec import MAX_FRAME_BYTES, FrameDecoder, encode
+from streamfill.messages.batch import BatchDecoder
+from streamfill.messages.codec import MAX_FRAME_BYTES, encode
 from streamfill.messages.common import Role, ServerCounters, StreamMode
 
 PATIENCE_S = 5.0
@@ -52,19 +55,27 @@ class Router:
         self._socket.linger = 0
         port = self._socket.bind_to_random_port("tcp://127.0.0.1")
         self.endpoint = f"tcp://127.0.0.1:{port}"
-        self._decoder: FrameDecoder[s.ServerToRouter] = FrameDecoder(s.ServerToRouter)
+        self._decoder: BatchDecoder[s.ServerToRouter] = BatchDecoder(s.ServerToRouter)
+        self._unheard: deque[s.ServerToRouter] = deque()
+        self.num_by_frame: list[int] = []
+        """How many messages each frame had."""
         self.identity = b""
         """Of the connection that spoke last."""
 
     def hear(self, kind: type[M]) -> M:
         """The next message of this kind; others are passed over."""
         deadline_s = time.monotonic() + PATIENCE_S
-        while self._socket.poll(max(0, round((deadline_s - time.monotonic()) * 1000))):
+        while True:
+            while self._unheard:
+                message = self._unheard.popleft()
+                if isinstance(message, kind):
+                    return message
+            if not self._socket.poll(max(0, round((deadline_s - time.monotonic()) * 1000))):
+                raise AssertionError(f"no {kind.__name__} came")
             self.identity, frame = self._socket.recv_multipart()
-            message = self._decoder.decode(frame)
-            if isinstance(message, kind):
-                return message
-        raise AssertionError(f"no {kind.__name__} came")
+            messages = self._decoder.decode(frame)
+            self.num_by_frame.append(len(messages))
+            self._unheard.extend(messages)
 
     def say(self, *messages: r.RouterToServer) -> None:
         for message in messages:
@@ -167,6 +178,23 @@ def test_operations_are_acknowledged_and_come_in_order(router: Router, link: Ser
     assert _drain(link, 3) == [_open(), _splice(1), _splice(2)]
     assert link.drain() == []
     assert select.select([link.fileno()], [], [], 0)[0] == []
+
+
+def test_what_waits_leaves_in_one_frame(router: Router, link: ServerLink) -> None:
+    """Answers to a batch, and what the scheduler says at once, in their order."""
+    router.register()
+    _until(lambda: link.registered)
+    router.say_frames(msgspec.msgpack.encode([_open(), *(_splice(1 + seq) for seq in range(40))]))
+    assert [router.hear(s.Received).seq for _ in range(41)] == list(range(41))
+    assert router.num_by_frame[-1] >= 41
+    assert _drain(link, 41)[0] == _open()
+
+    router.num_by_frame.clear()
+    closed = [s.Closed(stream_id=number, attempt=1) for number in range(300)]
+    link._outbox.extend(closed[:-1])
+    link.send(closed[-1])
+    assert [router.hear(s.Closed) for _ in closed] == closed
+    assert max(router.num_by_frame) > 100
 
 
 def test_only_messages_of_some_kinds_are_taken(router: Router, link: ServerLink) -> None:

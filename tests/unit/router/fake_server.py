@@ -21,7 +21,8 @@ from streamfill.links.inbound_gate import InboundGate
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.codec import FrameDecoder, encode, pack_ids, unpack_ids
+from streamfill.messages.batch import BatchDecoder
+from streamfill.messages.codec import encode, pack_ids, unpack_ids
 from streamfill.messages.common import (
     Finish,
     FinishReason,
@@ -135,7 +136,7 @@ class FakeServer:
         self.finish_at: dict[int, Finish] = {}
         """Index of a token at which the answer ends."""
         self._gate = InboundGate()
-        self._decoder: FrameDecoder[r.RouterToServer] = FrameDecoder(r.RouterToServer)
+        self._decoder: BatchDecoder[r.RouterToServer] = BatchDecoder(r.RouterToServer)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
@@ -205,22 +206,25 @@ class FakeServer:
     async def _receive(self) -> None:
         while True:
             frames = await self._socket.recv_multipart()
-            message = self._decoder.decode(frames[0])
-            match message:
-                case r.Registered(router_incarnation=incarnation):
-                    self._router_incarnation = incarnation
-                    self.registered.set()
-                case r.RouterHeartbeat(router_incarnation=incarnation):
-                    if self._router_incarnation not in (None, incarnation):
-                        self._lose_router()
-                case r.RegistrationRefused(reason=reason):
-                    self.refused = reason
-                    self.registered.set()
-                case _:
-                    self.received.append(message)
-                    if not self.drop_incoming(message):
-                        for _ in range(self.num_copies):
-                            await self._take(message)
+            for message in self._decoder.decode(frames[0]):
+                await self._hear(message)
+
+    async def _hear(self, message: r.RouterToServer) -> None:
+        match message:
+            case r.Registered(router_incarnation=incarnation):
+                self._router_incarnation = incarnation
+                self.registered.set()
+            case r.RouterHeartbeat(router_incarnation=incarnation):
+                if self._router_incarnation not in (None, incarnation):
+                    self._lose_router()
+            case r.RegistrationRefused(reason=reason):
+                self.refused = reason
+                self.registered.set()
+            case _:
+                self.received.append(message)
+                if not self.drop_incoming(message):
+                    for _ in range(self.num_copies):
+                        await self._take(message)
 
     def _lose_router(self) -> None:
         self.num_router_losses += 1

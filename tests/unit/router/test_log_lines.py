@@ -68,7 +68,8 @@ async def test_a_server_that_does_not_read(
         with monkeypatch.context() as full:
             full.setattr(router_link, "_socket", Full())
             await handle.append(ids(1, 2))
-    assert f"stream={handle.stream_id}" in line_with(caplog, "server_queue_full")
+            await until(lambda: "server_queue_full" in caplog.text)
+    assert f"stream_ids=[{handle.stream_id}]" in line_with(caplog, "server_queue_full")
 
 
 async def test_a_call_that_fails(caplog: pytest.LogCaptureFixture) -> None:
