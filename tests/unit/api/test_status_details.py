@@ -14,7 +14,9 @@ def failed(
     code: grpc.StatusCode, message: str | None, said: StreamError | None = None
 ) -> grpc.aio.AioRpcError:
     trailing = () if said is None else trailing_metadata(said)
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), message)
+    return grpc.aio.AioRpcError(
+        code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), message, None
+    )
 
 
 def test_a_call_that_broke_while_it_wrote() -> None:
