@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from streamfill.cli.document import demo_document
 from streamfill.errors import StreamfillError
 from streamfill.loadgen.peers.errors import PeerUnavailable
 from streamfill.models.progress import Progress, show_progress
@@ -35,7 +36,7 @@ async def measured(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         StreamfillError: a part failed, with the reason.
     """
     each_s = measure.WARM_S + bench.seconds
-    needed_s = {"streams": 2 * each_s, "memory": _IDLE_S, "http": 3 * each_s, "profile": each_s}
+    needed_s = {"streams": 3 * each_s, "memory": _IDLE_S, "http": 3 * each_s, "profile": each_s}
     total_s = sum(_START_S + needed_s[part] for part in args.only)
     facts: dict[str, Any] = {}
     tools = await _tools(bench, args)
@@ -97,10 +98,16 @@ async def _streams(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
             f"{most['router_cpu_us']:.0f} µs of CPU each; the load takes {most['load_cpu_us']:.0f}"
         )
         half = await measure.latency(bench, router, args.rate)
+        text = await measure.text_throughput(bench, router, demo_document())
+    tokenizer_us = round(text["router_cpu_us"] - most["router_cpu_us"], 1)
     bench.say(
         f"At {half['segments_per_s']:.0f} per second: to the server P50 "
         f"{half['under_way_p50_ms']:.2f} ms, P99 {half['under_way_p99_ms']:.2f} ms; "
         f"generator lag P99 {half['lag_p99_ms']:.2f} ms"
+    )
+    bench.say(
+        f"As text: {text['segments_per_s']:.0f} segments per second, {text['router_cpu_us']:.0f} µs "
+        f"of CPU each, so {tokenizer_us:.0f} more than as token ids"
     )
     return {
         "ready_s": round(router.ready_s, 2),
@@ -109,8 +116,11 @@ async def _streams(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         "generator_ceiling_per_s": round(1e6 / most["load_cpu_us"]),
         "added_p50_ms": half["under_way_p50_ms"],
         "added_p99_ms": half["under_way_p99_ms"],
+        "text_segments_per_s": text["segments_per_s"],
+        "tokenizer_us_per_segment": tokenizer_us,
         "throughput": most,
         "half_rate": half,
+        "text": text,
     }
 
 

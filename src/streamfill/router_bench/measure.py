@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from streamfill.router_bench.processes import (
     thread_cpu_s,
 )
 from streamfill.router_bench.profile import by_function, by_module, stacks
+from streamfill.stream.tokenizer import TextTokenizer, load_tokenizer
 
 LOOPBACK: Final = "127.0.0.1"
 WARM_S: Final = 3.0
@@ -100,6 +102,26 @@ async def start_s(bench: Bench) -> float:
 async def throughput(bench: Bench, router: Child) -> dict[str, Any]:
     """As many segments as the router takes."""
     return await _stream_load(bench, router, "saturate", seconds=bench.seconds)
+
+
+async def text_throughput(bench: Bench, router: Child, prose: str) -> dict[str, Any]:
+    """The same of segments that are text of about as many tokens, so that the router tokenises.
+
+    Args:
+        prose: its beginning is each segment.
+    """
+    options = ("--text", beginning(prose, load_tokenizer(bench.model_path), bench.segment_tokens))
+    return await _stream_load(bench, router, "saturate", seconds=bench.seconds, options=options)
+
+
+def beginning(prose: str, tokenizer: TextTokenizer, num_tokens: int) -> str:
+    """Words of so many tokens, or the first that are more, with a space behind each. Prose that is
+    too short begins again."""
+    words = itertools.cycle(prose.split())
+    text = ""
+    while len(tokenizer.encode(text, add_special_tokens=False)) < num_tokens:
+        text += next(words) + " "
+    return text
 
 
 async def latency(bench: Bench, router: Child, rate: float) -> dict[str, Any]:

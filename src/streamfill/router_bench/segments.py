@@ -36,6 +36,18 @@ def age_us(token_ids: Sequence[int]) -> int:
     return (now_us() - sent_us) % _WRAP_US
 
 
+class TextMaker:
+    """Segments of one text, as gRPC messages. Nothing in them says when they were sent."""
+
+    def __init__(self, text: str) -> None:
+        append = pb.StreamRequest(append=pb.Append(segment=pb.Segment(text=text)))
+        self._rest = append.SerializeToString()
+
+    def segment(self, seq: int) -> bytes:
+        """The operation with this number."""
+        return message(b"".join((b"\x08", _varint(seq), self._rest)))
+
+
 class SegmentMaker:
     """Segments of so many token ids, as gRPC messages."""
 

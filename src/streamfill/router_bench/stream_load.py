@@ -1,4 +1,4 @@
-"""Streams of token ids against a router: ``python -m streamfill.router_bench.stream_load``.
+"""Streams of token ids, or of text, against a router: ``python -m streamfill.router_bench.stream_load``.
 
 Each stream opens, sends segments, commits with an answer of one token, and is followed by a new
 one. There are three kinds of load:
@@ -28,7 +28,13 @@ from streamfill.loadgen.short_collections import short_collections
 from streamfill.observability.lifetime import percentile
 from streamfill.router_bench.grpc_connection import Connection
 from streamfill.router_bench.processes import cpu_s, rss_bytes
-from streamfill.router_bench.segments import SegmentMaker, commit_message, now_us, open_message
+from streamfill.router_bench.segments import (
+    SegmentMaker,
+    TextMaker,
+    commit_message,
+    now_us,
+    open_message,
+)
 
 PATH: Final = "/streamfill.v1.Streamfill/Stream"
 TICK_S: Final = 0.0005
@@ -130,9 +136,10 @@ class Stream:
         if not self._is_received:
             self._is_received = True
             figures.received_us.append(now_us() - self._sent_us)
-        if event.num_computed_tokens == self._seq * self._load.maker.num_tokens:
+        if event.num_computed_tokens == event.num_received_tokens:
             figures.computed_us.append(now_us() - self._sent_us)
-            figures.under_way_us.append(event.num_invalidated_tokens)
+            if self._load.is_stamped:
+                figures.under_way_us.append(event.num_invalidated_tokens)
             figures.num_segments += 1
             self._become_free()
 
@@ -146,7 +153,13 @@ class Load:
 
     def __init__(self, args: argparse.Namespace) -> None:
         host, _, port = args.address.rpartition(":")
-        self.maker = SegmentMaker(args.segment_tokens, args.vocab_size)
+        self.is_stamped = args.text is None
+        """The fake server finds out how long a segment was under way."""
+        self.maker = (
+            SegmentMaker(args.segment_tokens, args.vocab_size)
+            if args.text is None
+            else TextMaker(args.text)
+        )
         self.segments_per_stream: int = args.segments_per_stream
         self.figures = Figures()
         self.free: deque[Stream] = deque()
@@ -275,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one load; prints ``RESULT {json}``."""
     parser = argparse.ArgumentParser(
         prog="python -m streamfill.router_bench.stream_load",
-        description="Streams of token ids against a router.",
+        description="Streams of token ids, or of text, against a router.",
     )
     parser.add_argument("kind", choices=("saturate", "paced", "idle"))
     parser.add_argument("--address", required=True, help="HOST:PORT of the router's gRPC")
@@ -284,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=1000, help="open at once")
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--segment-tokens", type=int, default=64)
+    parser.add_argument("--text", help="segments are this text, in place of token ids")
     parser.add_argument("--segments-per-stream", type=int, default=31)
     parser.add_argument("--rate", type=float, default=2500.0, help="segments per second")
     parser.add_argument("--warm-s", type=float, default=3.0, help="before anything counts")

@@ -14,6 +14,7 @@ from streamfill.router_bench.http_load import answer_end, request_bytes
 from streamfill.router_bench.segments import (
     STAMP_TOKENS,
     SegmentMaker,
+    TextMaker,
     age_us,
     commit_message,
     open_message,
@@ -35,6 +36,15 @@ def test_a_segment_is_the_message_that_it_stands_for() -> None:
         assert len(ids) == 64
         assert max(ids) < 300
         assert 0 <= age_us(ids[:STAMP_TOKENS]) < 1_000_000
+
+
+def test_a_segment_of_text() -> None:
+    """With its number."""
+    data = TextMaker("déjà vu ").segment(300)
+    request = pb.StreamRequest.FromString(data[GRPC_PREFIX_BYTES:])
+    assert request == pb.StreamRequest(
+        seq=300, append=pb.Append(segment=pb.Segment(text="déjà vu "))
+    )
 
 
 def test_a_segment_grows_old() -> None:

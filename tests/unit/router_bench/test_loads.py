@@ -13,6 +13,7 @@ from streamfill.models.tiny import make_tiny_model
 from streamfill.router_bench import measure
 from streamfill.router_bench.measure import Bench
 from streamfill.router_bench.processes import Cores, cpu_s, rss_bytes, run_to_result, thread_cpu_s
+from streamfill.stream.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -42,6 +43,8 @@ async def test_every_part_measures_what_it_says(bench: Bench) -> None:
         assert most["num_segments"] > 50
         assert most["num_streams_ended"] >= most["num_segments"] // 5 - 20
         assert most["router_cpu_us"] > 10
+        text = await measure.text_throughput(bench, router, "One word, and another one. ")
+        assert text["num_segments"] > 50
         paced = await measure.latency(bench, router, 40.0)
         assert 20 <= paced["segments_per_s"] <= 60
         assert 0 < paced["under_way_p50_ms"] <= paced["computed_p99_ms"]
@@ -53,6 +56,16 @@ async def test_every_part_measures_what_it_says(bench: Bench) -> None:
         asked = await measure.http_requests(bench, port, router.pid, body, 4)
         assert asked["requests_per_s"] > 1
         assert 0 < asked["p50_ms"] <= asked["p99_ms"]
+
+
+def test_a_piece_of_prose_of_so_many_tokens(tmp_path: Path) -> None:
+    """No word less than it needs, and from the beginning again when the prose is too short."""
+    tokenizer = load_tokenizer(make_tiny_model(tmp_path / "model"))
+    text = measure.beginning("one two\nthree", tokenizer, 30)
+    assert text.startswith("one two three one ")
+    assert len(tokenizer.encode(text, add_special_tokens=False)) >= 30
+    shorter = text[: text.rstrip().rindex(" ") + 1]
+    assert len(tokenizer.encode(shorter, add_special_tokens=False)) < 30
 
 
 async def test_a_load_that_fails_says_why(tmp_path: Path) -> None:
