@@ -106,8 +106,8 @@ async def _streams(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         f"generator lag P99 {half['lag_p99_ms']:.2f} ms"
     )
     bench.say(
-        f"As text: {text['segments_per_s']:.0f} segments per second, {text['router_cpu_us']:.0f} µs "
-        f"of CPU each, so {tokenizer_us:.0f} more than as token ids"
+        f"As text: {text['segments_per_s']:.0f} segments per second, "
+        f"{text['router_cpu_us']:.0f} µs of CPU each, so {tokenizer_us:.0f} more than as token ids"
     )
     return {
         "ready_s": round(router.ready_s, 2),

@@ -1,4 +1,4 @@
-"""Streams of token ids, or of text, against a router: ``python -m streamfill.router_bench.stream_load``.
+"""Streams of token ids, or of text: ``python -m streamfill.router_bench.stream_load``.
 
 Each stream opens, sends segments, commits with an answer of one token, and is followed by a new
 one. There are three kinds of load:
