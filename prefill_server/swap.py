@@ -151,7 +151,7 @@ class SwapEngine:
         return len(self._index)
 
     def touch(self, keys: Sequence[BlockKey]) -> None:
-        """They are used now: others are given up before them."""
+        """They will be used: they are not given up for others."""
         self._index.touch(keys)
 
     def demote(self, keys: Sequence[BlockKey] | None) -> None:
@@ -159,11 +159,12 @@ class SwapEngine:
         self._index.demote(keys)
 
     def room(self) -> tuple[int, int]:
-        """Blocks in all, and of them free ones or demoted ones."""
-        index = self._index
-        return index.num_blocks, index.num_free + index.num_demoted
+        """Blocks in all, and of them those that new ones may have."""
+        return self._index.num_blocks, self._index.num_spare
 
-    def save(self, keys: Sequence[BlockKey], device_pages: Tensor) -> int:
+    def save(
+        self, keys: Sequence[BlockKey], device_pages: Tensor, *, is_resident: bool = False
+    ) -> int:
         """Keep a copy of the blocks ``keys``, which lie in ``device_pages``, int64
         ``[len(keys) * pages of a block]``, in order.
 
@@ -171,12 +172,16 @@ class SwapEngine:
         current stream afterwards comes after the reading. Returns how many of ``keys`` host memory
         holds now; less than all where there is too little of it.
 
+        Args:
+            is_resident: the pages stay what they are, so the copy is the first to go when there is
+                no room.
+
         Raises:
             ValueError: not as many pages as the blocks have.
         """
         self._check(keys, device_pages, 0)
         position = {key: number for number, key in enumerate(keys)}
-        new = self._index.put(keys)
+        new = self._index.put(keys, is_resident=is_resident)
         num_here = self._index.num_present_total(keys)
         self._num_free_saves += num_here - len(new)
         if not new:

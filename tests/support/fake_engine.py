@@ -288,7 +288,7 @@ class FakeEngine:
         page_size = self.facts.page_size
         num_cached = self.cached_tokens(token_ids, namespace=namespace)
         keys = block_keys(token_ids[:num_cached], page_size, namespace)
-        self._copied(True, len(self.host.put(keys)))
+        self._copied(True, len(self.host.put(keys, is_resident=True)))
         return self.host.num_present(keys) * page_size
 
     def restore(self, token_ids: array[int], *, namespace: str) -> int:
@@ -302,7 +302,8 @@ class FakeEngine:
         self.cache.unlock(cached)
         num_pages = len(cached)
         if fits:
-            num_pages += self.host.num_present(keys)
+            keys = keys[: self.host.num_present(keys)]
+            num_pages += len(self.host.find(keys))
             self._copied(False, num_pages - len(cached))
             self.num_restored_tokens += (num_pages - len(cached)) * page_size
             self.cache.insert(token_ids[: num_pages * page_size], namespace)
@@ -323,7 +324,7 @@ class FakeEngine:
         page_size = self.facts.page_size
         return HostRoom(
             num_tokens=self.host.num_blocks * page_size,
-            num_free_tokens=(self.host.num_free + self.host.num_demoted) * page_size,
+            num_free_tokens=self.host.num_spare * page_size,
             bytes_per_token=KV_BYTES_PER_TOKEN,
         )
 

@@ -135,8 +135,11 @@ class BlockSwap(Protocol):
         """Blocks in host memory."""
         ...
 
-    def save(self, keys: Sequence[bytes], device_pages: Tensor) -> int:
-        """Copy blocks out; returns how many of them host memory holds now."""
+    def save(
+        self, keys: Sequence[bytes], device_pages: Tensor, *, is_resident: bool = False
+    ) -> int:
+        """Copy blocks out, which may stay where they are too (``is_resident``); returns how many of
+        them host memory holds now."""
         ...
 
     def restore(self, keys: Sequence[bytes], device_pages: Tensor, skip_pages: int = 0) -> None:
@@ -144,7 +147,7 @@ class BlockSwap(Protocol):
         ...
 
     def touch(self, keys: Sequence[bytes]) -> None:
-        """They are used now: others are given up before them."""
+        """They will be used: they are not given up for others."""
         ...
 
     def demote(self, keys: Sequence[bytes] | None) -> None:
@@ -152,7 +155,7 @@ class BlockSwap(Protocol):
         ...
 
     def room(self) -> tuple[int, int]:
-        """Blocks in all, and of them free ones or demoted ones."""
+        """Blocks in all, and of them those that new ones may have."""
         ...
 
     def poll(self) -> Sequence[CopyReport]:

@@ -371,8 +371,8 @@ class KvPool:
         slots = self.cached_slots(token_ids, namespace)
         keys = swap.keys(token_ids[: len(slots)], namespace)
         slots = slots[: len(keys) * swap.block_tokens]
-        num_tokens: int = swap.save(keys, slots[::page_size] // page_size) * swap.block_tokens
-        return num_tokens
+        num_blocks: int = swap.save(keys, slots[::page_size] // page_size, is_resident=True)
+        return num_blocks * swap.block_tokens
 
     def restore(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``.

@@ -710,8 +710,9 @@ class ServingCore:
             if not self._is_sound(plan):
                 continue
             self.decider.apply_victims(plan)
-            if self._restore(plan):
-                return plan
+            plan_with_kv = self._restore(plan)
+            if plan_with_kv is not None:
+                return plan_with_kv
 
     def _is_sound(self, plan: StepPlan) -> bool:
         """Whether the KV that the plan relies on is there. What is gone is noted, so that the next
@@ -757,29 +758,42 @@ class ServingCore:
             predicted_s = costs.recompute.seconds(num_lost, record.num_computed)
             record.account.explain_loss(PreemptionAction.RECOMPUTE, reason, predicted_s)
 
-    def _restore(self, plan: StepPlan) -> bool:
-        """Bring back from host memory what the plan's runs build on. False: less came back than was
-        planned. What did not come back counts as lost from now on, so this is False at most once
-        per stream."""
-        restored: list[StreamRecord] = []
-        for run in plan.runs:
-            if not run.num_restored:
-                continue
+    def _restore(self, plan: StepPlan) -> StepPlan | None:
+        """Bring back from host memory what the plan's runs build on.
+
+        There may be less room than was thought, also since what comes back for one run takes the
+        room of another's. Runs that lack something then wait for a later plan: what they build on
+        is still in host memory. The first run is served last, so that it is not one of them. None:
+        nothing is left of the plan, and nothing is under way that would give memory back. Then what
+        did not come back counts as lost from now on, so this is None at most once per stream.
+        """
+        if not any(run.num_restored for run in plan.runs):
+            return plan
+        wanted: dict[int, int] = {}
+        for run in reversed(plan.runs):
             record = self._records[run.stream_id]
-            num_wanted = record.num_computed + run.num_restored
-            self._bring_back(record, run.up_to)
-            if record.num_computed < num_wanted:
-                record.num_host = 0
-                return False
-            restored.append(record)
-        for record in restored:
-            # Bringing back the later ones may have taken the earlier ones' again.
-            if self._cached_tokens(record, record.num_computed) < record.num_computed:
+            wanted[run.stream_id] = record.num_computed + run.num_restored
+            if run.num_restored:
+                self._bring_back(record, run.up_to)
+        lacking: list[StreamRecord] = []
+        for stream_id, num_wanted in wanted.items():
+            record = self._records[stream_id]
+            if self._cached_tokens(record, num_wanted) < num_wanted:
                 self._find_kv(record)
-                record.num_host = 0
+                record.num_host = self._host_tokens(record, record.num_computed)
                 self.decider.touch(record)
-                return False
-        return True
+                lacking.append(record)
+        waiting = {record.stream_id for record in lacking}
+        runs = tuple(run for run in plan.runs if run.stream_id not in waiting)
+        if runs or self._will_free_memory():
+            return plan._replace(runs=runs)
+        for record in lacking:
+            record.num_host = 0
+        return None
+
+    def _will_free_memory(self) -> bool:
+        """Whether something is under way that gives memory back when it ends, and ends soon."""
+        return bool(self._by_key)
 
     def _use_idle_time(self, now_s: float) -> None:
         """The engine has nothing to do: copies cost nobody anything now. A turn ends with the

@@ -111,8 +111,7 @@ def test_what_is_in_host_memory_comes_back_to_its_own_namespace_only(
     if ahead:
         assert pool.pool.copy_ahead(_q(ids), "b") == 0
         assert pool.pool.copy_ahead(_q(ids), "a") > 0
-    else:
-        pool.tree.set_ranks({1: 0}, frozenset({1}))
+    pool.tree.set_ranks({1: 0}, frozenset({1}))
     pool.evict(len(ids))
     assert swap.num_held > 0
     assert pool.pool.host_tokens(_q(ids), 0, "a") > 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefill_server.host_index import HostIndex, block_keys
+from prefill_server.host_index import STALE_POOLS, HostIndex, block_keys
 
 
 def _q(*token_ids: int) -> array[int]:
@@ -43,45 +43,108 @@ def test_pages_are_put_once() -> None:
     assert (len(index), index.num_free) == (3, 1)
 
 
-def test_the_end_of_the_longest_unused_sequence_goes_first() -> None:
+def test_what_waits_is_not_given_up() -> None:
+    """The newcomer gets what is free, and no more."""
     index = HostIndex(4)
     old, new = block_keys(_q(1, 2, 3), 1), block_keys(_q(7, 8), 1)
     index.put(old)
-    index.put(new)
-    assert index.num_present(old) == 2
-    assert index.num_present(new) == 2
-    assert index.num_dropped == 1
+    assert len(index.put(new)) == 1
+    assert (index.num_present(old), index.num_present(new)) == (3, 1)
+    assert index.num_dropped == 0
+    assert index.num_spare == 0
 
 
-def test_use_protects() -> None:
+def test_more_than_fits_in_turn_keeps_what_is_there() -> None:
+    """Where the oldest went first, each of five that take turns would find nothing of its own in
+    room for four, round after round."""
+    index = HostIndex(8)
+    streams = [block_keys(_q(10 * number, 10 * number + 1), 1) for number in range(5)]
+    for keys in streams:
+        index.put(keys)
+    for _ in range(6):
+        found = 0
+        for keys in streams:
+            num_here = index.num_present(keys)
+            found += num_here
+            index.find(keys[:num_here])  # it comes back,
+            index.put(keys)  # and goes again
+        assert found == 8
+
+
+def test_what_nobody_asks_for_is_forgotten() -> None:
+    """After four times as much as there is room for was to be put in."""
     index = HostIndex(4)
-    old, other = block_keys(_q(1, 2), 1), block_keys(_q(5, 6), 1)
-    index.put(old)
-    index.put(other)
-    index.touch(old)
+    left = block_keys(_q(1, 2, 3, 4), 1)
+    index.put(left)
+    for number in range(STALE_POOLS * 4 - 1):
+        assert index.put(block_keys(_q(100 + number), 1)) == [], number
+    new = block_keys(_q(7), 1)
+    assert len(index.put(new)) == 1
+    assert (index.num_present(left), index.num_present(new)) == (3, 1)
+    index.touch(left[:3])
+    assert index.put(block_keys(_q(8), 1)) == []
+
+
+def test_the_device_pools_own_go_before_what_waits() -> None:
+    """Of copies of KV that is there too, the end of the longest unused sequence first."""
+    index = HostIndex(6)
+    waiting, first, second = (block_keys(_q(x, x + 1), 1) for x in (1, 3, 5))
+    index.put(waiting)
+    index.put(first, is_resident=True)
+    index.put(second)
+    index.find(second)
+    assert index.num_spare == 4
     index.put(block_keys(_q(7), 1))
-    assert (index.num_present(old), index.num_present(other)) == (2, 1)
+    assert [index.num_present(keys) for keys in (waiting, first, second)] == [2, 1, 2]
+    index.put(block_keys(_q(8, 9), 1))
+    assert [index.num_present(keys) for keys in (waiting, first, second)] == [2, 0, 1]
+    index.put(block_keys(_q(10, 11), 1))
+    assert [index.num_present(keys) for keys in (waiting, first, second)] == [2, 0, 0]
+    assert index.num_spare == 0
 
 
-def test_use_keeps_the_beginning_for_longer() -> None:
-    index = HostIndex(4)
-    old, other = block_keys(_q(1, 2), 1), block_keys(_q(5, 6), 1)
-    index.put(other)
-    index.put(old)
-    index.touch(old)
-    index.put(block_keys(_q(7, 8, 9), 1))
-    assert (index.num_present(old), index.num_present(other)) == (1, 0)
+def test_a_copy_of_what_leaves_the_device_pool_waits() -> None:
+    """From then on; nothing is written again."""
+    index = HostIndex(2)
+    keys = block_keys(_q(1, 2), 1)
+    index.put(keys, is_resident=True)
+    assert index.num_spare == 2
+    assert index.put(keys) == []
+    assert index.num_spare == 0
+    assert index.put(block_keys(_q(7), 1)) == []
+
+
+def test_a_sequence_does_not_take_the_room_of_its_own_beginning() -> None:
+    index = HostIndex(3)
+    keys = block_keys(_q(1, 2, 3, 4, 5), 1)
+    index.put(keys[:3], is_resident=True)
+    assert index.put(keys, is_resident=True) == []
+    assert index.num_present(keys) == 3
 
 
 def test_the_demoted_go_before_all() -> None:
     index = HostIndex(4)
     old, new = block_keys(_q(1, 2), 1), block_keys(_q(5, 6), 1)
-    index.put(old)
+    index.put(old, is_resident=True)
     index.put(new)
     index.demote(new)
-    assert index.num_demoted == 2
+    assert index.num_spare == 4
     index.put(block_keys(_q(7), 1))
     assert (index.num_present(old), index.num_present(new)) == (2, 1)
+    index.touch(new)
+    assert index.num_spare == 2
+
+
+def test_all_are_demoted() -> None:
+    """The least recently used goes first."""
+    index = HostIndex(3)
+    keys = [block_keys(_q(x), 1) for x in (1, 2, 3)]
+    for each in keys:
+        index.put(each)
+    index.demote(None)
+    assert index.num_spare == 3
+    index.put(block_keys(_q(7), 1))
+    assert [index.num_present(each) for each in keys] == [0, 1, 1]
 
 
 def test_too_little_room_keeps_the_beginning() -> None:
@@ -119,15 +182,16 @@ def test_no_page_is_used_twice(num_pages: int, actions: list[tuple[str, list[int
     contents: dict[int, bytes] = {}
     for action, ids in actions:
         keys = block_keys(_q(*ids), 1)
+        num_spare = index.num_spare
         if action == "put":
             for key, page in index.put(keys):
                 contents[page] = key
-            assert index.num_present(keys) == min(len(keys), num_pages)
+            assert index.num_present(keys) >= min(len(keys), num_spare)
         elif action == "clear":
             index.clear()
         else:
             getattr(index, action)(keys)
         assert len(index) + index.num_free == num_pages
-        assert index.num_demoted <= len(index)
+        assert index.num_free <= index.num_spare <= num_pages
         present = keys[: index.num_present(keys)]
         assert [contents[page] for page in index.find(present)] == present

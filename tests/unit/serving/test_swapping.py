@@ -8,13 +8,16 @@ import msgspec
 import pytest
 
 from prefill_server.host_index import block_keys
+from streamfill.engine.interface import ExportedKv
 from streamfill.messages import server_to_router as s
 from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
 from streamfill.messages.router_to_server import FlushCache
+from tests.support.fake_cache import CachedPage
 from tests.support.fake_engine import FakeEngine, predict
 from tests.unit.serving.builders import (
     GREEDY,
     STEP_TOKENS,
+    TO_DECODE,
     PrefillUnderTest,
     cancel,
     commit,
@@ -314,3 +317,64 @@ def test_what_copies_cost_is_forgotten_with_the_caches() -> None:
     server.run(cancel(1), cancel(2))
     server.run(FlushCache(request_id=1))
     assert server.core.decider.costs.model() == before
+
+
+class _Lending(FakeEngine):
+    """Its KV stays locked where it is until its transfer is over, as on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_tokens=300, page_size=4, host_tokens=2000)
+        self.lent: dict[int, list[CachedPage]] = {}
+
+    def export_kv(
+        self, token_ids: array[int], first_token: int = 0, *, namespace: str
+    ) -> ExportedKv | None:
+        exported = super().export_kv(token_ids, first_token, namespace=namespace)
+        if exported is not None:
+            pages = self.cache.match(token_ids, namespace)
+            self.cache.lock(pages)
+            self.lent[id(exported)] = pages
+        return exported
+
+    def release_export(self, exported: ExportedKv) -> None:
+        self.cache.unlock(self.lent.pop(id(exported)))
+        super().release_export(exported)
+
+
+def test_copies_wait_while_a_hand_off_holds_the_memory() -> None:
+    """A committed stream whose copies have no room to come back to is not computed again: the room
+    is free as soon as the hand-off is over."""
+    server = PrefillUnderTest(_Lending(), mode=PreemptionMode.SWAP)
+    server.network.is_holding = True
+    _fill(server, 1, 2)
+    record = server.core._records[1]
+    assert record.num_host > SIZE / 2
+    server.run(commit(SIZE, stream_id=2, handoff=TO_DECODE))
+    assert server.network.num_held == 1
+    num_computed = server.core.num_computed_tokens
+    server.run(commit(SIZE, stream_id=1, handoff=None))
+    assert server.take(s.Output, 1) == []
+    assert record.num_host > SIZE / 2
+    server.network.deliver_held()
+    server.run()
+    expected = predict(tokens(SIZE, 1), GREEDY, server.engine.facts.eos_token_ids)
+    assert server.answer(1)[0] == expected
+    assert server.core.num_recomputed_tokens == 0
+    assert server.core.num_computed_tokens - num_computed <= 4
+
+
+def test_copies_that_have_no_room_at_all_are_given_up() -> None:
+    """Where nothing is under way that would make some, so that the stream goes on in steps."""
+    engine = _Lending()
+    server = PrefillUnderTest(engine, mode=PreemptionMode.SWAP)
+    _fill(server, 1, 2)
+    record = server.core._records[1]
+    assert record.num_host > SIZE / 2
+    held = engine.cache.match(server.core._records[2].ids, "")
+    engine.cache.lock(held)
+    server.run(commit(SIZE, stream_id=1, handoff=None))
+    assert record.num_host == 0
+    engine.cache.unlock(held)
+    server.run()
+    expected = predict(tokens(SIZE, 1), GREEDY, server.engine.facts.eos_token_ids)
+    assert server.answer(1)[0] == expected
