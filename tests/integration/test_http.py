@@ -320,7 +320,7 @@ async def test_the_status_page_shows_a_life(cluster: RunningCluster) -> None:
     [
         pytest.param(language, code, id=f"{language}-{number}")
         for number, (language, code) in enumerate(EXAMPLES)
-        if "bench_serving" not in code
+        if "bench_serving" not in code and "vllm bench" not in code
     ],
 )
 async def test_the_examples_of_the_documentation(

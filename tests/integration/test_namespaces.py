@@ -34,6 +34,8 @@ api_keys_file = "{keys}"
 """
 PIECES = tuple(f"Part {number} of what the tenants both read. " * 6 for number in range(5))
 QUESTION = "What is it about?"
+NUM_TOKENS = 40
+"""Of each answer: a shorter one may be over before what its hand-off took is known."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ async def _serve(tenants: Tenants, name: str) -> Served:
         async with client.stream() as stream:
             for piece in PIECES:
                 await stream.append(piece)
-            async for _ in stream.commit(QUESTION, max_tokens=8, temperature=0.0):
+            async for _ in stream.commit(QUESTION, max_tokens=NUM_TOKENS, temperature=0.0):
                 pass
         after = await _computed(client)
         end_s = time.monotonic() + 30.0
