@@ -11,7 +11,7 @@ FUZZ_ARGS ?= --seconds 600
 ROUTER_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff bench-router test soak fuzz chaos chaos-kills chaos-controller chaos-handoff check proto clean
+.PHONY: help setup demo bench bench-policies bench-scheduling bench-preemption bench-handoff bench-router test test-clusters soak fuzz chaos chaos-kills chaos-controller chaos-handoff check proto clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -45,15 +45,18 @@ bench-router: setup  ## what one router on one core takes: segments, idle stream
 # Unit tests share no cluster, so two run at a time; a file's tests stay together. Those of the
 # transport, which live by short time-outs, run alone, as do those with clusters. Both parts run in any
 # case. PYTEST_ARGS names what to run in place of all.
-test: setup  ## run all tests
+test: setup  ## run the tests: units, fuzzing, one shared cluster, a real model
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@failed=0; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit --ignore=tests/unit/kv_transfer || failed=1; \
-	$(BIN)/python -m pytest tests/unit/kv_transfer tests/fuzz tests/integration tests/e2e || failed=1; \
+	$(BIN)/python -m pytest -m "not clusters" tests/unit/kv_transfer tests/fuzz tests/integration tests/e2e || failed=1; \
 	exit $$failed
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+test-clusters: setup  ## run the tests that kill, drain, squeeze and secure clusters of their own
+	$(BIN)/python -m pytest -m clusters tests/integration
 
 soak: setup  ## many streams do everything at random, and everything is checked; 15 minutes
 	$(BIN)/python -m tests.chaos.soak $(SOAK_ARGS)

@@ -20,7 +20,7 @@ from tests.support.certificates import make_authority
 from tests.support.cli import run_cli
 from tests.support.cluster import RunningCluster, start_cluster
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 TOML = """
 [prefill]

@@ -14,7 +14,7 @@ from tests.chaos.cluster_report import ChaosReport
 from tests.chaos.cluster_run import run, start
 from tests.chaos.progress import Progress
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 _SEED = 62
 _LOAD_S = 9.0

@@ -11,7 +11,7 @@ from tests.support.cli import run_cli
 from tests.support.cluster import start_cluster
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 HEARD_S = 20.0
 """Telemetry goes twice a second."""

@@ -22,7 +22,7 @@ from tests.support.counters import FRESH_S, wait_until_at_rest
 from tests.support.processes import kill, pid_of
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 NUM_EACH = 2
 """Prefill servers and decode servers."""

@@ -12,7 +12,7 @@ from tests.chaos.handoff_run import HandoffOptions, play_disturbed, play_undistu
 from tests.chaos.handoff_streams import plan_streams
 from tests.support.cluster import RunningCluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 OPTIONS = HandoffOptions(
     seed=5,

@@ -15,7 +15,7 @@ from tests.support.comparing import assert_same
 from tests.support.counters import empty_caches, wait_until_at_rest
 from tests.support.stories import StoryTeller
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 _NUM_LONG = 6
 _LONG_TOKENS = 1500

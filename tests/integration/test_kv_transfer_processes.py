@@ -29,7 +29,7 @@ from tests.unit.kv_transfer.builders import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.timeout(120)]
 
 _MANY_TOKENS = 400_000
 """77 MB in chunks of 1,000 bytes: seconds of transfer, so that the kill falls into it."""

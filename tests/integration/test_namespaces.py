@@ -18,7 +18,7 @@ from streamfill.api.types import Result
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.counters import wait_until_at_rest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 TOML = """
 [prefill]

@@ -14,7 +14,7 @@ from streamfill.api.types import Result
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.counters import empty_caches, wait_until_at_rest
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 _PIECES = [f"Chapter {number} of the report that all agents read. " * 8 for number in range(5)]
 _GAP_S = 0.3

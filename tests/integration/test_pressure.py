@@ -19,7 +19,7 @@ from tests.support.counters import FRESH_S, empty_caches, wait_until_at_rest
 from tests.support.playing import one_shots, play_all
 from tests.support.stories import StoryTeller
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 _NUM_STREAMS = 32
 _NUM_PIECES = 5

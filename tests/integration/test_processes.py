@@ -29,7 +29,7 @@ from tests.support.processes import (
 )
 from tests.support.waiting import until, wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 MODULES = {
     "router": "-m router ",

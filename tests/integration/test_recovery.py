@@ -13,7 +13,7 @@ from streamfill.api import Client
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.processes import kill, pid_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 NUM_STREAMS = 6
 NUM_TOKENS = 200

@@ -16,7 +16,7 @@ from tests.support.counters import empty_caches, wait_until_at_rest
 from tests.support.playing import one_shots, play_all
 from tests.support.stories import StoryTeller
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.clusters]
 
 _NUM_STORIES = 10
 _MAX_TOKENS = 16

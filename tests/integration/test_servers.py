@@ -21,7 +21,7 @@ from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.counters import wait_until_at_rest
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 COMMAND_S = 120.0
 """A server is ready after ten seconds on two quiet cores."""

@@ -14,7 +14,7 @@ from tests.chaos.run import soak
 from tests.chaos.script_writer import Habits
 from tests.chaos.weather import Climate
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
 _OPTIONS = SoakOptions(
     seed=20_261,

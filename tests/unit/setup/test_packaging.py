@@ -102,8 +102,17 @@ def test_packages_import_after_an_editable_install(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
 
 
-def test_ci_runs_make_test() -> None:
-    """Continuous integration runs what a person runs, from any folder."""
+def test_ci_runs_all_tests() -> None:
+    """Continuous integration runs what a person runs, from any folder, and leaves nothing out."""
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "make test" in script.read_text()
+    assert "exec make --keep-going test test-clusters\n" in script.read_text()
+
+
+def test_what_starts_a_cluster_is_marked() -> None:
+    """So that `make test` stays short. Fixtures of `conftest.py` are shared by many tests."""
+    for path in sorted((ROOT / "tests" / "integration").glob("test_*.py")):
+        text = path.read_text()
+        starts = re.findall(r"= start_cluster\(", text)
+        if starts and path.name != "test_bad_input.py":  # one server that is started once
+            assert "pytest.mark.clusters" in text, path.name
