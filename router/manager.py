@@ -112,6 +112,7 @@ class Manager:
         placer = Placer(
             make_placement(config.placement, config.placement_options),
             format_placement(config.placement, config.placement_options),
+            self.metrics.placed,
         )
         keys = keys_to_listen(
             config,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from router.interface import MoveReason, ServerInfo
 from router.placement import ServerState
+from router.placement.placer import PlacementOutcome
 from router.recovery.log_writer import LogMetrics
 from router.refusals import Api, Refusal
 from streamfill.curve.gate import HandshakeFailure
@@ -74,6 +75,11 @@ class RouterMetrics:
         self.attempts_failed = self.set.counter(Metric.ATTEMPTS_FAILED)
         self.retries = self.set.counter(Metric.RETRIES)
         self.resyncs = self.set.counter(Metric.RESYNCS)
+        placements = self.set.counter(Metric.PLACEMENTS)
+        self._placements = {
+            outcome: placements.labels(outcome.value) for outcome in PlacementOutcome
+        }
+        self.placed_anew = self.set.counter(Metric.STREAMS_PLACED_ANEW)
         self.log = LogMetrics(self.set)
         moves = self.set.counter(Metric.STREAMS_MOVED)
         self._moves = {reason: moves.labels(reason.value) for reason in MoveReason}
@@ -96,6 +102,10 @@ class RouterMetrics:
     def waited_for_room(self, seconds: float, *, refused: bool) -> None:
         """A segment had to wait for room, and does not any more."""
         self._admission_wait.labels("refused" if refused else "admitted").observe(seconds)
+
+    def placed(self, outcome: PlacementOutcome) -> None:
+        """A placement policy was asked."""
+        self._placements[outcome].inc()
 
     def moved(self, reason: MoveReason) -> None:
         """A stream goes from one living server to another."""

@@ -410,6 +410,7 @@ class Session:
             self._drop(leg)
             self._attempt += 1  # a server that is come back to takes no attempt that it cancelled
             self._num_placed_anew += 1
+            self._cluster.metrics.placed_anew.inc()
             self._begin_prefill(server, time.monotonic())
 
     def _note_sent(self, leg: PrefillLeg, keep_tokens: int) -> None:

@@ -6,6 +6,7 @@ policy decides badly costs time, never a stream.
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import ParamSpec, TypeVar
@@ -24,16 +25,34 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class PlacementOutcome(enum.Enum):
+    """What became of a question where a stream should go."""
+
+    CHOSEN = "chosen"
+    """The policy's answer was taken."""
+    REPLACED = "replaced"
+    """It had none that could be taken, and the least loaded server was."""
+    NOWHERE = "nowhere"
+    """No living server could take the stream; it waits."""
+
+
 class Placer:
     """Owned by the cluster. No sockets, no clock."""
 
-    def __init__(self, policy: PlacementPolicy, spec: str) -> None:
+    def __init__(
+        self,
+        policy: PlacementPolicy,
+        spec: str,
+        on_outcome: Callable[[PlacementOutcome], None] = lambda outcome: None,
+    ) -> None:
         """
         Args:
             spec: name and options of the policy, as people are shown it.
+            on_outcome: told of each question.
         """
         self.policy = policy
         self.spec = spec
+        self._on_outcome = on_outcome
         self._log_refused = RateLimited()
 
     def choose(
@@ -51,11 +70,14 @@ class Placer:
         """
         able = able_servers(loads, Role.PREFILL, need_tokens)
         if not able:
+            self._on_outcome(PlacementOutcome.NOWHERE)
             return None
         servers = [load for load in able if load.server_id not in avoid] or able
         chosen = self._ask(self.policy.choose, request, servers)
         if any(load.server_id == chosen for load in servers):
+            self._on_outcome(PlacementOutcome.CHOSEN)
             return chosen
+        self._on_outcome(PlacementOutcome.REPLACED)
         if chosen is not None:
             self._complain(f"chose {chosen!r}, which it was not offered")
         return least_loaded(servers).server_id

@@ -32,7 +32,12 @@ from tests.unit.kv_transfer.builders import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.clusters,
+    pytest.mark.slow,
+    pytest.mark.timeout(60),
+]
 
 NUM_TOKENS = 300
 CHUNK_BYTES = 4000

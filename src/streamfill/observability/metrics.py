@@ -165,6 +165,20 @@ class Metric(Enum):
     )
     SPANS_LOST = _count("spans_lost", "spans", "Spans of traces that could not be exported.")
 
+    # Where streams go.
+    PLACEMENTS = _count(
+        "placements",
+        "questions",
+        "Questions which prefill server gets a stream: by the policy's choice, the least loaded in "
+        "its place, or nowhere, so that the stream waits.",
+        "outcome",
+    )
+    STREAMS_PLACED_ANEW = _count(
+        "streams_placed_anew",
+        "streams",
+        "Streams sent to another server when more of their prompt was known, before much was sent.",
+    )
+
     # What goes wrong, and what is made of it.
     HANDOFFS = _count("handoffs", "hand-offs", "Hand-offs of KV, by how they ended.", "outcome")
     ATTEMPTS_FAILED = _count("attempts_failed", "attempts", "Attempts that servers failed.")

@@ -10,7 +10,7 @@ import pytest
 
 from router.placement import ServerLoad, registry
 from router.placement.interface import PlacementContext, PlacementPolicy, PlacementRequest
-from router.placement.placer import Placer
+from router.placement.placer import PlacementOutcome, Placer
 from router.placement.registry import format_placement, make_placement, placement_names
 from streamfill.config import ClusterConfig, RouterSection, check_cluster
 from streamfill.errors import ConfigError
@@ -86,19 +86,33 @@ def test_what_cannot_be_had_is_refused(name: str, options: dict[str, str], messa
 @pytest.mark.usefixtures("plug_ins")
 def test_a_plug_in_chooses() -> None:
     """By the name of its entry point."""
-    placer = Placer(make_placement("last", {}), "last")
+    seen: list[PlacementOutcome] = []
+    placer = Placer(make_placement("last", {}), "last", seen.append)
     loads = [load("a"), load("b", num_streams=9)]
     assert placer.choose(request(placer.policy), loads, need_tokens=1, avoid=()) == "b"
+    assert seen == [PlacementOutcome.CHOSEN]
+
+
+def test_nobody_can_take_it() -> None:
+    """Nobody is asked; it is told."""
+    seen: list[PlacementOutcome] = []
+    placer = Placer(make_placement("pull", {}), "pull", seen.append)
+    loads = [load("a", pool_tokens=10)]
+    assert placer.choose(request(placer.policy), loads, need_tokens=11, avoid=()) is None
+    assert seen == [PlacementOutcome.NOWHERE]
 
 
 @pytest.mark.usefixtures("plug_ins")
 @pytest.mark.parametrize("answer", ["raise", "c", "dead"])
 def test_a_bad_answer_is_not_taken(answer: str, caplog: pytest.LogCaptureFixture) -> None:
     """The least loaded server gets the stream, and the log says why."""
-    placer = Placer(make_placement("last", {"answer": answer}), "last(answer=...)")
+    seen: list[PlacementOutcome] = []
+    policy = make_placement("last", {"answer": answer})
+    placer = Placer(policy, "last(answer=...)", seen.append)
     loads: list[Any] = [load("a", num_streams=1), load("b")]
     assert placer.choose(request(placer.policy), loads, need_tokens=1, avoid=()) == "b"
     assert "placement_failed" in caplog.text
+    assert seen == [PlacementOutcome.REPLACED]
 
 
 def test_a_policy_is_shown_with_its_options() -> None:

@@ -85,6 +85,9 @@ async def test_agents_that_read_one_document_share_a_server(clusters: Any) -> No
     dones = [await _finish(cluster, handle, DOCUMENT) for handle in readers]
     assert len({done.prefill_server for done in dones}) == 1
     assert {done.num_attempts for done in dones} == {1}
+    value = cluster.manager.metrics.set.registry.get_sample_value
+    assert value("streamfill_router_placements_total", {"outcome": "chosen"}) >= 4
+    assert value("streamfill_router_streams_placed_anew_total") >= 1
     assert (await _finish(cluster, other, OTHER)).prefill_server not in {
         done.prefill_server for done in dones
     }
