@@ -153,9 +153,6 @@ class PrefillCore(ServingCore):
             staging_bytes=sum(pending.num_bytes for pending in self._pending.values()),
         )
 
-    def _will_free_memory(self) -> bool:
-        return super()._will_free_memory() or bool(self._pending)  # they hold the prompts they send
-
     # Ahead of the commit
 
     def _about_handoff(self, message: r.PushTo | r.HandOff | r.HandoffFailed) -> None:

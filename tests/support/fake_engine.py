@@ -434,6 +434,10 @@ class FakeEngine:
     def release_export(self, exported: ExportedKv) -> None:
         del self._staged[id(exported)]  # KeyError: given back twice
 
+    @property
+    def num_lent(self) -> int:
+        return 0  # what is exported is a copy
+
     def import_kv(self, incoming: IncomingTransfer) -> int:
         expected = kv_bytes(incoming.token_ids)[incoming.first_token * KV_BYTES_PER_TOKEN :]
         assert bytes(incoming.staging.numpy()) == expected, "KV of other tokens"

@@ -3,7 +3,8 @@
 On the CPU the transport reads it where it lies: the nodes of the radix tree are locked, so that
 nobody evicts or overwrites them, until the transfer's outcome is known. That costs the scheduler's
 loop nothing, and no memory. On a GPU it is copied into staging memory, since the transport's thread
-has no turn on the compute stream.
+has no turn on the compute stream. So it is for several tensor-parallel ranks: each hears of the
+outcome by itself, and what is locked decides what all of them have to do alike.
 
 Depends on ``mem_cache.radix_cache.RadixCache`` (``match_prefix``, ``inc_lock_ref``,
 ``dec_lock_ref``).
@@ -28,13 +29,17 @@ from streamfill.messages.common import SHARED_NAMESPACE
 class KvExports:
     """What a server has lent to its transport."""
 
-    def __init__(self, pool: KvPool, tree: Any, staging_limit_bytes: int) -> None:
+    def __init__(
+        self, pool: KvPool, tree: Any, staging_limit_bytes: int, *, may_lock: bool = True
+    ) -> None:
         """
         Args:
             pool: KV of this rank.
             tree: the radix tree over it.
-            staging_limit_bytes: of staging memory, on a GPU.
+            staging_limit_bytes: of staging memory, where KV is copied.
+            may_lock: this is the only rank.
         """
+        self._may_lock = may_lock and pool.device.type == "cpu"
         self._pool = pool
         self._tree = tree
         self._staging = StagingPool(staging_limit_bytes, device=pool.device)
@@ -54,7 +59,7 @@ class KvExports:
         num_tokens = len(match.device_indices)
         if not len(slots):
             return None
-        if self._pool.device.type == "cpu":
+        if self._may_lock:
             k_buffers, v_buffers = self._pool.buffers
             exported = ExportedKv(
                 first_token=first_token,

@@ -312,6 +312,12 @@ class Engine(Protocol):
         """Give an export back."""
         ...
 
+    @property
+    def num_lent(self) -> int:
+        """Exports that are read from the pool itself, which has their memory back with them. The
+        same on all ranks."""
+        ...
+
     def import_kv(self, incoming: IncomingTransfer) -> int:
         """Put received KV into the tree, in the transfer's namespace; returns how many tokens of
         the sequence are cached there now.

@@ -74,7 +74,9 @@ class SchedulerEngine:
         self._allocator = scheduler.token_to_kv_pool_allocator
         self._running: dict[str, _Running] = {}
         self.kv_pool = KvPool(self._tree, self._allocator)
-        self._exports = KvExports(self.kv_pool, self._tree, staging_limit_bytes)
+        self._exports = KvExports(
+            self.kv_pool, self._tree, staging_limit_bytes, may_lock=scheduler.ps.tp_size == 1
+        )
         self.num_model_kv_heads: int = scheduler.model_config.get_total_num_kv_heads()
         """Of all tensor-parallel ranks together, copies not counted."""
         self.breaks = layer_breaks(scheduler)
@@ -308,11 +310,15 @@ class SchedulerEngine:
         # running it would stay for ever.
         self._scheduler.running_batch.batch_is_full = False
 
+    @property
+    def num_lent(self) -> int:
+        return len(self._exports)
+
     def import_kv(self, incoming: IncomingTransfer) -> int:
         return self.kv_pool.import_kv(incoming)
 
     def flush(self) -> bool:
-        if len(self._exports):
+        if self.num_lent:
             return False  # the transport would read what comes after
         # Not the device allocator's cache: the pool stays, and on a CPU it costs a third of a
         # second.

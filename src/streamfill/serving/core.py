@@ -793,7 +793,7 @@ class ServingCore:
 
     def _will_free_memory(self) -> bool:
         """Whether something is under way that gives memory back when it ends, and ends soon."""
-        return bool(self._by_key)
+        return bool(self._by_key or self.engine.num_lent)
 
     def _use_idle_time(self, now_s: float) -> None:
         """The engine has nothing to do: copies cost nobody anything now. A turn ends with the

@@ -16,6 +16,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.registry import get_radix_cache_factory
 
 from streamfill.engine import radix
+from streamfill.engine.exports import KvExports
 from streamfill.engine.interface import ExportedKv
 from streamfill.engine.radix import streams_of
 from tests.unit.engine.kv_pools import PoolUnderTest
@@ -350,3 +351,21 @@ def test_match_prefix_is_still_sglangs(pool: PoolUnderTest) -> None:
     match = pool.tree.match_prefix(MatchPrefixParams(key=RadixKey(_q(_pages(pool, "abx")))))
     assert len(match.device_indices) == 2 * pool.page_size
     pool.check()
+
+
+def test_what_several_ranks_lend_is_a_copy(pool: PoolUnderTest) -> None:
+    """Since each hears by itself when it comes back, nothing of the pool may depend on that."""
+    exports = KvExports(pool.pool, pool.tree, staging_limit_bytes=1 << 20, may_lock=False)
+    ids = _pages(pool, "ab")
+    pool.compute(ids)
+    exported = exports.lend(_q(ids), 0)
+    assert exported is not None
+    assert len(exports) == 0
+    before = _content(exported).clone()
+    pool.evict(len(ids))
+    assert pool.tree.peek(_q(ids)) == 0
+    pool.compute(_pages(pool, "cd"))
+    assert torch.equal(_content(exported), before)
+    exports.take_back(exported)
+    with pytest.raises(ValueError, match="not out of this pool"):
+        exports.take_back(exported)

@@ -336,6 +336,10 @@ class _Lending(FakeEngine):
             self.lent[id(exported)] = pages
         return exported
 
+    @property
+    def num_lent(self) -> int:
+        return len(self.lent)
+
     def release_export(self, exported: ExportedKv) -> None:
         self.cache.unlock(self.lent.pop(id(exported)))
         super().release_export(exported)
