@@ -51,11 +51,15 @@ class Listener:
 
 @pytest.fixture
 def listener(folder: str) -> Iterator[Listener]:
-    before = threading.active_count()
     made = Listener(folder)
+    assert "curve-gate" in thread_names()
     yield made
     made.close()
-    assert threading.active_count() == before
+    assert "curve-gate" not in thread_names()
+
+
+def thread_names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
 
 
 @pytest.fixture
