@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from router.placement import ServerState
 from router.servers import Drain, Server, ServerRegistry
@@ -30,15 +30,29 @@ NEVER_S = float("inf")
 class Drains:
     """Owned by the router's loop."""
 
-    def __init__(self, registry: ServerRegistry, sessions: Callable[[], Iterable[Session]]) -> None:
+    def __init__(
+        self,
+        registry: ServerRegistry,
+        sessions: Callable[[], Iterable[Session]],
+        keep: Callable[[Mapping[ServerId, float]], None] = lambda drains: None,
+    ) -> None:
         """
         Args:
             registry: all servers.
             sessions: all streams that have not ended, as they are when it is called.
+            keep: told of all drains in force, when they become others: the time from which on
+                answers are moved as well. For a router process after this one.
         """
         self._registry = registry
         self._sessions = sessions
+        self._keep = keep
         self._repeat_s = 0.0
+
+    def take_up(self, drains: Mapping[ServerId, float]) -> None:
+        """Those that an earlier router process left. Called once, before any server registers."""
+        self._registry.expected_drains.update(
+            {server_id: Drain(at_s) for server_id, at_s in drains.items()}
+        )
 
     def begin(
         self, server_id: ServerId, answers_s: float | None, now_s: float, *, force: bool
@@ -70,6 +84,7 @@ class Drains:
             num_streams=server.num_streams,
         )
         self.leave(server, now_s)
+        self._keep_all()
         return server
 
     def end(self, server_id: ServerId) -> Server:
@@ -89,7 +104,13 @@ class Drains:
             server.drain = None
             server.state = ServerState.ALIVE
             log_event(logger, "server_resumed", server_id=server_id)
+            self._keep_all()
         return server
+
+    def forget(self, server: Server) -> None:
+        """It ends by itself: one that comes under its id is another."""
+        if server.drain is not None:
+            self._keep_all()
 
     def leave(self, server: Server, now_s: float) -> None:
         """Take off the server what can be elsewhere."""
@@ -110,6 +131,19 @@ class Drains:
         for server in self._registry:
             if server.state is ServerState.DRAINING and server.num_streams:
                 self.leave(server, now_s)
+
+    def _keep_all(self) -> None:
+        drains = {
+            server.server_id: server.drain
+            for server in self._registry
+            if server.drain is not None and not server.is_leaving
+        }
+        self._keep(
+            {
+                server_id: drain.move_answers_at_s
+                for server_id, drain in {**self._registry.expected_drains, **drains}.items()
+            }
+        )
 
     def _living(self, server_id: ServerId) -> Server:
         living = {server.server_id: server for server in self._registry if not server.is_dead}

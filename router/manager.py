@@ -129,7 +129,11 @@ class Manager:
             keys=keys,
         )
         self._sessions: dict[StreamId, Session] = {}
-        self._drains = Drains(self._cluster.registry, lambda: list(self._sessions.values()))
+        self._drains = Drains(
+            self._cluster.registry,
+            lambda: list(self._sessions.values()),
+            (lambda drains: None) if self._keeper is None else self._keeper.keep_drains,
+        )
         self._rebalancer = (
             Rebalancer(self._cluster, self._sessions.values) if config.rebalance else None
         )
@@ -230,6 +234,7 @@ class Manager:
         try:
             found = keeper.open()
             keeper.start()
+            self._drains.take_up(keeper.drains())
             num_open = sum(self._take_up_one(keeper, each) for each in found)
         except BaseException:
             keeper.close()
@@ -366,12 +371,16 @@ class Manager:
         now_s = time.monotonic()
         server = self._drains.begin(server_id, answers_s, now_s, force=force)
         self._note_readiness()
+        if self._keeper is not None:
+            await self._keeper.drains_kept()
         return self._server_info(server, now_s)
 
     async def resume_server(self, server_id: ServerId) -> ServerInfo:
         """See `interface.StreamManager`."""
         server = self._drains.end(server_id)
         self._cluster.became_usable()
+        if self._keeper is not None:
+            await self._keeper.drains_kept()
         return self._server_info(server, time.monotonic())
 
     async def wait_readiness_change(self) -> bool:
@@ -442,6 +451,7 @@ class Manager:
     def on_server_draining(self, server: Server) -> None:
         """A server takes nothing new."""
         self._drains.leave(server, time.monotonic())
+        self._drains.forget(server)
         self._note_readiness()
 
     async def _housekeep(self) -> None:

@@ -172,6 +172,8 @@ class ServerRegistry:
     """All servers by id. Owned by the router's loop."""
 
     def __init__(self, incarnation: int, vocab_size: int) -> None:
+        self.expected_drains: dict[ServerId, Drain] = {}
+        """Of servers that an earlier router process knew, and that have not registered here yet."""
         self.num_changes = 0
         """How often the living servers became others."""
         self._incarnation = incarnation
@@ -221,8 +223,11 @@ class ServerRegistry:
             heard_s=now_s,
             registered_s=now_s,
         )
-        if known is not None and known.drain is not None and not known.is_leaving:
-            server.drain = known.drain
+        drain = self.expected_drains.pop(server_id, None)
+        if known is not None:
+            drain = None if known.is_leaving else known.drain
+        if drain is not None:
+            server.drain = drain
             server.state = ServerState.DRAINING
         self._servers[server_id] = server
         self._by_identity[identity] = server

@@ -46,6 +46,8 @@ class _Work:
     rows: tuple[Row, ...] = ()
     delete: Sequence[int] = ()
     """Row ids; together with `rows` at one moment."""
+    fact: tuple[str, str] | None = None
+    """About the whole file: its name and value."""
 
 
 class LogMetrics:
@@ -143,6 +145,10 @@ class LogWriter:
         if row_ids and not self._failed:
             self._put((), row_ids)
 
+    def note(self, name: str, value: str) -> Ticket:
+        """Write a fact about the whole file, in the place of an older one of this name."""
+        return Ticket(self._last_ticket) if self._failed else self._put((), (), (name, value))
+
     def when_durable(self, ticket: Ticket, then: Callable[[], None]) -> None:
         """See `interface.StreamLog`."""
         if self._failed or ticket <= self._durable_ticket:
@@ -155,10 +161,12 @@ class LogWriter:
         self._next_row_id += 1
         return row
 
-    def _put(self, rows: tuple[Row, ...], delete: Sequence[int]) -> Ticket:
+    def _put(
+        self, rows: tuple[Row, ...], delete: Sequence[int], fact: tuple[str, str] | None = None
+    ) -> Ticket:
         self._last_ticket += 1
         ticket = Ticket(self._last_ticket)
-        self._queue.put(_Work(ticket, time.monotonic(), rows, delete))
+        self._queue.put(_Work(ticket, time.monotonic(), rows, delete, fact))
         return ticket
 
     # In the loop, told by the thread.
@@ -228,6 +236,8 @@ class LogWriter:
             else:
                 rows.extend(work.rows)
                 delete.extend(work.delete)
+            if work.fact is not None:
+                self._file.set_meta(*work.fact)
             self._metrics.records.inc(len(work.rows))
             self._metrics.num_bytes.inc(sum(len(row.body) for row in work.rows))
         self._file.insert(rows)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from router.drains import Drains
 from router.placement import ServerState
 from router.servers import Assignment, RegistrationRefusedError, Server, ServerRegistry
 from router.timing import (
@@ -17,6 +19,7 @@ from router.timing import (
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role, ServerCounters
+from streamfill.stream.ids import ServerId
 
 ROUTER_INCARNATION = 7
 
@@ -183,3 +186,26 @@ def test_assignment_is_taken_off_completely(registry: ServerRegistry) -> None:
     first.release()
     first.set(pending_tokens=9, held_tokens=9)
     assert (server.num_streams, server.pending_tokens, server.held_tokens) == (1, 5, 5)
+
+
+def test_drains_are_kept_for_the_next_router_process(registry: ServerRegistry) -> None:
+    """Of servers that have not come back yet too, but not of one that ends by itself."""
+    kept: list[Mapping[ServerId, float]] = []
+    drains = Drains(registry, list, kept.append)
+    drains.take_up({ServerId("c"): 40.0})
+    first = add(registry, register("a"))
+    add(registry, register("b"))
+    drains.begin(first.server_id, 5.0, 20.0, force=False)
+    assert kept[-1] == {"a": 25.0, "c": 40.0}
+    third = add(registry, register("c"))
+    assert third.state is ServerState.DRAINING
+    drains.begin(third.server_id, None, 21.0, force=False)
+    assert kept[-1] == {"a": 25.0, "c": float("inf")}
+    first.is_leaving = True
+    drains.forget(first)
+    assert kept[-1] == {"c": float("inf")}
+    assert add(registry, register("a", incarnation=2)).state is ServerState.ALIVE
+    drains.end(third.server_id)
+    assert kept[-1] == {}
+    again = add(registry, register("c", incarnation=2))
+    assert again.state is ServerState.ALIVE

@@ -240,3 +240,16 @@ def test_a_closed_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(LogFailedError, match="closed"):
         file.insert([Row(1, 1, b"")])
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+async def test_facts_about_the_whole_file(tmp_path: Path) -> None:
+    """Each in the place of the one before; written among records."""
+    writer = writer_of(opened(tmp_path / "log"))
+    for value in ("old", "new"):
+        writer.append(1, b"x")
+        ticket = writer.note("what", value)
+    await durable(writer, ticket)
+    writer.close()
+    file = opened(tmp_path / "log")
+    assert (file.meta("what"), file.meta("else")) == ("new", None)
+    file.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from streamfill.api import Client, Stream, SyncClient
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from streamfill.errors import StreamNotFoundError, UnavailableError
+from streamfill.messages.common import Role
 from streamfill.observability.metrics import Metric
 from streamfill.stream.tokenizer import TextTokenizer, load_tokenizer
 from tests.support.metrics import scrape
@@ -208,6 +210,37 @@ async def test_unary_streams_survive(router: RouterProcess) -> None:
         assert found.acknowledged.seq == 1
         again = await stub.AppendSegment(append)
         assert again.num_received_tokens == before.num_received_tokens
+
+
+async def test_a_drain_holds_until_it_is_taken_back(router: RouterProcess) -> None:
+    """Through restarts of the router, also of one before the server has come back; what it is given
+    goes elsewhere."""
+    await router.pair()
+    other = await router.serve("prefill-1", Role.PREFILL, pool_tokens=100_000)
+    async with Client(router.target) as client:
+
+        async def until_states(first: str, second: str) -> None:
+            wanted = {"prefill-0": first, "prefill-1": second}
+            end_s = time.monotonic() + PATIENCE_S
+            while True:
+                servers = (await client.server_info()).servers
+                states = {server.server_id: server.state for server in servers}
+                if wanted.items() <= states.items():
+                    return
+                assert time.monotonic() < end_s, states
+                await asyncio.sleep(0.05)
+
+        await client.drain_server("prefill-0", move_answers_after_s=300.0)
+        await router.restart()
+        await client.wait_ready(PATIENCE_S)
+        await until_states("draining", "alive")
+        result = await client.complete("abc", max_tokens=2, temperature=0.0)
+        assert result.metadata.prefill_server == other.server_id
+        await client.resume_server("prefill-0")
+        await client.drain_server("prefill-1")
+        await router.restart()
+        await client.wait_ready(PATIENCE_S)
+        await until_states("alive", "draining")
 
 
 async def test_without_a_log_the_client_says_so(tmp_path: Path, tiny_model: Path) -> None:
