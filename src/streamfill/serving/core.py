@@ -380,8 +380,10 @@ class ServingCore:
         record = self._find(message.stream_id, message.attempt)
         if record is None or record.phase is not Phase.OPEN:
             return
-        old_ids = record.ids[:] if message.keep_tokens < record.num_computed else None
-        record.splice(message.keep_tokens, self._unpack(message.token_ids), self._clock())
+        keep_tokens, num_saved = message.keep_tokens, record.num_saved
+        is_cut = keep_tokens < max(record.num_computed, num_saved)
+        old_ids = record.ids[:] if is_cut else None
+        record.splice(keep_tokens, self._unpack(message.token_ids), self._clock())
         record.seq = message.seq
         record.commit_follows = message.commit_follows
         record.hinted_next_s = None
@@ -389,6 +391,9 @@ class ServingCore:
             record.hinted_next_s = self._clock() + message.next_in_s
         if old_ids is not None:
             self.engine.untag(record.stream_id, old_ids, namespace=record.namespace)
+            if keep_tokens < num_saved:
+                first_token = max(keep_tokens, record.num_shared)
+                self.engine.release_host(old_ids, first_token, namespace=record.namespace)
         self._look_again(record)
         self._report_progress(record)
 

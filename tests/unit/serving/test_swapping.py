@@ -166,6 +166,18 @@ def test_an_update_finds_the_common_prefix_on_the_host() -> None:
     assert server.core.num_recomputed_tokens == 0
 
 
+def test_copies_of_what_an_update_replaced_make_room() -> None:
+    """Nobody will come back for them; they are found if somebody does."""
+    server = _server(PreemptionMode.SWAP, pool_tokens=260)
+    _fill(server, 1, 2)
+    num_before = server.engine.host_room().num_free_tokens
+    assert server.core._records[1].num_host > SIZE / 2
+    server.run(splice(tokens(20, 9), keep=8, seq=2, stream_id=1))
+    assert server.engine.host_room().num_free_tokens >= num_before + SIZE / 2
+    old = array("q", tokens(SIZE, 1))
+    assert server.engine.host_tokens(old, 0, namespace="") > SIZE / 2
+
+
 def test_the_mode_can_be_changed() -> None:
     server = _server()
     server.core.decider.set_preemption(PreemptionMode.RECOMPUTE)
