@@ -105,7 +105,9 @@ class HfTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See `TextTokenizer`."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # A batch of one: nothing else leaves out where each token is, a sixth of the time.
+        batch = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(batch[0].ids)
 
     def affixes(self) -> tuple[list[int], list[int]] | None:
         """See `TextTokenizer`."""
