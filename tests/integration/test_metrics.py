@@ -12,6 +12,7 @@ from streamfill.launcher.metrics_targets import TARGETS_FILE
 from streamfill.observability.metrics import Metric, Owner
 from tests.support.cli import run_cli
 from tests.support.cluster import RunningCluster
+from tests.support.counters import wait_until_at_rest
 from tests.support.metrics import Scrape, scrape_url
 from tests.support.waiting import until
 
@@ -44,9 +45,10 @@ async def pages(cluster: RunningCluster) -> dict[str, Scrape]:
 
 async def test_a_stream_moves_the_metrics_of_every_process(cluster: RunningCluster) -> None:
     """Router, both servers and the controller tell of the same stream."""
-    before = await pages(cluster)
-    assert set(before) == set(OWNERS)
     async with Client(cluster.address) as client:
+        await wait_until_at_rest(client, PATIENCE_S)  # what the test before left is counted by then
+        before = await pages(cluster)
+        assert set(before) == set(OWNERS)
         async with client.stream(mode="append") as stream:
             await stream.append("A river rises in the hills, " * 8)
             await stream.append("and comes to the sea. " * 8)
