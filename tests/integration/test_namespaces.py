@@ -32,8 +32,10 @@ pool_tokens = 8192
 [router]
 api_keys_file = "{keys}"
 """
-PIECES = tuple(f"Part {number} of what the tenants both read. " * 6 for number in range(5))
-QUESTION = "What is it about?"
+# Cut in front of spaces: the last token of none becomes another when the next one comes, and would
+# be computed twice or once, as it happens.
+PIECES = tuple(f" Part {number} of what the tenants both read." * 6 for number in range(5))
+QUESTION = " What is it about?"
 NUM_TOKENS = 40
 """Of each answer: a shorter one may be over before what its hand-off took is known."""
 

@@ -92,6 +92,7 @@ class ServerLink:
         """What leaves when the thread has looked at all that there is. Used in it only."""
         self._counters = ServerCounters()
         self._controller_alive = False
+        self._is_stale = False
         self._last_tick = time.monotonic()
         self._closing = False
         self._router_incarnation: int | None = None
@@ -152,8 +153,14 @@ class ServerLink:
     def tick(self, counters: ServerCounters, controller_alive: bool) -> None:
         """The scheduler's loop came round; ``counters`` go out with the next heartbeat."""
         self._last_tick = time.monotonic()
+        self._is_stale = False
         self._counters = counters
         self._controller_alive = controller_alive
+
+    def note_change(self) -> None:
+        """The counters of the last ``tick`` are out of date. A loop that goes to sleep over that is
+        woken at the next heartbeat, so that it says new ones."""
+        self._is_stale = True
 
     def close(self) -> None:
         """Send what is queued, then end the thread."""
@@ -238,6 +245,8 @@ class ServerLink:
                 self._register_sent = now
                 self._transmit(self._register)
             return
+        if self._is_stale:
+            self.wake()
         self._transmit(
             s.ServerHeartbeat(
                 server_id=self._register.server_id,

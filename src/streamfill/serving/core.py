@@ -169,6 +169,11 @@ class ServingCore:
                 self._drop(record)
             self._report_failed(message.stream_id, message.attempt, ErrorCode.INTERNAL, str(error))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is with the engine."""
+        return bool(self._by_key)
+
     def collect(self) -> None:
         """Take over what the engine finished."""
         for update in self.engine.poll():

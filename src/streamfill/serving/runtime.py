@@ -225,7 +225,11 @@ class SchedulerRuntime(abc.ABC):
             self.take_transfers(turn.transfer_ids)
         if turn.lost_transfer_ids:
             self.give_up_transfers(turn.lost_transfer_ids)
+        was_busy = core.is_busy
         core.step(turn.messages)
+        events = turn.messages or turn.transport or turn.transfer_ids or turn.lost_transfer_ids
+        if self._link is not None and (events or was_busy or core.is_busy):
+            self._link.note_change()
         if turn.shut_down:
             self._scheduler.gracefully_exit = True
             if self._link is not None:

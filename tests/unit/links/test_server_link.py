@@ -170,6 +170,20 @@ def test_heartbeats_carry_what_the_loop_said_last(router: Router, link: ServerLi
     assert router.hear(s.ServerHeartbeat).loop_age_s > beat.loop_age_s
 
 
+def test_a_loop_that_sleeps_over_a_change_is_woken(router: Router, link: ServerLink) -> None:
+    """At the next heartbeat, again and again, until it says its counters."""
+    router.register()
+    _until(lambda: link.registered)
+    for _ in range(2):
+        link.note_change()
+        assert select.select([link.fileno()], [], [], PATIENCE_S)[0]
+        assert link.drain() == []
+    link.tick(ServerCounters(num_streams=3), controller_alive=True)
+    link.drain()
+    _until(lambda: router.hear(s.ServerHeartbeat).counters.num_streams == 3)
+    assert select.select([link.fileno()], [], [], 0.1)[0] == []
+
+
 def test_operations_are_acknowledged_and_come_in_order(router: Router, link: ServerLink) -> None:
     """Without the scheduler's loop having looked at them."""
     router.register()
