@@ -13,7 +13,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from router.placement import ServerState
-from router.servers import Drain, Server, ServerRegistry
+from router.recovery.left_drains import LeftDrain
+from router.servers import NEVER_S, Drain, Server, ServerRegistry
 from router.session import Session
 from streamfill.errors import ErrorCode, FailedPreconditionError, StreamError
 from streamfill.messages.common import Role
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 REPEAT_S = 1.0
 """What stays on a draining server is looked at so often; a server that comes is noticed at once."""
-NEVER_S = float("inf")
 
 
 class Drains:
@@ -34,25 +34,25 @@ class Drains:
         self,
         registry: ServerRegistry,
         sessions: Callable[[], Iterable[Session]],
-        keep: Callable[[Mapping[ServerId, float]], None] = lambda drains: None,
+        keep: Callable[[Mapping[ServerId, LeftDrain]], None] = lambda drains: None,
     ) -> None:
         """
         Args:
             registry: all servers.
             sessions: all streams that have not ended, as they are when it is called.
-            keep: told of all drains in force, when they become others: the time from which on
-                answers are moved as well. For a router process after this one.
+            keep: told of all drains in force, when they have become others: for a router process
+                after this one.
         """
         self._registry = registry
         self._sessions = sessions
         self._keep = keep
+        self._kept: Mapping[ServerId, LeftDrain] = {}
         self._repeat_s = 0.0
 
-    def take_up(self, drains: Mapping[ServerId, float]) -> None:
+    def take_up(self, drains: Mapping[ServerId, LeftDrain]) -> None:
         """Those that an earlier router process left. Called once, before any server registers."""
-        self._registry.expected_drains.update(
-            {server_id: Drain(at_s) for server_id, at_s in drains.items()}
-        )
+        self._kept = drains
+        self._registry.expected_drains.update(drains)
 
     def begin(
         self, server_id: ServerId, answers_s: float | None, now_s: float, *, force: bool
@@ -84,7 +84,7 @@ class Drains:
             num_streams=server.num_streams,
         )
         self.leave(server, now_s)
-        self._keep_all()
+        self.note_changes()
         return server
 
     def end(self, server_id: ServerId) -> Server:
@@ -104,13 +104,19 @@ class Drains:
             server.drain = None
             server.state = ServerState.ALIVE
             log_event(logger, "server_resumed", server_id=server_id)
-            self._keep_all()
+            self.note_changes()
         return server
 
-    def forget(self, server: Server) -> None:
-        """It ends by itself: one that comes under its id is another."""
-        if server.drain is not None:
-            self._keep_all()
+    def note_changes(self) -> None:
+        """Have the drains kept for a router process after this one, if they became others: servers
+        come under an id, end in order and are forgotten."""
+        drains = dict(self._registry.expected_drains)
+        for server in self._registry:
+            if server.drain is not None and not server.is_leaving:
+                drains[server.server_id] = server.drain.leave(server.facts.incarnation)
+        if drains != self._kept:
+            self._kept = drains
+            self._keep(drains)
 
     def leave(self, server: Server, now_s: float) -> None:
         """Take off the server what can be elsewhere."""
@@ -128,22 +134,10 @@ class Drains:
     def tick_now(self, now_s: float) -> None:
         """Another server may be there for what waits."""
         self._repeat_s = now_s + REPEAT_S
+        self.note_changes()
         for server in self._registry:
             if server.state is ServerState.DRAINING and server.num_streams:
                 self.leave(server, now_s)
-
-    def _keep_all(self) -> None:
-        drains = {
-            server.server_id: server.drain
-            for server in self._registry
-            if server.drain is not None and not server.is_leaving
-        }
-        self._keep(
-            {
-                server_id: drain.move_answers_at_s
-                for server_id, drain in {**self._registry.expected_drains, **drains}.items()
-            }
-        )
 
     def _living(self, server_id: ServerId) -> Server:
         living = {server.server_id: server for server in self._registry if not server.is_dead}

@@ -451,7 +451,7 @@ class Manager:
     def on_server_draining(self, server: Server) -> None:
         """A server takes nothing new."""
         self._drains.leave(server, time.monotonic())
-        self._drains.forget(server)
+        self._drains.note_changes()
         self._note_readiness()
 
     async def _housekeep(self) -> None:

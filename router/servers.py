@@ -13,7 +13,8 @@ A server that comes back from the dead still has streams that went elsewhere mea
 another router incarnation, as if the router had been replaced; so it drops them and registers anew.
 
 An operator's drain is of a server id: a process that crashes and comes back under it is still
-drained. It ends with an orderly exit: whoever starts such a server again wants it back.
+drained. It ends with an orderly exit: whoever starts such a server again wants it back. After a
+restart of the router it is of the process that had it: nobody saw how another one came there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 
 from router import timing
 from router.placement import ServerLoad, ServerState
+from router.recovery.left_drains import LeftDrain
 from streamfill.messages import PROTOCOL_VERSION
 from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role, ServerCounters
@@ -33,6 +35,8 @@ from streamfill.stream.ids import ServerId
 FORGET_DEAD_AFTER_S = 600.0
 """A dead server is shown in the status for so long; one that was drained and ended in order, not at
 all."""
+
+NEVER_S = float("inf")
 
 MAX_SUPERSEDED = 64
 """Old incarnations remembered per server id."""
@@ -48,6 +52,16 @@ class Drain:
 
     move_answers_at_s: float
     """From then on answers are moved as well; infinity: they are finished there."""
+
+    @classmethod
+    def taken_up(cls, left: LeftDrain) -> Drain:
+        """As an earlier router process left it."""
+        return cls(NEVER_S if left.move_answers_at_s is None else left.move_answers_at_s)
+
+    def leave(self, incarnation: int) -> LeftDrain:
+        """For a router process after this one; of the server process ``incarnation``."""
+        at_s = None if self.move_answers_at_s == NEVER_S else self.move_answers_at_s
+        return LeftDrain(incarnation=incarnation, move_answers_at_s=at_s)
 
 
 @dataclass(eq=False, slots=True)
@@ -172,7 +186,7 @@ class ServerRegistry:
     """All servers by id. Owned by the router's loop."""
 
     def __init__(self, incarnation: int, vocab_size: int) -> None:
-        self.expected_drains: dict[ServerId, Drain] = {}
+        self.expected_drains: dict[ServerId, LeftDrain] = {}
         """Of servers that an earlier router process knew, and that have not registered here yet."""
         self.num_changes = 0
         """How often the living servers became others."""
@@ -223,11 +237,8 @@ class ServerRegistry:
             heard_s=now_s,
             registered_s=now_s,
         )
-        drain = self.expected_drains.pop(server_id, None)
-        if known is not None:
-            drain = None if known.is_leaving else known.drain
-        if drain is not None:
-            server.drain = drain
+        server.drain = self._drain_of(known, facts)
+        if server.drain is not None:
             server.state = ServerState.DRAINING
         self._servers[server_id] = server
         self._by_identity[identity] = server
@@ -299,6 +310,15 @@ class ServerRegistry:
         server.state = ServerState.DEAD
         self.num_changes += 1
         self._by_identity.pop(server.identity, None)
+
+    def _drain_of(self, known: Server | None, facts: s.Register) -> Drain | None:
+        """What an operator wants of a server that registers. Called once for each registration."""
+        left = self.expected_drains.pop(ServerId(facts.server_id), None)
+        if known is not None:
+            return None if known.is_leaving else known.drain
+        if left is None or left.incarnation != facts.incarnation:
+            return None
+        return Drain.taken_up(left)
 
     def _check(self, facts: s.Register) -> None:
         if facts.protocol_version != PROTOCOL_VERSION:

@@ -9,9 +9,7 @@ at its end.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ import msgspec
 from router.events import EventQueue
 from router.recovery.interface import Ticket
 from router.recovery.journal import Journal
+from router.recovery.left_drains import LeftDrain, read_drains, write_drains
 from router.recovery.log_file import LogDamagedError, LogFailedError, LogFile
 from router.recovery.log_writer import LogMetrics, LogWriter
 from router.recovery.replay import LoggedStream, replay
@@ -53,9 +52,7 @@ class Keeper:
         self._found: Mapping[int, LoggedStream] = {}
         self._bad_rows: list[int] = []
         self._is_same_boot = True
-        self._drains: dict[str, float | None] = {}
-        """Servers that an operator wants empty: when answers are moved as well, by this machine's
-        clock; None: never."""
+        self._drains: Mapping[ServerId, LeftDrain] = {}
         self._drains_ticket = Ticket(0)
         self._try_again_s = 0.0
 
@@ -73,7 +70,7 @@ class Keeper:
                 self._set_aside(error)
                 self._open()
             self._is_same_boot = self._file.meta("boot_id") == _boot_id()
-            self._drains = _read_drains(self._file.meta("drains"))
+            self._drains = read_drains(self._file.meta("drains"))
             self._sign(self._file)
         except (LogDamagedError, LogFailedError) as error:
             self._file.close()
@@ -95,21 +92,23 @@ class Keeper:
         now_s = time.monotonic()
         return min(found.opened.opened_s, now_s) if self._is_same_boot else now_s
 
-    def drains(self) -> dict[ServerId, float]:
-        """Servers that an operator wanted empty, and when answers are to be moved off them as well,
-        by the clock of this process; infinity: never."""
+    def drains(self) -> Mapping[ServerId, LeftDrain]:
+        """That an earlier process left. A clock that began anew tells no times: what answers had is
+        over then."""
+        if self._is_same_boot:
+            return self._drains
         return {
-            ServerId(server_id): math.inf if at_s is None else at_s if self._is_same_boot else 0.0
-            for server_id, at_s in self._drains.items()
+            server_id: drain
+            if drain.move_answers_at_s is None
+            else msgspec.structs.replace(drain, move_answers_at_s=0.0)
+            for server_id, drain in self._drains.items()
         }
 
-    def keep_drains(self, drains: Mapping[ServerId, float]) -> None:
+    def keep_drains(self, drains: Mapping[ServerId, LeftDrain]) -> None:
         """These are in force now."""
-        self._drains = {
-            server_id: None if math.isinf(at_s) else at_s for server_id, at_s in drains.items()
-        }
+        self._drains = drains
         if self._writer is not None:
-            self._drains_ticket = self._writer.note("drains", json.dumps(self._drains))
+            self._drains_ticket = self._writer.note("drains", write_drains(drains))
 
     async def drains_kept(self) -> None:
         """Returns when what `keep_drains` was told last outlives this process."""
@@ -170,7 +169,7 @@ class Keeper:
     def _sign(self, file: LogFile) -> None:
         file.set_meta("boot_id", _boot_id())
         file.set_meta("model", self._model_facts)
-        file.set_meta("drains", json.dumps(self._drains))
+        file.set_meta("drains", write_drains(self._drains))
 
     def _begin_again(self) -> bool:
         """Whether the log works once more, for streams from now on. Tried now and then."""
@@ -202,14 +201,6 @@ class Keeper:
             set_aside=self._file.set_aside(),
             consequence="starting without the streams that were in it",
         )
-
-
-def _read_drains(text: str | None) -> dict[str, float | None]:
-    """What `keep_drains` wrote; nothing where there is nothing of this form."""
-    try:
-        return msgspec.json.decode(text or "{}", type=dict[str, float | None])
-    except msgspec.MsgspecError:
-        return {}
 
 
 def _boot_id() -> str:

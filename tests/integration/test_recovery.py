@@ -12,6 +12,7 @@ import pytest
 from streamfill.api import Client
 from tests.support.cluster import RunningCluster, start_cluster
 from tests.support.processes import kill, pid_of
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.clusters, pytest.mark.slow]
 
@@ -63,6 +64,27 @@ async def kill_router(logged: RunningCluster) -> float:
     back_s = time.monotonic() - began_s
     assert pid_of(logged, "router") != old_pid
     return back_s
+
+
+async def test_a_drain_outlives_the_router(logged: RunningCluster) -> None:
+    """The server registers again and takes nothing new, until the drain is taken back."""
+    async with Client(logged.address) as client:
+
+        async def state() -> str:
+            servers = (await client.server_info()).servers
+            return next((each.state for each in servers if each.server_id == "decode-0"), "")
+
+        async def handed_to() -> str:
+            result = await client.complete(token_ids=prompt_of(0), max_tokens=2, temperature=0.0)
+            return result.metadata.decode_server
+
+        await client.drain_server("decode-0")
+        kill(logged, "router")
+        await client.wait_ready(PATIENCE_S)
+        await until("decode-0 is back", state, PATIENCE_S)
+        assert (await state(), await handed_to()) == ("draining", "")
+        await client.resume_server("decode-0")
+        assert (await state(), await handed_to()) == ("alive", "decode-0")
 
 
 async def test_the_router_is_killed_under_load(logged: RunningCluster) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from router.drains import Drains
 from router.placement import ServerState
+from router.recovery.left_drains import LeftDrain, read_drains, write_drains
 from router.servers import Assignment, RegistrationRefusedError, Server, ServerRegistry
 from router.timing import (
     DEAD_AFTER_S,
@@ -188,24 +189,59 @@ def test_assignment_is_taken_off_completely(registry: ServerRegistry) -> None:
     assert (server.num_streams, server.pending_tokens, server.held_tokens) == (1, 5, 5)
 
 
+def left(move_answers_at_s: float | None = None, incarnation: int = 1) -> LeftDrain:
+    return LeftDrain(incarnation=incarnation, move_answers_at_s=move_answers_at_s)
+
+
 def test_drains_are_kept_for_the_next_router_process(registry: ServerRegistry) -> None:
     """Of servers that have not come back yet too, but not of one that ends by itself."""
-    kept: list[Mapping[ServerId, float]] = []
+    kept: list[Mapping[ServerId, LeftDrain]] = []
     drains = Drains(registry, list, kept.append)
-    drains.take_up({ServerId("c"): 40.0})
+    drains.take_up({ServerId("c"): left(40.0)})
     first = add(registry, register("a"))
     add(registry, register("b"))
     drains.begin(first.server_id, 5.0, 20.0, force=False)
-    assert kept[-1] == {"a": 25.0, "c": 40.0}
+    assert kept[-1] == {"a": left(25.0), "c": left(40.0)}
     third = add(registry, register("c"))
     assert third.state is ServerState.DRAINING
     drains.begin(third.server_id, None, 21.0, force=False)
-    assert kept[-1] == {"a": 25.0, "c": float("inf")}
+    assert kept[-1] == {"a": left(25.0), "c": left()}
     first.is_leaving = True
-    drains.forget(first)
-    assert kept[-1] == {"c": float("inf")}
+    drains.note_changes()
+    assert kept[-1] == {"c": left()}
     assert add(registry, register("a", incarnation=2)).state is ServerState.ALIVE
     drains.end(third.server_id)
     assert kept[-1] == {}
     again = add(registry, register("c", incarnation=2))
     assert again.state is ServerState.ALIVE
+    drains.tick_now(22.0)
+    assert len(kept) == 4, "told of changes only"
+
+
+def test_a_drain_outlives_its_router_with_its_server_process(registry: ServerRegistry) -> None:
+    """A process that was started while there was no router takes streams; one that crashes under
+    the eyes of the new router comes back drained, and is the one that is drained from then on."""
+    kept: list[Mapping[ServerId, LeftDrain]] = []
+    drains = Drains(registry, list, kept.append)
+    drains.take_up({ServerId("a"): left(), ServerId("b"): left(7.0)})
+    assert add(registry, register("a", incarnation=2)).state is ServerState.ALIVE
+    same = add(registry, register("b"))
+    assert same.drain is not None
+    assert same.drain.move_answers_at_s == 7.0
+    drains.tick_now(1.0)
+    assert kept == [{"b": left(7.0)}]
+    assert add(registry, register("b", incarnation=2)).state is ServerState.DRAINING
+    drains.tick_now(2.0)
+    assert kept[-1] == {"b": left(7.0, incarnation=2)}
+
+
+@pytest.mark.parametrize("text", [None, "", "[", '{"a": 1.5}', '{"a": {"incarnation": "x"}}'])
+def test_what_tells_of_no_drains(text: str | None) -> None:
+    """Nothing is drained, and the router starts."""
+    assert read_drains(text) == {}
+
+
+def test_drains_are_read_as_they_were_written() -> None:
+    """With and without a time for answers."""
+    drains = {ServerId("a"): left(1.5), ServerId("b"): left(incarnation=1 << 61)}
+    assert read_drains(write_drains(drains)) == drains

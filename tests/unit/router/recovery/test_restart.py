@@ -214,7 +214,7 @@ async def test_unary_streams_survive(router: RouterProcess) -> None:
 
 async def test_a_drain_holds_until_it_is_taken_back(router: RouterProcess) -> None:
     """Through restarts of the router, also of one before the server has come back; what it is given
-    goes elsewhere."""
+    goes elsewhere. A server process that was started meanwhile has nothing to do with it."""
     await router.pair()
     other = await router.serve("prefill-1", Role.PREFILL, pool_tokens=100_000)
     async with Client(router.target) as client:
@@ -241,6 +241,11 @@ async def test_a_drain_holds_until_it_is_taken_back(router: RouterProcess) -> No
         await router.restart()
         await client.wait_ready(PATIENCE_S)
         await until_states("alive", "draining")
+        await router.kill()
+        await other.stop()
+        await router.start()
+        await router.serve("prefill-1", Role.PREFILL, pool_tokens=100_000)
+        await until_states("alive", "alive")
 
 
 async def test_without_a_log_the_client_says_so(tmp_path: Path, tiny_model: Path) -> None:
