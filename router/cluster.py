@@ -82,7 +82,7 @@ class Cluster:
         self.questions = Questions(self.send)
         self.policies = Policies(self.send, self.questions, self.registry)
         self.placer = placer
-        self._residency = ResidencyFollower(placer, self._watch_residency)
+        self.residency = ResidencyFollower(placer, self._watch_residency)
         self.num_stale_messages = 0
         self._listener = listener
         self._vocab_size = vocab_size
@@ -186,6 +186,7 @@ class Cluster:
         chosen = choose_server(
             loads, Role.DECODE, need_tokens=need_tokens, avoid=avoid, prefer=prefer
         )
+        self.metrics.decode_chosen(is_found=chosen is not None)
         return None if chosen is None else self.registry.by_id(chosen)
 
     def choose_prefill(
@@ -246,14 +247,14 @@ class Cluster:
             self._lose(server, f"server {server.server_id} died")
         self.cancels.tick(now_s)
         self.policies.tick(now_s)
-        self._residency.tick(now_s)
+        self.residency.tick(now_s)
 
     def _watch_residency(self, server_id: ServerId, block_tokens: int) -> None:
         self.send(self.registry.by_id(server_id), r.WatchResidency(block_tokens=block_tokens))
 
     def _hear_residency(self, server: Server, report: s.Residency) -> None:
         try:
-            self._residency.heard(server.server_id, report, time.monotonic())
+            self.residency.heard(server.server_id, report, time.monotonic())
         except ProtocolError as error:
             self.send(server, r.Malformed(reason=str(error)))
 
@@ -272,7 +273,7 @@ class Cluster:
         )
         self.cancels.drop(server)
         self.questions.lost(server)
-        self._residency.lost(server.server_id)
+        self.residency.lost(server.server_id)
         self._listener.on_streams_lost(server, reason)
         self.room.drop(server)
 
@@ -357,7 +358,7 @@ class Cluster:
             )
             self.policies.settle(server, time.monotonic())
             if server.role is Role.PREFILL:
-                self._residency.follow(server.server_id, time.monotonic())
+                self.residency.follow(server.server_id, time.monotonic())
             self.became_usable()
 
     def _heartbeat(self, identity: Identity, beat: s.ServerHeartbeat) -> None:

@@ -495,6 +495,10 @@ class Manager:
                 pending_tokens={server.server_id: server.pending_tokens for server in servers},
                 num_malformed_frames=self._cluster.num_malformed_frames,
                 num_stale_messages=self._cluster.num_stale_messages,
+                placement=self._cluster.placer.spec,
+                num_residency_gaps=self._cluster.residency.num_gaps,
+                num_residency_asked=self._cluster.residency.num_asked,
+                num_residency_awaited=self._cluster.residency.num_awaited,
             )
         )
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from router.interface import MoveReason, ServerInfo
 from router.placement import ServerState
-from router.placement.placer import PlacementOutcome
+from router.placement.interface import PlacementReason
+from router.placement.placer import Placement, PlacementOutcome
 from router.recovery.log_writer import LogMetrics
 from router.refusals import Api, Refusal
 from streamfill.curve.gate import HandshakeFailure
@@ -45,6 +46,12 @@ class RouterSnapshot:
     """By server id: placed there and not computed yet, as far as the router knows."""
     num_malformed_frames: int
     num_stale_messages: int
+    placement: str
+    """The placement policy with its options; empty before the first moment."""
+    num_residency_gaps: int
+    num_residency_asked: int
+    num_residency_awaited: int
+    """See `placement.follower`."""
 
 
 class RouterMetrics:
@@ -60,6 +67,10 @@ class RouterMetrics:
             pending_tokens={},
             num_malformed_frames=0,
             num_stale_messages=0,
+            placement="",
+            num_residency_gaps=0,
+            num_residency_asked=0,
+            num_residency_awaited=0,
         )
         opened = self.set.counter(Metric.STREAMS_OPENED)
         self.opened = {mode: opened.labels(mode.value) for mode in StreamMode}
@@ -77,8 +88,20 @@ class RouterMetrics:
         self.resyncs = self.set.counter(Metric.RESYNCS)
         placements = self.set.counter(Metric.PLACEMENTS)
         self._placements = {
-            outcome: placements.labels(outcome.value) for outcome in PlacementOutcome
+            outcome: placements.labels(Role.PREFILL.value, outcome.value)
+            for outcome in PlacementOutcome
         }
+        self._decode_placements = {
+            is_found: placements.labels(Role.DECODE.value, outcome.value)
+            for is_found, outcome in (
+                (True, PlacementOutcome.CHOSEN),
+                (False, PlacementOutcome.NOWHERE),
+            )
+        }
+        choices = self.set.counter(Metric.PLACEMENT_CHOICES)
+        self._choices = {reason: choices.labels(reason.value) for reason in PlacementReason}
+        self._placed_tokens = self.set.counter(Metric.PLACEMENT_TOKENS)
+        self._found_tokens = self.set.counter(Metric.PLACEMENT_FOUND)
         self.placed_anew = self.set.counter(Metric.STREAMS_PLACED_ANEW)
         self.log = LogMetrics(self.set)
         moves = self.set.counter(Metric.STREAMS_MOVED)
@@ -103,9 +126,19 @@ class RouterMetrics:
         """A segment had to wait for room, and does not any more."""
         self._admission_wait.labels("refused" if refused else "admitted").observe(seconds)
 
-    def placed(self, outcome: PlacementOutcome) -> None:
-        """A placement policy was asked."""
-        self._placements[outcome].inc()
+    def placed(self, placement: Placement) -> None:
+        """A prefill server was to be chosen."""
+        self._placements[placement.outcome].inc()
+        choice = placement.choice
+        if choice is not None:
+            self._choices[choice.reason].inc()
+            if placement.num_known_tokens:  # none when most streams are opened
+                self._placed_tokens.inc(placement.num_known_tokens)
+                self._found_tokens.inc(choice.found_tokens)
+
+    def decode_chosen(self, *, is_found: bool) -> None:
+        """A decode server was to be chosen."""
+        self._decode_placements[is_found].inc()
 
     def moved(self, reason: MoveReason) -> None:
         """A stream goes from one living server to another."""
@@ -135,6 +168,11 @@ def _samples(snapshot: RouterSnapshot) -> Iterator[Sample]:
         yield Sample(Metric.OPEN_STREAMS, count, (state.value,))
     yield Sample(Metric.ROUTER_MALFORMED, snapshot.num_malformed_frames)
     yield Sample(Metric.STALE_MESSAGES, snapshot.num_stale_messages)
+    if snapshot.placement:
+        yield Sample(Metric.PLACEMENT, 1, (snapshot.placement,))
+    yield Sample(Metric.RESIDENCY_GAPS, snapshot.num_residency_gaps)
+    yield Sample(Metric.RESIDENCY_ASKED, snapshot.num_residency_asked)
+    yield Sample(Metric.RESIDENCY_AWAITED, snapshot.num_residency_awaited)
     for role in Role:
         states = [server.state for server in snapshot.servers if server.role is role]
         for known in ServerState:

@@ -8,8 +8,10 @@ from typing import ClassVar
 from router.placement.continuations import Continuations
 from router.placement.interface import (
     BlockNews,
+    Choice,
     PlacementContext,
     PlacementPolicy,
+    PlacementReason,
     PlacementRequest,
 )
 from router.placement.loads import STREAM_WEIGHT_TOKENS, ServerLoad
@@ -58,8 +60,22 @@ class CacheAwarePolicy(PlacementPolicy):
         self.view = PrefixView(context.number("max_blocks", MAX_BLOCKS, least=1))
 
     def choose(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> ServerId:
-        best = min(servers, key=lambda load: (self._cost_tokens(request, load), load_rank(load)))
-        return best.server_id
+        return self.decide(request, servers).server_id
+
+    def decide(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> Choice:
+        found = [
+            self.view.num_matched(load.server_id, request.keys, request.now_s) for load in servers
+        ]
+        best, num_blocks = min(
+            zip(servers, found, strict=True),
+            key=lambda each: (self._cost_tokens(request, *each), load_rank(each[0])),
+        )
+        most = max(found)
+        if num_blocks < most:
+            reason = PlacementReason.RELIEF
+        else:
+            reason = PlacementReason.AFFINITY if most else PlacementReason.LOAD
+        return Choice(best.server_id, reason, num_blocks * self.block_tokens)
 
     def note_sent(
         self,
@@ -80,8 +96,7 @@ class CacheAwarePolicy(PlacementPolicy):
     def note_lost(self, server_id: ServerId) -> None:
         self.view.drop(server_id)
 
-    def _cost_tokens(self, request: PlacementRequest, load: ServerLoad) -> int:
-        num_blocks = self.view.num_matched(load.server_id, request.keys, request.now_s)
+    def _cost_tokens(self, request: PlacementRequest, load: ServerLoad, num_blocks: int) -> int:
         saved_tokens = num_blocks * self.block_tokens
         if num_blocks and num_blocks == len(request.keys) and not request.is_complete:
             share = self._continuations.share(request.keys[-1])

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import ClassVar
 
-from router.placement.interface import PlacementContext, PlacementPolicy, PlacementRequest
+from router.placement.interface import (
+    Choice,
+    PlacementContext,
+    PlacementPolicy,
+    PlacementReason,
+    PlacementRequest,
+)
 from router.placement.loads import STREAM_WEIGHT_TOKENS, ServerLoad
 from router.placement.simple import least_loaded
 from streamfill.messages.codec import pack_ids
@@ -49,17 +55,23 @@ class DualMapPolicy(PlacementPolicy):
         self._homes: OrderedDict[bytes, ServerId] = OrderedDict()
 
     def choose(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> ServerId:
+        return self.decide(request, servers).server_id
+
+    def decide(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> Choice:
         if len(request.prompt) < self.prefix_tokens and not request.is_complete:
-            return least_loaded(servers).server_id
+            return Choice(least_loaded(servers).server_id, PlacementReason.LOAD)
         key = self._key(request)
-        chosen = self._among(key, servers)
+        chosen, reason = self._among(key, servers)
         self._homes[key] = chosen.server_id
         self._homes.move_to_end(key)
         if len(self._homes) > MAX_KEYS:
             self._homes.popitem(last=False)
-        return chosen.server_id
+        is_home = reason is PlacementReason.AFFINITY
+        return Choice(chosen.server_id, reason, self.prefix_tokens if is_home else 0)
 
-    def _among(self, key: bytes, servers: Sequence[ServerLoad]) -> ServerLoad:
+    def _among(
+        self, key: bytes, servers: Sequence[ServerLoad]
+    ) -> tuple[ServerLoad, PlacementReason]:
         # Of equal ones the first, so that the beginnings are spread evenly over idle servers.
         best = min(_candidates(key, servers), key=lambda load: load.waiting_tokens)
         mean_tokens = sum(load.waiting_tokens for load in servers) / len(servers)
@@ -69,8 +81,10 @@ class DualMapPolicy(PlacementPolicy):
         if home is not None:
             near_tokens = best.waiting_tokens + self._slack_tokens
             if home.waiting_tokens <= min(near_tokens, hot_tokens):
-                return home
-        return best if best.waiting_tokens <= hot_tokens else least_loaded(servers)
+                return home, PlacementReason.AFFINITY
+        if best.waiting_tokens <= hot_tokens:
+            return best, PlacementReason.LOAD
+        return least_loaded(servers), PlacementReason.RELIEF
 
     def _key(self, request: PlacementRequest) -> bytes:
         beginning = pack_ids(request.prompt[: self.prefix_tokens])

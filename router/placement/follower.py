@@ -52,6 +52,14 @@ class ResidencyFollower:
         self._log_gap = RateLimited()
         self.num_gaps = 0
         """Since the start."""
+        self.num_asked = 0
+        """Questions for all blocks of a server, since the start."""
+
+    @property
+    def num_awaited(self) -> int:
+        """Servers that have not answered such a question yet: what is known of them is old, or
+        nothing."""
+        return sum(followed.seq is None for followed in self._servers.values())
 
     def follow(self, server_id: ServerId, now_s: float) -> None:
         """A prefill server registered: whatever was known of one with this id is over."""
@@ -110,4 +118,5 @@ class ResidencyFollower:
 
     def _ask_all(self, server_id: ServerId, followed: _Followed, now_s: float) -> None:
         followed.asked_s = now_s
+        self.num_asked += 1
         self._ask(server_id, self._block_tokens)

@@ -10,8 +10,10 @@ and draws random numbers from a generator with a seed: the same calls give the s
 from __future__ import annotations
 
 import abc
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from router.placement.loads import ServerLoad
 from streamfill.errors import ConfigError
@@ -46,6 +48,32 @@ class BlockNews:
     removed: Sequence[BlockKey] = ()
 
 
+class PlacementReason(enum.Enum):
+    """Why a policy chose a server, as far as it says. For the metrics only."""
+
+    RULE = "rule"
+    """Its rule says so, and it tells no more."""
+    LOAD = "load"
+    """The least loaded of those that it looked at."""
+    AFFINITY = "affinity"
+    """The beginning of the prompt is there, or probably."""
+    RELIEF = "relief"
+    """More of the prompt is on another server, or would belong there; but that one is too busy."""
+    ROOM = "room"
+    """Less loaded ones had no room."""
+    FULL = "full"
+    """All that it looked at had no room; the stream waits at the least loaded one."""
+
+
+class Choice(NamedTuple):
+    """The server that a policy chose, and what the metrics say about it."""
+
+    server_id: ServerId
+    reason: PlacementReason = PlacementReason.RULE
+    found_tokens: int = 0
+    """Of the prompt, expected in the server's cache."""
+
+
 class PlacementPolicy(abc.ABC):
     """Chooses prefill servers. Owned by the router's loop; no method may wait.
 
@@ -55,10 +83,12 @@ class PlacementPolicy(abc.ABC):
             when the stream is opened.
         block_tokens: tokens of the blocks that servers are asked to report (``note_blocks``) and
             that requests carry the keys of. 0: none.
+        reason: why it chooses a server, where that is always the same.
     """
 
     prefix_tokens: int = 0
     block_tokens: int = 0
+    reason: PlacementReason = PlacementReason.RULE
 
     @abc.abstractmethod
     def choose(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> ServerId:
@@ -67,6 +97,11 @@ class PlacementPolicy(abc.ABC):
         All of them are alive, large enough for what is known of the prompt and, if there are such,
         have room and did not fail this stream before. The router takes no other answer.
         """
+
+    def decide(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> Choice:
+        """`choose` as the router asks it: with why. For policies that can tell more than
+        ``reason``."""
+        return Choice(self.choose(request, servers), self.reason)
 
     def note_sent(  # noqa: B027  optional, as the next two
         self,

@@ -9,9 +9,15 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
-from router.placement.interface import BlockNews, PlacementPolicy, PlacementRequest
+from router.placement.interface import (
+    BlockNews,
+    Choice,
+    PlacementPolicy,
+    PlacementReason,
+    PlacementRequest,
+)
 from router.placement.loads import ServerLoad, able_servers
 from router.placement.simple import least_loaded
 from streamfill.messages.common import Role
@@ -36,6 +42,16 @@ class PlacementOutcome(enum.Enum):
     """No living server could take the stream; it waits."""
 
 
+class Placement(NamedTuple):
+    """A question and what became of it, for those who count."""
+
+    outcome: PlacementOutcome
+    choice: Choice | None = None
+    """The policy's. None: another outcome than ``CHOSEN``."""
+    num_known_tokens: int = 0
+    """Of the prompt, at that time."""
+
+
 class Placer:
     """Owned by the cluster. No sockets, no clock."""
 
@@ -43,16 +59,16 @@ class Placer:
         self,
         policy: PlacementPolicy,
         spec: str,
-        on_outcome: Callable[[PlacementOutcome], None] = lambda outcome: None,
+        on_placement: Callable[[Placement], None] = lambda placement: None,
     ) -> None:
         """
         Args:
             spec: name and options of the policy, as people are shown it.
-            on_outcome: told of each question.
+            on_placement: told of each question.
         """
         self.policy = policy
         self.spec = spec
-        self._on_outcome = on_outcome
+        self._on_placement = on_placement
         self._log_refused = RateLimited()
 
     def choose(
@@ -70,16 +86,17 @@ class Placer:
         """
         able = able_servers(loads, Role.PREFILL, need_tokens)
         if not able:
-            self._on_outcome(PlacementOutcome.NOWHERE)
+            self._on_placement(Placement(PlacementOutcome.NOWHERE))
             return None
         servers = [load for load in able if load.server_id not in avoid] or able
-        chosen = self._ask(self.policy.choose, request, servers)
-        if any(load.server_id == chosen for load in servers):
-            self._on_outcome(PlacementOutcome.CHOSEN)
-            return chosen
-        self._on_outcome(PlacementOutcome.REPLACED)
-        if chosen is not None:
-            self._complain(f"chose {chosen!r}, which it was not offered")
+        choice = self._ask(decide, self.policy, request, servers)
+        if choice is not None and any(load.server_id == choice.server_id for load in servers):
+            num_known_tokens = len(request.prompt)
+            self._on_placement(Placement(PlacementOutcome.CHOSEN, choice, num_known_tokens))
+            return choice.server_id
+        self._on_placement(Placement(PlacementOutcome.REPLACED))
+        if choice is not None:
+            self._complain(f"chose {choice.server_id!r}, which it was not offered")
         return least_loaded(servers).server_id
 
     def note_sent(
@@ -113,6 +130,15 @@ class Placer:
             log_event(
                 logger, "placement_failed", level=logging.ERROR, policy=self.spec, reason=reason
             )
+
+
+def decide(
+    policy: PlacementPolicy, request: PlacementRequest, servers: Sequence[ServerLoad]
+) -> Choice:
+    """What a policy says, such that it can be counted. Raises what a plug-in's bug raises."""
+    server_id, reason, found_tokens = policy.decide(request, servers)
+    found_tokens = min(max(found_tokens, 0), len(request.prompt))
+    return Choice(server_id, PlacementReason(reason), found_tokens)
 
 
 class StreamPlacing:

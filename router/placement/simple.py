@@ -6,7 +6,13 @@ import random
 from collections.abc import Sequence
 from typing import ClassVar
 
-from router.placement.interface import PlacementContext, PlacementPolicy, PlacementRequest
+from router.placement.interface import (
+    Choice,
+    PlacementContext,
+    PlacementPolicy,
+    PlacementReason,
+    PlacementRequest,
+)
 from router.placement.loads import ServerLoad
 from streamfill.stream.ids import ServerId
 
@@ -15,6 +21,7 @@ class LeastLoadedPolicy(PlacementPolicy):
     """the server with the least work ahead"""
 
     OPTIONS: ClassVar[dict[str, str]] = {}
+    reason = PlacementReason.LOAD
 
     def __init__(self, context: PlacementContext) -> None:
         del context
@@ -45,6 +52,7 @@ class PowerOfTwoPolicy(PlacementPolicy):
     """the less loaded of two servers drawn at random"""
 
     OPTIONS: ClassVar[dict[str, str]] = {"seed": "of the random numbers; 0"}
+    reason = PlacementReason.LOAD
 
     def __init__(self, context: PlacementContext) -> None:
         self._random = random.Random(context.number("seed", 0))
@@ -72,13 +80,18 @@ class PullPolicy(PlacementPolicy):
         self._max_asked = context.number("max_asked", 4, least=1)
 
     def choose(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> ServerId:
+        return self.decide(request, servers).server_id
+
+    def decide(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> Choice:
         num_tokens = len(request.prompt)
         order = sorted(servers, key=load_rank)
         for server in order[: self._max_asked]:
             fits = server.spare_tokens is None or num_tokens <= server.spare_tokens
             if not server.is_full and (fits or request.is_complete):
-                return server.server_id
-        return order[0].server_id
+                is_first = server is order[0]
+                reason = PlacementReason.LOAD if is_first else PlacementReason.ROOM
+                return Choice(server.server_id, reason)
+        return Choice(order[0].server_id, PlacementReason.FULL)
 
 
 def least_loaded(servers: Sequence[ServerLoad]) -> ServerLoad:

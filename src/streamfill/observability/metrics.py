@@ -166,17 +166,48 @@ class Metric(Enum):
     SPANS_LOST = _count("spans_lost", "spans", "Spans of traces that could not be exported.")
 
     # Where streams go.
+    PLACEMENT = _gauge(
+        "placement_info", "1", "Always 1; the label says the placement policy in force.", "policy"
+    )
     PLACEMENTS = _count(
         "placements",
         "questions",
-        "Questions which prefill server gets a stream: by the policy's choice, the least loaded in "
-        "its place, or nowhere, so that the stream waits.",
-        "outcome",
+        "Questions which server gets a stream: it was chosen, or the least loaded one in the place "
+        "of a policy's bad answer, or there was none.",
+        *("role", "outcome"),
+    )
+    PLACEMENT_CHOICES = _count(
+        "placement_choices",
+        "questions",
+        "Of those for prefill servers, where the policy chose, by why (docs/placement.md).",
+        "reason",
+    )
+    PLACEMENT_TOKENS = _count(
+        "placement_prompt_tokens",
+        "tokens",
+        "Of prompts, known at these questions; more than once for some.",
+    )
+    PLACEMENT_FOUND = _count(
+        "placement_found_tokens", "tokens", "Of them, expected in the cache of the chosen server."
     )
     STREAMS_PLACED_ANEW = _count(
         "streams_placed_anew",
         "streams",
         "Streams sent to another server when more of their prompt was known, before much was sent.",
+    )
+    RESIDENCY_GAPS = _count(
+        "residency_gaps", "gaps", "Reports of what is cached that were lost, and noticed."
+    )
+    RESIDENCY_ASKED = _count(
+        "residency_asked",
+        "questions",
+        "Times that a server was asked for all that it has cached: at first, behind a gap, and "
+        "where it did not answer.",
+    )
+    RESIDENCY_AWAITED = _gauge(
+        "residency_awaited",
+        "servers",
+        "Servers that have not answered that yet: what is known of their cache is old or nothing.",
     )
 
     # What goes wrong, and what is made of it.

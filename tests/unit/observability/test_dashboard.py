@@ -94,10 +94,11 @@ def test_panels_explain_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", ["ttft", "open_streams", "kv_used", "preemptions", "handoffs", "servers"]
+    "subject",
+    ["ttft", "open_streams", "kv_used", "preemptions", "handoffs", "servers", "placement"],
 )
 def test_what_a_cluster_is_watched_for_is_there(subject: str) -> None:
-    """Waits, streams, memory, preemptions, hand-offs, servers."""
+    """Waits, streams, memory, preemptions, hand-offs, servers, placement."""
     assert any(subject in query for query in QUERIES)
 
 

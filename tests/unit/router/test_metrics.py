@@ -84,6 +84,11 @@ async def test_a_stream_from_its_opening_to_its_end(cluster: TestCluster, port: 
     assert page.value(Metric.STREAMS_ENDED, outcome="DONE") == 1
     assert page.total(Metric.STREAMS_ENDED) == 1
     assert page.value(Metric.HANDOFFS, outcome="done") == 1
+    assert page.value(Metric.PLACEMENTS, role="prefill", outcome="chosen") >= 1
+    assert page.value(Metric.PLACEMENTS, role="decode", outcome="chosen") >= 1
+    assert page.total(Metric.PLACEMENT_CHOICES) == page.value(
+        Metric.PLACEMENTS, role="prefill", outcome="chosen"
+    )
     gaps_s = inter_token_s(done.lifetime.entries)
     assert page.count(Metric.INTER_TOKEN) == len(gaps_s) == 7
     assert page.sum(Metric.INTER_TOKEN) == pytest.approx(sum(gaps_s))

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.placement import STREAM_WEIGHT_TOKENS, ServerLoad, ServerState
-from router.placement.interface import BlockNews, PlacementPolicy, PlacementRequest
+from router.placement.interface import (
+    BlockNews,
+    Choice,
+    PlacementPolicy,
+    PlacementReason,
+    PlacementRequest,
+)
 from router.placement.placer import Placer
 from router.placement.registry import make_placement
 from streamfill.messages.common import Role
@@ -103,7 +109,27 @@ def test_only_able_servers_are_chosen_and_always_the_same(name: str, questions: 
                 placer.note_sent(chosen, keys, 1.0)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_choice_is_the_one_that_is_told(name: str) -> None:
+    """With and without why."""
+    told, bare = make_placement(name, {}), make_placement(name, {})
+    loads = [load("a", num_streams=1), load("b")]
+    for num_tokens in (0, 40, 320):
+        choice = told.decide(request(told, DOCUMENT[:num_tokens]), loads)
+        assert choice.server_id == bare.choose(request(bare, DOCUMENT[:num_tokens]), loads)
+
+
 # Policies by loads
+
+
+def test_simple_policies_say_what_they_go_by() -> None:
+    """Loads, or a rule of their own."""
+    reasons = {
+        name: (policy := make_placement(name, {})).decide(request(policy), [load("a")]).reason
+        for name in ("least-loaded", "power-of-two", "pull", "round-robin")
+    }
+    assert reasons.pop("round-robin") is PlacementReason.RULE
+    assert set(reasons.values()) == {PlacementReason.LOAD}
 
 
 def test_round_robin_takes_turns_whoever_comes_and_goes() -> None:
@@ -142,6 +168,13 @@ def test_pull_goes_on_where_a_server_is_full() -> None:
     assert chosen(full, tight, busy, last, num_tokens=200) == "a", "only three are asked"
     assert chosen(full, tight, last, num_tokens=200) == "d"
     assert chosen(full, tight, last, num_tokens=200, is_complete=True) == "b", "a commit fits"
+
+    def reason(*loads: ServerLoad) -> PlacementReason:
+        return policy.decide(request(policy), loads).reason
+
+    assert reason(tight, last) is PlacementReason.LOAD
+    assert reason(full, tight) is PlacementReason.ROOM
+    assert reason(full, busy) is PlacementReason.FULL
 
 
 # dualmap
@@ -188,6 +221,24 @@ def test_dualmap_weighs_affinity_against_load_and_relieves_hot_spots() -> None:
     assert again == third, "the beginning is there now"
 
 
+def test_dualmap_says_why() -> None:
+    """Affinity once the beginning was somewhere, and what is found then is what was hashed."""
+    policy = make_placement("dualmap", {"slack_tokens": "1000"})
+
+    def decided(prompt: Sequence[int], **tokens: int) -> Choice:
+        loads = [load(name, pending_tokens=tokens.get(name, 0)) for name in "abcdefgh"]
+        return policy.decide(request(policy, prompt), loads)
+
+    load_alone = (PlacementReason.LOAD, 0)
+    assert decided(DOCUMENT[:10])[1:] == load_alone, "too little is known to hash it"
+    home, *first = decided(DOCUMENT)
+    assert tuple(first) == load_alone
+    assert decided(DOCUMENT) == Choice(home, PlacementReason.AFFINITY, 64)
+    other, *second = decided(DOCUMENT, **{home: 5000})
+    assert tuple(second) == load_alone, "the other candidate"
+    assert decided(DOCUMENT, **{home: 5000, other: 5000})[1:] == (PlacementReason.RELIEF, 0)
+
+
 # cache-aware
 
 
@@ -202,6 +253,23 @@ def test_a_shared_document_draws_streams_until_that_costs_more() -> None:
     saved = 2048 + len(DOCUMENT)
     assert policy.choose(first, [idle, load("b", pending_tokens=saved - 1)]) == "b"
     assert policy.choose(first, [idle, load("b", pending_tokens=saved + 1)]) == "a"
+
+
+def test_cache_aware_says_why() -> None:
+    """What it expects to find is whole blocks of the prompt at the server that it chose."""
+    policy = make_placement("cache-aware", {"ahead_tokens": "0"})
+    asked = request(policy, DOCUMENT[:100])
+    assert policy.decide(asked, [load("a"), load("b")]) == Choice(
+        ServerId("a"), PlacementReason.LOAD
+    )
+    policy.note_sent(ServerId("b"), asked.keys, 1.0)
+    assert policy.decide(asked, [load("a"), load("b")]) == Choice(
+        ServerId("b"), PlacementReason.AFFINITY, 96
+    )
+    policy.note_sent(ServerId("a"), asked.keys[:1], 1.0)
+    assert policy.decide(asked, [load("a"), load("b", pending_tokens=500)]) == Choice(
+        ServerId("a"), PlacementReason.RELIEF, 32
+    )
 
 
 def test_a_complete_prompt_saves_what_is_cached_and_no_more() -> None:

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from router.placement import ServerLoad, registry
-from router.placement.interface import PlacementContext, PlacementPolicy, PlacementRequest
-from router.placement.placer import PlacementOutcome, Placer
+from router.placement.interface import (
+    Choice,
+    PlacementContext,
+    PlacementPolicy,
+    PlacementReason,
+    PlacementRequest,
+)
+from router.placement.placer import Placement, PlacementOutcome, Placer
 from router.placement.registry import format_placement, make_placement, placement_names
 from streamfill.config import ClusterConfig, RouterSection, check_cluster
 from streamfill.errors import ConfigError
@@ -32,6 +38,22 @@ class LastPolicy(PlacementPolicy):
         return ServerId(self.answer or servers[-1].server_id)
 
 
+class TellingPolicy(LastPolicy):
+    """One that says why, and how much of the prompt it expects to find."""
+
+    OPTIONS = {"found": "tokens", "reason": "why"}  # noqa: RUF012
+
+    def __init__(self, context: PlacementContext) -> None:
+        super().__init__(context)
+        self.told: Any = (
+            context.options.get("reason", PlacementReason.AFFINITY),
+            int(context.options["found"]),
+        )
+
+    def decide(self, request: PlacementRequest, servers: Sequence[ServerLoad]) -> Choice:
+        return Choice(self.choose(request, servers), *self.told)
+
+
 def not_a_policy(context: PlacementContext) -> str:
     """Another plug-in."""
     return str(context)
@@ -43,6 +65,7 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     here = __name__
     entries = [
         EntryPoint("last", f"{here}:LastPolicy", registry.GROUP),
+        EntryPoint("telling", f"{here}:TellingPolicy", registry.GROUP),
         EntryPoint("wrong", f"{here}:not_a_policy", registry.GROUP),
         EntryPoint("absent", "no_such_module:Policy", registry.GROUP),
     ]
@@ -86,33 +109,56 @@ def test_what_cannot_be_had_is_refused(name: str, options: dict[str, str], messa
 @pytest.mark.usefixtures("plug_ins")
 def test_a_plug_in_chooses() -> None:
     """By the name of its entry point."""
-    seen: list[PlacementOutcome] = []
+    seen: list[Placement] = []
     placer = Placer(make_placement("last", {}), "last", seen.append)
     loads = [load("a"), load("b", num_streams=9)]
-    assert placer.choose(request(placer.policy), loads, need_tokens=1, avoid=()) == "b"
-    assert seen == [PlacementOutcome.CHOSEN]
+    assert placer.choose(request(placer.policy, [7] * 9), loads, need_tokens=1, avoid=()) == "b"
+    assert seen == [Placement(PlacementOutcome.CHOSEN, Choice(ServerId("b")), 9)]
+
+
+@pytest.mark.usefixtures("plug_ins")
+@pytest.mark.parametrize(("told", "counted"), [(-5, 0), (4, 4), (50, 9)])
+def test_a_plug_in_may_say_why(told: int, counted: int) -> None:
+    """No more of the prompt is found than there is, whatever it says."""
+    seen: list[Placement] = []
+    placer = Placer(make_placement("telling", {"found": str(told)}), "telling", seen.append)
+    placer.choose(request(placer.policy, [7] * 9), [load("a")], need_tokens=1, avoid=())
+    assert [each.choice for each in seen] == [
+        Choice(ServerId("a"), PlacementReason.AFFINITY, counted)
+    ]
+
+
+@pytest.mark.usefixtures("plug_ins")
+def test_a_reason_that_cannot_be_counted_is_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """Of the plug-in, which costs no stream."""
+    seen: list[Placement] = []
+    policy = make_placement("telling", {"found": "1", "reason": "because"})
+    placer = Placer(policy, "telling", seen.append)
+    assert placer.choose(request(policy), [load("a")], need_tokens=1, avoid=()) == "a"
+    assert "placement_failed" in caplog.text
+    assert seen == [Placement(PlacementOutcome.REPLACED)]
 
 
 def test_nobody_can_take_it() -> None:
     """Nobody is asked; it is told."""
-    seen: list[PlacementOutcome] = []
+    seen: list[Placement] = []
     placer = Placer(make_placement("pull", {}), "pull", seen.append)
     loads = [load("a", pool_tokens=10)]
     assert placer.choose(request(placer.policy), loads, need_tokens=11, avoid=()) is None
-    assert seen == [PlacementOutcome.NOWHERE]
+    assert seen == [Placement(PlacementOutcome.NOWHERE)]
 
 
 @pytest.mark.usefixtures("plug_ins")
 @pytest.mark.parametrize("answer", ["raise", "c", "dead"])
 def test_a_bad_answer_is_not_taken(answer: str, caplog: pytest.LogCaptureFixture) -> None:
     """The least loaded server gets the stream, and the log says why."""
-    seen: list[PlacementOutcome] = []
+    seen: list[Placement] = []
     policy = make_placement("last", {"answer": answer})
     placer = Placer(policy, "last(answer=...)", seen.append)
     loads: list[Any] = [load("a", num_streams=1), load("b")]
     assert placer.choose(request(placer.policy), loads, need_tokens=1, avoid=()) == "b"
     assert "placement_failed" in caplog.text
-    assert seen == [PlacementOutcome.REPLACED]
+    assert seen == [Placement(PlacementOutcome.REPLACED)]
 
 
 def test_a_policy_is_shown_with_its_options() -> None:

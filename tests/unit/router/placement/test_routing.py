@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router.placement.interface import PlacementReason
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.stream.prefix_blocks import block_keys, pack_keys
@@ -86,8 +87,19 @@ async def test_agents_that_read_one_document_share_a_server(clusters: Any) -> No
     assert len({done.prefill_server for done in dones}) == 1
     assert {done.num_attempts for done in dones} == {1}
     value = cluster.manager.metrics.set.registry.get_sample_value
-    assert value("streamfill_router_placements_total", {"outcome": "chosen"}) >= 4
+    chosen = {"role": "prefill", "outcome": "chosen"}
+    assert value("streamfill_router_placements_total", chosen) >= 4
     assert value("streamfill_router_streams_placed_anew_total") >= 1
+    reasons = {
+        reason: value("streamfill_router_placement_choices_total", {"reason": reason.value})
+        for reason in PlacementReason
+    }
+    assert sum(reasons.values()) == value("streamfill_router_placements_total", chosen)
+    assert reasons[PlacementReason.AFFINITY] >= 2
+    found_tokens = value("streamfill_router_placement_found_tokens_total")
+    assert found_tokens >= BLOCK_TOKENS * 2
+    assert found_tokens < value("streamfill_router_placement_prompt_tokens_total")
+    await until(lambda: value("streamfill_router_placement_info", {"policy": "cache-aware"}) == 1)
     assert (await _finish(cluster, other, OTHER)).prefill_server not in {
         done.prefill_server for done in dones
     }
@@ -129,10 +141,15 @@ async def test_a_lost_report_is_asked_for(clusters: Any) -> None:
     await server.send(_report(1))
     await server.send(_report(3, DOCUMENT, after_seq=2))
     await until(lambda: len(_watched(server)) == 2)
+    value = cluster.manager.metrics.set.registry.get_sample_value
+    await until(lambda: value("streamfill_router_residency_gaps_total") == 1)
+    assert value("streamfill_router_residency_asked_total") >= 3
+    assert value("streamfill_router_residency_awaited") == 2
     view = cluster.manager._cluster.placer.policy.view
     assert not view.held("prefill-0")
     await server.send(_report(3, DOCUMENT))
     await until(lambda: view.held("prefill-0") == set(block_keys(DOCUMENT, BLOCK_TOKENS)))
+    await until(lambda: value("streamfill_router_residency_awaited") == 1)
 
 
 async def test_a_broken_report_is_answered(clusters: Any) -> None:
