@@ -70,9 +70,9 @@ def split_cluster(
 async def test_streams_three_times_the_pool(
     cluster: RunningCluster, tight_cluster: RunningCluster, tiny_model: Path
 ) -> None:
-    """All finish with the answers of an ample cluster, and little is computed twice: what there is
-    no room for waits in host memory. Told to swap, since what is cheaper on the tiny model changes
-    with every measurement."""
+    """All finish with the answers of an ample cluster, and next to nothing is computed twice: what
+    memory has no room for waits in host memory. Told to swap, since what is cheaper on the tiny
+    model changes with every measurement."""
     async with Client(tight_cluster.address) as client:
         await client.set_policy("adaptive", {"preemption": "swap"})
         try:
@@ -81,8 +81,7 @@ async def test_streams_three_times_the_pool(
             await client.set_policy("adaptive")
     assert total["num_swap_outs"] > 0
     assert total["num_swap_ins"] > 0
-    # Mostly some 2 %, ends of blocks; more when a commit was tried for which memory is too small.
-    assert total["num_recomputed_tokens"] < total["num_computed_tokens"] / 4
+    assert total["num_recomputed_tokens"] < total["num_computed_tokens"] / 10
 
 
 @pytest.mark.parametrize("mode", ["auto", "swap", "recompute", "none"])

@@ -136,7 +136,8 @@ class Stream:
         if not self._is_received:
             self._is_received = True
             figures.received_us.append(now_us() - self._sent_us)
-        if event.num_computed_tokens == event.num_received_tokens:
+        expected = self._load.num_tokens(self._seq)
+        if event.num_computed_tokens == (expected or event.num_received_tokens):
             figures.computed_us.append(now_us() - self._sent_us)
             if self._load.is_stamped:
                 figures.under_way_us.append(event.num_invalidated_tokens)
@@ -160,6 +161,7 @@ class Load:
             if args.text is None
             else TextMaker(args.text)
         )
+        self._segment_tokens: int | None = args.segment_tokens if self.is_stamped else None
         self.segments_per_stream: int = args.segments_per_stream
         self.figures = Figures()
         self.free: deque[Stream] = deque()
@@ -173,6 +175,10 @@ class Load:
         for connection in self._connections:
             self._selector.register(connection, selectors.EVENT_READ, connection)
         self._num_streams = 0
+
+    def num_tokens(self, num_segments: int) -> int | None:
+        """Of so many segments. None: that is the tokenizer's business."""
+        return None if self._segment_tokens is None else num_segments * self._segment_tokens
 
     def open(self, num_streams: int) -> None:
         """Open streams until there are so many."""

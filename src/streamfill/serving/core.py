@@ -220,6 +220,7 @@ class ServingCore:
         the plan says; a run that finds none stays in the engine's queue, and the next decision
         knows.
         """
+        self._restore_for_waiting()
         now_s = self._clock()
         plan = self._decide(now_s)
         num_admitted = 0
@@ -800,6 +801,24 @@ class ServingCore:
         for record in lacking:
             record.num_host = 0
         return None
+
+    def _restore_for_waiting(self) -> None:
+        """The first request that the engine found no memory for may have lost what it builds on to
+        those that it started: bring that back, or the engine computes it again. Not for those
+        behind it, which would only take it from each other."""
+        waiting = self.engine.waiting_keys()
+        record = next((self._by_key[key] for key in self._by_key if key in waiting), None)
+        if record is None or record.in_flight is None:
+            return
+        num_in_tree = record.in_flight.num_in_tree
+        cached = self._cached_tokens(record, num_in_tree)
+        if cached >= num_in_tree or not self._host_tokens(record, cached):
+            return
+        if record.phase is Phase.ANSWERING:  # its account is closed
+            self.engine.restore(record.ids[: record.in_flight.up_to], namespace=record.namespace)
+            self._tag(record)
+        else:
+            self._bring_back(record, record.in_flight.up_to)
 
     def _will_free_memory(self) -> bool:
         """Whether something is under way that gives memory back when it ends, and ends soon."""

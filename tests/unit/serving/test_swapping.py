@@ -334,8 +334,8 @@ def test_what_copies_cost_is_forgotten_with_the_caches() -> None:
 class _Lending(FakeEngine):
     """Its KV stays locked where it is until its transfer is over, as on the CPU."""
 
-    def __init__(self) -> None:
-        super().__init__(pool_tokens=300, page_size=4, host_tokens=2000)
+    def __init__(self, pool_tokens: int = 300) -> None:
+        super().__init__(pool_tokens=pool_tokens, page_size=4, host_tokens=2000)
         self.lent: dict[int, list[CachedPage]] = {}
 
     def export_kv(
@@ -394,3 +394,32 @@ def test_copies_that_have_no_room_at_all_are_given_up() -> None:
     server.run()
     expected = predict(tokens(SIZE, 1), GREEDY, server.engine.facts.eos_token_ids)
     assert server.answer(1)[0] == expected
+
+
+def test_what_a_waiting_request_builds_on_comes_back() -> None:
+    """The engine has a commit, and no memory for it yet; what is taken from it meanwhile is not
+    computed again when there is some."""
+    engine = _Lending(pool_tokens=304)
+    server = PrefillUnderTest(engine, mode=PreemptionMode.SWAP)
+    server.network.is_holding = True
+    _fill(server, 2, size=60)
+    server.run(commit(60, stream_id=2, handoff=TO_DECODE))
+    assert server.network.num_held == 1
+    _fill(server, 1)
+    more = tokens(40, 9)
+    message = splice(more, keep=SIZE, seq=2, stream_id=1, commit_follows=True)
+    server.turn(message, commit(SIZE + len(more), stream_id=1, seq=3, handoff=None))
+    engine.advance()
+    assert len(engine.waiting_keys()) == 1
+    num_computed = server.core.num_computed_tokens
+    engine.set_victim_order({1: 0}, frozenset({1}))
+    engine.evict(120)
+    prompt = array("q", [*tokens(SIZE, 1), *more])
+    assert engine.cached_tokens(prompt, namespace="") == SIZE - 120
+    server.turn()
+    assert engine.cached_tokens(prompt, namespace="") == SIZE
+    server.network.deliver_held()
+    server.run()
+    expected = predict(list(prompt), GREEDY, server.engine.facts.eos_token_ids)
+    assert server.answer(1)[0] == expected
+    assert server.core.num_computed_tokens - num_computed <= len(more) + 4
