@@ -780,6 +780,9 @@ class ServingCore:
         """
         if not any(run.num_restored for run in plan.runs):
             return plan
+        plan = plan._replace(runs=tuple(run for run in plan.runs if self._may_restore(run)))
+        if not plan.runs:
+            return plan
         wanted: dict[int, int] = {}
         for run in reversed(plan.runs):
             record = self._records[run.stream_id]
@@ -801,6 +804,17 @@ class ServingCore:
         for record in lacking:
             record.num_host = 0
         return None
+
+    def _may_restore(self, run: StreamRun) -> bool:
+        """Whether what the run builds on may come back from host memory. Not while the engine has
+        no memory for a request that is as urgent: the room would be taken from what that one
+        builds on, and the run would have to wait behind it all the same."""
+        if not run.num_restored:
+            return True
+        waiting = [self._by_key[key] for key in self.engine.waiting_keys() if key in self._by_key]
+        if self._records[run.stream_id].answer is None:
+            return not waiting
+        return all(record.answer is None for record in waiting)
 
     def _restore_for_waiting(self) -> None:
         """The first request that the engine found no memory for may have lost what it builds on to

@@ -423,3 +423,32 @@ def test_what_a_waiting_request_builds_on_comes_back() -> None:
     expected = predict(list(prompt), GREEDY, server.engine.facts.eos_token_ids)
     assert server.answer(1)[0] == expected
     assert server.core.num_computed_tokens - num_computed <= len(more) + 4
+
+
+def test_nothing_comes_back_at_the_cost_of_what_waits() -> None:
+    """While the engine has no memory for a commit, another one's KV stays in host memory: it would
+    take the room of what the first one builds on, and wait behind it all the same."""
+    engine = _Lending(pool_tokens=304)
+    server = PrefillUnderTest(engine, mode=PreemptionMode.SWAP)
+    _fill(server, 3, size=100)
+    server.network.is_holding = True
+    _fill(server, 2, size=60)
+    server.run(commit(60, stream_id=2, handoff=TO_DECODE))
+    _fill(server, 1)
+    assert engine.cached_tokens(array("q", tokens(100, 3)), namespace="") < 50
+    more = tokens(40, 9)
+    message = splice(more, keep=SIZE, seq=2, stream_id=1, commit_follows=True)
+    server.turn(message, commit(SIZE + len(more), stream_id=1, seq=3, handoff=None))
+    engine.advance()
+    assert len(engine.waiting_keys()) == 1
+    num_computed, num_restored = server.core.num_computed_tokens, engine.num_restored_tokens
+    server.turn(commit(100, stream_id=3, handoff=None))
+    server.turn()
+    assert engine.num_restored_tokens == num_restored
+    server.network.deliver_held()
+    server.run()
+    for stream_id, prompt in ((1, [*tokens(SIZE, 1), *more]), (3, tokens(100, 3))):
+        expected = predict(prompt, GREEDY, server.engine.facts.eos_token_ids)
+        assert server.answer(stream_id)[0] == expected
+    assert engine.num_restored_tokens > num_restored
+    assert server.core.num_computed_tokens - num_computed <= len(more) + 12
