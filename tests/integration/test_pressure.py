@@ -35,8 +35,9 @@ _COUNTERS = ("num_swap_outs", "num_swap_ins", "num_computed_tokens", "num_recomp
 def tight_cluster(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> Iterator[RunningCluster]:
-    """Its prefill server's pool holds a third of what the test needs at once."""
-    toml = f"[prefill]\npool_tokens = {_POOL_TOKENS}"
+    """Its prefill server's pool holds a third of what the test needs at once, its host memory all
+    of it."""
+    toml = f"[prefill]\npool_tokens = {_POOL_TOKENS}\nhost_pool_tokens = {4 * _POOL_TOKENS}"
     running = start_cluster(tmp_path_factory.mktemp("tight"), tiny_model, "tight", toml)
     yield running
     running.stop()
