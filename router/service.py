@@ -1,24 +1,27 @@
 """The operations of the gRPC API, on top of the router's core. Knows messages, but not gRPC.
 
 A refused request raises ``StreamError``. A call whose client goes away is cancelled by whoever runs
-it; its stream then ends on every server. The bidirectional call is in ``stream_call.py``.
+it; its stream then ends on every server. The bidirectional calls are in ``stream_call.py`` and
+``service_lanes.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
 
 from router import service_replies as replies
 from router import service_requests as requests
 from router import service_scheduling as scheduling
-from router.call_messages import CallEvent, Refused
+from router.access.account import CALLER
+from router.call_messages import CallEvent, ClientMessage, Refused
 from router.interface import Acknowledged, ResumePoint, StreamHandle, StreamManager
 from router.refusals import Api, Note, not_counted, note_error
 from router.service_decode import Undecodable
+from router.service_lanes import Lane, Lanes
 from router.service_servers import drain_wish, server_id_of
 from router.service_stream import call_event, client_messages
 from router.stream_call import StreamCall, refusals_noted
@@ -38,6 +41,12 @@ class EventWriter(Protocol):
     async def write(self, event: pb.StreamEvent) -> None: ...
 
 
+class StreamsWriter(Protocol):
+    """The same of a ``Streams`` call."""
+
+    async def write(self, reply: pb.StreamsReply) -> None: ...
+
+
 class StreamfillService:
     """One method for each call of ``streamfill.proto``, with its name in snake case."""
 
@@ -46,6 +55,14 @@ class StreamfillService:
         self._on_refused = on_refused
         self._vocab_size = manager.info().vocab_size  # of the model, so it never changes
         self._cancellations: set[asyncio.Task[None]] = set()
+        self._lanes: set[Lanes] = set()
+        self._is_stopping = False
+
+    def begin_stop(self) -> None:
+        """Calls that are there for further streams end with those that they have."""
+        self._is_stopping = True
+        for lanes in self._lanes:
+            lanes.stop()
 
     async def stream(
         self,
@@ -55,13 +72,49 @@ class StreamfillService:
         """``Stream``"""
 
         async def write(event: CallEvent) -> None:
-            if isinstance(event, Refused):
-                note_error(self._on_refused, Api.GRPC, event.error)
             stream_id = 0 if call.handle is None else call.handle.stream_id
             await writer.write(call_event(event, stream_id))
 
-        messages = client_messages(operations, self._vocab_size)
-        call = StreamCall(self._manager, messages, write)
+        call = self._stream_call(client_messages(operations, self._vocab_size), write)
+        await self._run_call(call)
+
+    async def streams(
+        self,
+        requests: AsyncIterator[pb.StreamsRequest | Undecodable[pb.StreamsRequest]],
+        writer: StreamsWriter,
+    ) -> None:
+        """``Streams``"""
+        lanes = Lanes(self._run_lane, writer.write, self._vocab_size, _take_request)
+        self._lanes.add(lanes)
+        if self._is_stopping:
+            lanes.stop()
+        try:
+            await lanes.run(requests)
+        finally:
+            self._lanes.discard(lanes)
+
+    async def _run_lane(self, lane: Lane) -> None:
+        lane.call = self._stream_call(lane.messages(), lane.write)
+        try:
+            await self._run_call(lane.call)
+        except StreamError as error:
+            note_error(self._on_refused, Api.GRPC, error)
+        except Exception as error:  # noqa: BLE001 - the edge of a stream, whose client was told
+            log_event(logger, "call_failed", level=logging.ERROR, call="Streams", error=error)
+
+    def _stream_call(
+        self,
+        messages: AsyncIterator[ClientMessage],
+        write: Callable[[CallEvent], Awaitable[None]],
+    ) -> StreamCall:
+        async def write_counted(event: CallEvent) -> None:
+            if isinstance(event, Refused):
+                note_error(self._on_refused, Api.GRPC, event.error)
+            await write(event)
+
+        return StreamCall(self._manager, messages, write_counted)
+
+    async def _run_call(self, call: StreamCall) -> None:
         try:
             await call.run()
         finally:
@@ -177,6 +230,13 @@ class StreamfillService:
         task = asyncio.create_task(_cancel(handle))
         self._cancellations.add(task)
         task.add_done_callback(self._cancellations.discard)
+
+
+def _take_request() -> None:
+    """A further stream of a call counts as a request of its caller's."""
+    account = CALLER.get()
+    if account is not None:
+        account.take_request()
 
 
 async def _cancel(handle: StreamHandle) -> None:

@@ -144,6 +144,7 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, give those that are open ``grace_s``, then cancel them."""
         await self._stop_following()
+        self._service.begin_stop()
         await self._server.stop(grace_s)
         await self._service.close()
 
@@ -197,12 +198,12 @@ class GrpcServer:
 
 
 class _Writer:
-    """An ``EventWriter`` over a call."""
+    """An ``EventWriter`` or ``StreamsWriter`` over a call."""
 
     def __init__(self, context: _Context) -> None:
         self._context = context
 
-    async def write(self, event: pb.StreamEvent) -> None:
+    async def write(self, event: Message) -> None:
         await self._context.write(event)
 
 

@@ -1,4 +1,4 @@
-"""The messages of a bidirectional ``Stream`` call, as ``call_messages``, and back."""
+"""The messages of one stream in a two-way call, as ``call_messages``, and back."""
 
 from __future__ import annotations
 
@@ -38,8 +38,13 @@ async def client_messages(
             seq = request.rest.seq if request.rest.HasField("seq") else None
             yield ClientMessage(seq, Unreadable(request.error))
         else:
-            seq = request.seq if request.HasField("seq") else None
-            yield ClientMessage(seq, _operation(request, vocab_size))
+            yield client_message(request, vocab_size)
+
+
+def client_message(request: pb.StreamRequest, vocab_size: int) -> ClientMessage:
+    """What one message asks for."""
+    seq = request.seq if request.HasField("seq") else None
+    return ClientMessage(seq, _operation(request, vocab_size))
 
 
 def call_event(event: CallEvent, stream_id: int) -> pb.StreamEvent:

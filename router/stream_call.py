@@ -1,4 +1,5 @@
-"""One stream over one two-way connection: a gRPC ``Stream`` call, or a WebSocket.
+"""One stream over one two-way connection: a gRPC ``Stream`` call, a lane of a ``Streams`` call, or
+a WebSocket.
 
 1. The first message opens the stream, or goes on with one whose call a restart of the router cost,
    and comes soon; what goes wrong until then ends the call.
@@ -103,6 +104,8 @@ class StreamCall:
         self._write_unlocked = write
         self._write_lock = asyncio.Lock()
         self._last_acknowledged: Acknowledged | None = None
+        self._takes_operations = False
+        self._under_way: set[asyncio.Task[None]] = set()
         self.handle: StreamHandle | None = None
         self.is_over = False
 
@@ -123,6 +126,21 @@ class StreamCall:
                 async with asyncio.timeout(TELL_S):
                     await self._write(Failed(told))
             raise
+
+    def change_at_once(self, message: ClientMessage) -> Acknowledged | None:
+        """Apply a segment that comes behind all of `messages`, if nothing has to wait. Returns what
+        the client is to be told, or None: then it goes the way of `messages`."""
+        handle = self.handle
+        if (
+            handle is None
+            or not self._takes_operations
+            or self._under_way
+            or self._write_lock.locked()
+            or not _applied_at_once(handle, message)
+        ):
+            return None
+        self._last_acknowledged = event = handle.acknowledged()
+        return event
 
     async def _run(self) -> None:
         opened = await self._open()
@@ -184,7 +202,7 @@ class StreamCall:
         self.is_over = True
 
     async def _apply_operations(self, handle: StreamHandle) -> None:
-        under_way: set[asyncio.Task[None]] = set()
+        under_way = self._under_way
         may_read = asyncio.Semaphore(MAX_UNDER_WAY)
 
         def end(task: asyncio.Task[None]) -> None:
@@ -194,6 +212,7 @@ class StreamCall:
         try:
             async with asyncio.TaskGroup() as group:
                 await may_read.acquire()
+                self._takes_operations = True
                 async for message in self._messages:
                     if not under_way and _applied_at_once(handle, message):
                         await self._acknowledge(handle, is_answer=True)
@@ -205,6 +224,8 @@ class StreamCall:
                     await may_read.acquire()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
+        finally:
+            self._takes_operations = False
 
     async def _apply_or_refuse(self, handle: StreamHandle, message: ClientMessage) -> None:
         try:

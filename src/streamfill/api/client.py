@@ -29,7 +29,8 @@ from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
 from streamfill.api.channel import checked_key, credentials, open_channel, with_key
 from streamfill.api.generate_call import GenerateSource
-from streamfill.api.resumption import RECONNECT_S
+from streamfill.api.lanes import Lanes
+from streamfill.api.resumption import RECONNECT_S, Call
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.stream import Stream
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
@@ -90,6 +91,7 @@ class Client:
         tls_cert_file: str | None = None,
         tls_key_file: str | None = None,
         reconnect_s: float = RECONNECT_S,
+        one_call: bool = False,
     ) -> None:
         """Args:
         target: ``host:port`` of the router.
@@ -100,6 +102,9 @@ class Client:
         tls_key_file: its private key (PEM, not encrypted).
         reconnect_s: when the router vanishes, open streams look for it for so long, and go on if it
             kept them in its log. 0: they fail at once.
+        one_call: all streams share one call. Costs this process and the router far less for each
+            message, so it is for hosts with hundreds of streams; an answer that is not read waits
+            in this process.
 
         Raises:
             InvalidArgumentError: the key has characters that no key has; or `reconnect_s` is not 0
@@ -118,6 +123,8 @@ class Client:
         )
         self._channel: grpc.aio.Channel | None = None
         self._stub: StreamfillStub | None = None
+        self._one_call = one_call
+        self._lanes: Lanes | None = None
 
     async def __aenter__(self) -> Client:
         self.stub  # noqa: B018 - connects
@@ -134,6 +141,9 @@ class Client:
     async def close(self) -> None:
         """Close the connection; calls that are still open are cancelled. Idempotent."""
         channel, self._channel, self._stub = self._channel, None, None
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            await lanes.close()
         if channel is not None:
             await channel.close(None)
 
@@ -172,7 +182,7 @@ class Client:
             ttft_slo_ms=ttft_slo_ms,
             messages=messages,
         )
-        return Stream(self.stub, opening, self._reconnect_s)
+        return Stream(self._open_call, opening, self._reconnect_s)
 
     def generate(
         self,
@@ -196,6 +206,13 @@ class Client:
             ttft_slo_ms=ttft_slo_ms,
         )
         return Answer(GenerateSource(self.stub, request))
+
+    def _open_call(self) -> Call:
+        if not self._one_call:
+            return self.stub.Stream(None)
+        if self._lanes is None:
+            self._lanes = Lanes(self.stub)
+        return self._lanes.open()
 
     async def complete(
         self,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -26,9 +26,6 @@ from streamfill.errors import (
     UnavailableError,
 )
 
-if TYPE_CHECKING:
-    from streamfill.api.streamfill_pb2_grpc import StreamfillStub
-
 RECONNECT_S: Final = 30.0
 """A router is back within seconds; a restarted one keeps streams without a client for a minute."""
 PAUSE_S: Final = 0.1
@@ -38,7 +35,21 @@ _GONE: Final = frozenset(
 )
 """INTERNAL is what gRPC itself makes of a call that was just writing when its connection broke."""
 
-Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamEvent]"
+
+class Call(Protocol):
+    """What a stream needs of its call: one of gRPC's, or a lane of one that it shares."""
+
+    def write(self, request: pb.StreamRequest) -> Coroutine[Any, Any, None]:
+        """As of ``grpc.aio.StreamStreamCall``."""
+
+    def read(self) -> Coroutine[Any, Any, object]:
+        """The next event; anything else behind the last one."""
+
+    def cancel(self) -> bool:
+        """As of ``grpc.aio.StreamStreamCall``."""
+
+
+OpenCall: TypeAlias = Callable[[], Call]
 
 
 def is_gone(error: grpc.aio.AioRpcError) -> bool:
@@ -57,7 +68,7 @@ def without_log(error: StreamError) -> StreamError:
 
 
 async def resume_call(
-    stub: StreamfillStub,
+    open_call: OpenCall,
     resume: pb.Resume,
     *,
     reconnect_s: float,
@@ -66,7 +77,7 @@ async def resume_call(
     """A call that goes on with a stream, and how far it is.
 
     Args:
-        stub: of the client.
+        open_call: for each try.
         resume: which stream, and from where.
         reconnect_s: how long to look for the router.
         is_given_up: asked in between; then nobody wants it any more.
@@ -76,7 +87,7 @@ async def resume_call(
     """
     end_s = time.monotonic() + reconnect_s
     while not is_given_up():
-        call: Call = stub.Stream(None)
+        call = open_call()
         try:
             async with asyncio.timeout(max(PAUSE_S, end_s - time.monotonic())):
                 return call, await _opened(call, resume)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from streamfill.api import requests
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
+from streamfill.api.resumption import OpenCall
 from streamfill.api.stream_call import StreamAnswerSource, StreamCall
 from streamfill.api.types import Progress, Result, SamplingOptions
 from streamfill.errors import FailedPreconditionError
@@ -24,21 +25,19 @@ from streamfill.errors import FailedPreconditionError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from streamfill.api.streamfill_pb2_grpc import StreamfillStub
-
 
 class Stream:
     """One stream. Made by ``Client.stream``; used inside ``async with`` in one event loop."""
 
-    def __init__(self, stub: StreamfillStub, opening: pb.Open, reconnect_s: float = 0.0) -> None:
-        self._stub = stub
+    def __init__(self, open_call: OpenCall, opening: pb.Open, reconnect_s: float = 0.0) -> None:
+        self._open_call = open_call
         self._reconnect_s = reconnect_s
         self._opening = opening
         self._opened_call: StreamCall | None = None
         self._result: Result | None = None
 
     async def __aenter__(self) -> Stream:
-        call = StreamCall(self._stub, self._reconnect_s)
+        call = StreamCall(self._open_call, self._reconnect_s)
         try:
             await call.open(self._opening)
         except BaseException:

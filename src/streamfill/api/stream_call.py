@@ -15,13 +15,13 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 
 from streamfill.api import replies
 from streamfill.api import streamfill_pb2 as pb
-from streamfill.api.resumption import Call, is_gone, resume_call, without_log
+from streamfill.api.resumption import OpenCall, is_gone, resume_call, without_log
 from streamfill.api.status_details import from_error_event, from_rpc_error
 from streamfill.api.types import Progress, Result
 from streamfill.errors import (
@@ -31,9 +31,6 @@ from streamfill.errors import (
     InternalError,
     StreamError,
 )
-
-if TYPE_CHECKING:
-    from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 
 T = TypeVar("T")
 
@@ -61,16 +58,16 @@ class StreamCall:
         end: why the call is over, None while it lives; FailedPreconditionError after a good end.
     """
 
-    def __init__(self, stub: StreamfillStub, reconnect_s: float = 0.0) -> None:
+    def __init__(self, open_call: OpenCall, reconnect_s: float = 0.0) -> None:
         """Args:
-        stub: of the client.
+        open_call: makes a call to the router.
         reconnect_s: how long to look for a router that vanished; 0: not at all.
         """
         self.num_resumptions = 0
         self.stream_id: int | None = None
         self.progress = Progress()
         self.end: StreamError | None = None
-        self._stub = stub
+        self._open_call = open_call
         self._reconnect_s = reconnect_s
         self._is_resumable = False
         self._is_given_up = False
@@ -87,7 +84,7 @@ class StreamCall:
         self._changed = asyncio.Condition()
         self._answer_queue: asyncio.Queue[tuple[pb.Token | pb.Done | StreamError, float]]
         self._answer_queue = asyncio.Queue(MAX_QUEUED_TOKENS)
-        self._call: Call = stub.Stream(None)
+        self._call = open_call()
         self._resender: asyncio.Task[None] | None = None
         self._reader = asyncio.create_task(self._read_events())
 
@@ -218,7 +215,8 @@ class StreamCall:
                 if not isinstance(event, pb.StreamEvent):
                     break
                 await self._take_in(event)
-            end = FailedPreconditionError(f"stream {self.stream_id} is complete")
+            complete = FailedPreconditionError(f"stream {self.stream_id} is complete")
+            end = self._told_end or complete
         except grpc.aio.AioRpcError as error:
             end = self._told_end or from_rpc_error(error)
             end.__cause__ = error
@@ -257,7 +255,7 @@ class StreamCall:
                 refused_seqs=[seq for seq in self._refused_seqs if seq > next_seq],
             )
             self._call, opened = await resume_call(
-                self._stub,
+                self._open_call,
                 resume,
                 reconnect_s=self._reconnect_s,
                 is_given_up=lambda: self._is_given_up,

@@ -72,6 +72,28 @@ class StreamRequest(_message.Message):
     resume: Resume
     def __init__(self, seq: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
 
+class StreamsRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[LaneRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[LaneRequest, _Mapping]]] = ...) -> None: ...
+
+class LaneRequest(_message.Message):
+    __slots__ = ("lane", "request", "hang_up", "traceparent")
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    HANG_UP_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    lane: int
+    request: StreamRequest
+    hang_up: HangUp
+    traceparent: str
+    def __init__(self, lane: _Optional[int] = ..., request: _Optional[_Union[StreamRequest, _Mapping]] = ..., hang_up: _Optional[_Union[HangUp, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class HangUp(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Resume(_message.Message):
     __slots__ = ("stream_id", "next_token_index", "next_seq", "refused_seqs")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +233,20 @@ class StreamEvent(_message.Message):
     error: Error
     failed: Error
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., failed: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class StreamsReply(_message.Message):
+    __slots__ = ("replies",)
+    REPLIES_FIELD_NUMBER: _ClassVar[int]
+    replies: _containers.RepeatedCompositeFieldContainer[LaneReply]
+    def __init__(self, replies: _Optional[_Iterable[_Union[LaneReply, _Mapping]]] = ...) -> None: ...
+
+class LaneReply(_message.Message):
+    __slots__ = ("lane", "event")
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    lane: int
+    event: StreamEvent
+    def __init__(self, lane: _Optional[int] = ..., event: _Optional[_Union[StreamEvent, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("stream_id", "is_resumable", "acknowledged", "is_committed", "refused")

@@ -40,6 +40,11 @@ class StreamfillStub:
                 request_serializer=streamfill_dot_api_dot_streamfill__pb2.StreamRequest.SerializeToString,
                 response_deserializer=streamfill_dot_api_dot_streamfill__pb2.StreamEvent.FromString,
                 _registered_method=True)
+        self.Streams = channel.stream_stream(
+                '/streamfill.v1.Streamfill/Streams',
+                request_serializer=streamfill_dot_api_dot_streamfill__pb2.StreamsRequest.SerializeToString,
+                response_deserializer=streamfill_dot_api_dot_streamfill__pb2.StreamsReply.FromString,
+                _registered_method=True)
         self.OpenStream = channel.unary_unary(
                 '/streamfill.v1.Streamfill/OpenStream',
                 request_serializer=streamfill_dot_api_dot_streamfill__pb2.OpenStreamRequest.SerializeToString,
@@ -114,6 +119,15 @@ class StreamfillServicer:
     def Stream(self, request_iterator, context):
         """One stream, from its opening to the end of its answer. The first message must be `open`.
         Operations are applied in the order sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Streams(self, request_iterator, context):
+        """Many streams over one call, each as in a `Stream` call of its own: for hosts with hundreds of
+        agents. What is due together travels in one message, which costs both sides far less than a message
+        for each. When the call goes away, each of its streams is where it would be had its own call gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,6 +238,11 @@ def add_StreamfillServicer_to_server(servicer, server):
                     request_deserializer=streamfill_dot_api_dot_streamfill__pb2.StreamRequest.FromString,
                     response_serializer=streamfill_dot_api_dot_streamfill__pb2.StreamEvent.SerializeToString,
             ),
+            'Streams': grpc.stream_stream_rpc_method_handler(
+                    servicer.Streams,
+                    request_deserializer=streamfill_dot_api_dot_streamfill__pb2.StreamsRequest.FromString,
+                    response_serializer=streamfill_dot_api_dot_streamfill__pb2.StreamsReply.SerializeToString,
+            ),
             'OpenStream': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenStream,
                     request_deserializer=streamfill_dot_api_dot_streamfill__pb2.OpenStreamRequest.FromString,
@@ -318,6 +337,33 @@ class Streamfill:
             '/streamfill.v1.Streamfill/Stream',
             streamfill_dot_api_dot_streamfill__pb2.StreamRequest.SerializeToString,
             streamfill_dot_api_dot_streamfill__pb2.StreamEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Streams(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/streamfill.v1.Streamfill/Streams',
+            streamfill_dot_api_dot_streamfill__pb2.StreamsRequest.SerializeToString,
+            streamfill_dot_api_dot_streamfill__pb2.StreamsReply.FromString,
             options,
             channel_credentials,
             insecure,

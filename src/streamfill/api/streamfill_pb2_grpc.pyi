@@ -10,6 +10,7 @@ from streamfill.api import streamfill_pb2 as pb
 class StreamfillStub:
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     Stream: grpc.aio.StreamStreamMultiCallable[pb.StreamRequest, pb.StreamEvent]
+    Streams: grpc.aio.StreamStreamMultiCallable[pb.StreamsRequest, pb.StreamsReply]
     OpenStream: grpc.aio.UnaryUnaryMultiCallable[pb.OpenStreamRequest, pb.OpenStreamResponse]
     AppendSegment: grpc.aio.UnaryUnaryMultiCallable[pb.AppendSegmentRequest, pb.Acknowledged]
     UpdateContext: grpc.aio.UnaryUnaryMultiCallable[pb.UpdateContextRequest, pb.Acknowledged]
@@ -29,6 +30,11 @@ class StreamfillServicer:
         self,
         request: AsyncIterator[pb.StreamRequest],
         context: grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamEvent],
+    ) -> None: ...
+    async def Streams(
+        self,
+        request: AsyncIterator[pb.StreamsRequest],
+        context: grpc.aio.ServicerContext[pb.StreamsRequest, pb.StreamsReply],
     ) -> None: ...
     async def OpenStream(
         self,

@@ -52,6 +52,7 @@ class SyncClient:
         tls_cert_file: str | None = None,
         tls_key_file: str | None = None,
         reconnect_s: float = RECONNECT_S,
+        one_call: bool = False,
     ) -> None:
         """As ``Client``."""
         self._client = Client(
@@ -61,6 +62,7 @@ class SyncClient:
             tls_cert_file=tls_cert_file,
             tls_key_file=tls_key_file,
             reconnect_s=reconnect_s,
+            one_call=one_call,
         )
         self._loop: LoopThread | None = None
 

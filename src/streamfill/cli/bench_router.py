@@ -1,7 +1,8 @@
 """`streamfill bench router`: what one router on one core takes, how long, and in how much memory.
 
 1. Segments of token ids from many streams at once: as many as it takes, then at half of the goal;
-   and as many as it takes of text.
+   and as many as it takes of text. Those of token ids again with one call for all streams of a
+   connection.
 2. Idle streams with a prompt each, and what memory one takes.
 3. Ordinary requests over HTTP, beside SGLang's own router, where that can be installed.
 4. What takes the time, seen by py-spy, where that can be installed.

@@ -18,7 +18,7 @@ from streamfill.router_bench.measure import Bench
 from streamfill.router_bench.sglang_front import sglang_router
 from streamfill.router_bench.tools import install_tools
 
-PARTS: Final = ("streams", "memory", "http", "profile")
+PARTS: Final = ("streams", "lanes", "memory", "http", "profile")
 IDLE_TOKENS: Final = 2000
 ID_BYTES: Final = 4
 ANSWER_TOKENS: Final = 16
@@ -36,7 +36,13 @@ async def measured(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         StreamfillError: a part failed, with the reason.
     """
     each_s = measure.WARM_S + bench.seconds
-    needed_s = {"streams": 3 * each_s, "memory": _IDLE_S, "http": 3 * each_s, "profile": each_s}
+    needed_s = {
+        "streams": 3 * each_s,
+        "lanes": 2 * each_s,
+        "memory": _IDLE_S,
+        "http": 3 * each_s,
+        "profile": 2 * each_s,
+    }
     total_s = sum(_START_S + needed_s[part] for part in args.only)
     facts: dict[str, Any] = {}
     tools = await _tools(bench, args)
@@ -48,6 +54,8 @@ async def measured(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
                 match part:
                     case "streams":
                         facts |= await _streams(bench, args)
+                    case "lanes":
+                        facts |= await _lanes(bench, args)
                     case "memory":
                         facts |= await _memory(bench, args)
                     case "http":
@@ -93,18 +101,11 @@ async def _ticking(
 async def _streams(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     async with measure.router_process(bench) as router:
         most = await measure.throughput(bench, router)
-        bench.say(
-            f"{bench.streams} streams: {most['segments_per_s']:.0f} segments per second, "
-            f"{most['router_cpu_us']:.0f} µs of CPU each; the load takes {most['load_cpu_us']:.0f}"
-        )
+        bench.say(_said_most(bench, most))
         half = await measure.latency(bench, router, args.rate)
         text = await measure.text_throughput(bench, router, demo_document())
     tokenizer_us = round(text["router_cpu_us"] - most["router_cpu_us"], 1)
-    bench.say(
-        f"At {half['segments_per_s']:.0f} per second: to the server P50 "
-        f"{half['under_way_p50_ms']:.2f} ms, P99 {half['under_way_p99_ms']:.2f} ms; "
-        f"generator lag P99 {half['lag_p99_ms']:.2f} ms"
-    )
+    bench.say(_said_half(half))
     bench.say(
         f"As text: {text['segments_per_s']:.0f} segments per second, "
         f"{text['router_cpu_us']:.0f} µs of CPU each, so {tokenizer_us:.0f} more than as token ids"
@@ -121,6 +122,23 @@ async def _streams(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         "throughput": most,
         "half_rate": half,
         "text": text,
+    }
+
+
+async def _lanes(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    """The loads of token ids again, the streams of a connection sharing one call."""
+    async with measure.router_process(bench) as router:
+        most = await measure.throughput(bench, router, lanes=True)
+        bench.say(f"In {bench.connections} calls for all, {_said_most(bench, most)}")
+        half = await measure.latency(bench, router, args.rate, lanes=True)
+        bench.say(f"In {bench.connections} calls for all, {_said_half(half)}")
+    return {
+        "lanes_segments_per_s": most["segments_per_s"],
+        "lanes_router_cpu_us_per_segment": most["router_cpu_us"],
+        "lanes_added_p50_ms": half["under_way_p50_ms"],
+        "lanes_added_p99_ms": half["under_way_p99_ms"],
+        "lanes_throughput": most,
+        "lanes_half_rate": half,
     }
 
 
@@ -186,14 +204,32 @@ async def _profile(bench: Bench, tools: Path | None) -> dict[str, Any]:
         return {}
     try:
         async with measure.router_process(bench) as router:
-            found = await measure.profile(bench, router, tools / "bin" / "py-spy")
+            py_spy = tools / "bin" / "py-spy"
+            found = await measure.profile(bench, router, py_spy)
+            lanes = await measure.profile(bench, router, py_spy, lanes=True)
     except StreamfillError as error:
         bench.say(f"The profile is left out: {error}")
         return {}
-    bench.say("Where the router's main thread is:")
-    for name, share in list(found["functions"].items())[:20]:
-        bench.say(f"  {100 * share:5.1f}%  {name}")
-    return {"profile": found}
+    for profile, where in ((found, ""), (lanes, ", with one call for the streams of a connection")):
+        bench.say(f"Where the router's main thread is{where}:")
+        for name, share in list(profile["functions"].items())[:20]:
+            bench.say(f"  {100 * share:5.1f}%  {name}")
+    return {"profile": found, "lanes_profile": lanes}
+
+
+def _said_most(bench: Bench, most: dict[str, Any]) -> str:
+    return (
+        f"{bench.streams} streams: {most['segments_per_s']:.0f} segments per second, "
+        f"{most['router_cpu_us']:.0f} µs of CPU each; the load takes {most['load_cpu_us']:.0f}"
+    )
+
+
+def _said_half(half: dict[str, Any]) -> str:
+    return (
+        f"at {half['segments_per_s']:.0f} per second: to the server P50 "
+        f"{half['under_way_p50_ms']:.2f} ms, P99 {half['under_way_p99_ms']:.2f} ms; "
+        f"generator lag P99 {half['lag_p99_ms']:.2f} ms"
+    )
 
 
 def _said(found: dict[str, Any]) -> str:

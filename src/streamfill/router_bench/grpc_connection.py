@@ -139,12 +139,12 @@ class Connection:
         if self._partial:
             payload = self._partial.pop(number, b"") + payload
         at, end = 0, len(payload)
-        while at + 5 <= end:
-            length = int.from_bytes(payload[at + 1 : at + 5], "big")
-            if at + 5 + length > end:
+        while (begin := at + h2.PREFIX_BYTES) <= end:
+            length = int.from_bytes(payload[at + 1 : begin], "big")
+            if begin + length > end:
                 break
-            call.on_message(payload[at + 5 : at + 5 + length])
-            at += 5 + length
+            call.on_message(payload[begin : begin + length])
+            at = begin + length
         if at < end:
             self._partial[number] = payload[at:]
 

@@ -20,6 +20,9 @@ END_STREAM: Final = 0x1
 END_HEADERS: Final = 0x4
 
 HEAD_BYTES: Final = 9
+PREFIX_BYTES: Final = 5
+"""Of a gRPC message."""
+MAX_FRAME_BYTES: Final = 16 * 1024
 INITIAL_WINDOW_BYTES: Final = 65_535
 LARGEST_WINDOW_BYTES: Final = 2**31 - 1
 
@@ -31,7 +34,7 @@ _SETTING = struct.Struct(">HI")
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """A frame, which must not be longer than 16 KiB."""
+    """A frame, which must not be longer than ``MAX_FRAME_BYTES``."""
     head = len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big")
     return head + payload
 

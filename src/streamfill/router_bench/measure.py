@@ -35,6 +35,7 @@ PROFILE_SLACK_S: Final = 4.0
 PROFILE_SHARE: Final = 0.01
 """Smaller shares are not in the table."""
 _PACKAGE: Final = "streamfill.router_bench"
+_LANES: Final = ("--lanes",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,14 @@ async def start_s(bench: Bench) -> float:
         return router.ready_s
 
 
-async def throughput(bench: Bench, router: Child) -> dict[str, Any]:
-    """As many segments as the router takes."""
-    return await _stream_load(bench, router, "saturate", seconds=bench.seconds)
+async def throughput(bench: Bench, router: Child, *, lanes: bool = False) -> dict[str, Any]:
+    """As many segments as the router takes.
+
+    Args:
+        lanes: the streams of a connection share one call.
+    """
+    options = _LANES if lanes else ()
+    return await _stream_load(bench, router, "saturate", seconds=bench.seconds, options=options)
 
 
 async def text_throughput(bench: Bench, router: Child, prose: str) -> dict[str, Any]:
@@ -124,9 +130,11 @@ def beginning(prose: str, tokenizer: TextTokenizer, num_tokens: int) -> str:
     return text
 
 
-async def latency(bench: Bench, router: Child, rate: float) -> dict[str, Any]:
+async def latency(
+    bench: Bench, router: Child, rate: float, *, lanes: bool = False
+) -> dict[str, Any]:
     """How long segments take that come at a steady rate."""
-    options = ("--rate", f"{rate:.1f}")
+    options = ("--rate", f"{rate:.1f}", *(_LANES if lanes else ()))
     return await _stream_load(bench, router, "paced", seconds=bench.seconds, options=options)
 
 
@@ -141,10 +149,13 @@ async def idle(bench: Bench, router: Child, steps: Sequence[int], tokens: int) -
     return {**found, "bytes_per_stream": round((last - first) / (many - few))}
 
 
-async def profile(bench: Bench, router: Child, py_spy: Path) -> dict[str, Any]:
+async def profile(
+    bench: Bench, router: Child, py_spy: Path, *, lanes: bool = False
+) -> dict[str, Any]:
     """What takes the time under the load of `throughput`. py-spy shares the core of the load."""
+    seconds, options = bench.seconds + PROFILE_SLACK_S, _LANES if lanes else ()
     load = asyncio.create_task(
-        _stream_load(bench, router, "saturate", seconds=bench.seconds + PROFILE_SLACK_S)
+        _stream_load(bench, router, "saturate", seconds=seconds, options=options)
     )
     try:
         await asyncio.sleep(WARM_S + PROFILE_SLACK_S / 2)

@@ -66,8 +66,8 @@ class SegmentMaker:
         draw = random.Random(seed)
         rest = [draw.randrange(vocab_size) for _ in range(num_tokens - STAMP_TOKENS)]
         self._rest = b"".join(map(_varint, rest))
-        ids = _field(1, b"\0" * (STAMP_TOKENS * 2) + self._rest)
-        append = _field(3, _field(1, _field(3, ids)))
+        ids = field(1, b"\0" * (STAMP_TOKENS * 2) + self._rest)
+        append = field(3, field(1, field(3, ids)))
         self._before = append[: -(STAMP_TOKENS * 2 + len(self._rest))]
 
     def segment(self, seq: int) -> bytes:
@@ -93,9 +93,14 @@ def commit_message(seq: int) -> bytes:
     return message(request.SerializeToString())
 
 
-def _field(number: int, content: bytes) -> bytes:
+def field(number: int, content: bytes) -> bytes:
     """A field of bytes, by https://protobuf.dev/programming-guides/encoding/."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A field that is a number."""
+    return _varint(number << 3) + _varint(value)
 
 
 def _varint(value: int) -> bytes:

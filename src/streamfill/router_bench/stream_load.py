@@ -27,6 +27,7 @@ from streamfill.errors import StreamfillError, UnavailableError
 from streamfill.loadgen.short_collections import short_collections
 from streamfill.observability.lifetime import percentile
 from streamfill.router_bench.grpc_connection import Connection
+from streamfill.router_bench.lane_connection import LaneConnection
 from streamfill.router_bench.processes import cpu_s, rss_bytes
 from streamfill.router_bench.segments import (
     SegmentMaker,
@@ -72,7 +73,7 @@ class Figures:
 class Stream:
     """One place in the load: a stream, then the next one."""
 
-    def __init__(self, load: Load, connection: Connection) -> None:
+    def __init__(self, load: Load, connection: Connection | LaneConnection) -> None:
         self._load = load
         self._connection = connection
         self._number = 0
@@ -110,7 +111,10 @@ class Stream:
 
     def on_message(self, body: bytes) -> None:
         """See `grpc_connection.Call`."""
-        event = pb.StreamEvent.FromString(body)
+        self.on_event(pb.StreamEvent.FromString(body))
+
+    def on_event(self, event: pb.StreamEvent) -> None:
+        """See `lane_connection.LaneCall`."""
         match event.WhichOneof("event"):
             case "acknowledged":
                 self._on_acknowledged(event.acknowledged)
@@ -169,8 +173,9 @@ class Load:
         self._args = args
         self._heard_s = time.monotonic()
         self._selector = selectors.EpollSelector()
-        self._connections = [
-            Connection(host, int(port), PATH) for _ in range(min(args.connections, args.streams))
+        self._connections: list[Connection | LaneConnection] = [
+            LaneConnection(host, int(port)) if args.lanes else Connection(host, int(port), PATH)
+            for _ in range(min(args.connections, args.streams))
         ]
         for connection in self._connections:
             self._selector.register(connection, selectors.EVENT_READ, connection)
@@ -302,6 +307,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--streams", type=int, default=1000, help="open at once")
     parser.add_argument("--connections", type=int, default=50)
+    parser.add_argument(
+        "--lanes",
+        action="store_true",
+        help="one Streams call per connection, not a call per stream",
+    )
     parser.add_argument("--segment-tokens", type=int, default=64)
     parser.add_argument("--text", help="segments are this text, in place of token ids")
     parser.add_argument("--segments-per-stream", type=int, default=31)

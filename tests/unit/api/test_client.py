@@ -40,9 +40,15 @@ def manager() -> FakeManager:
     return FakeManager()
 
 
+@pytest.fixture(params=[False, True], ids=["a call each", "one call"])
+def one_call(request: pytest.FixtureRequest) -> bool:
+    """Whether all streams of the client share one."""
+    return bool(request.param)
+
+
 @pytest.fixture
-async def client(manager: FakeManager) -> AsyncIterator[Client]:
-    async with serve(manager) as target, Client(target) as client:
+async def client(manager: FakeManager, one_call: bool) -> AsyncIterator[Client]:
+    async with serve(manager) as target, Client(target, one_call=one_call) as client:
         yield client
 
 
@@ -463,11 +469,11 @@ async def test_waiting_until_ready(client: Client, manager: FakeManager) -> None
     assert (await waiter).ready
 
 
-async def test_no_router_is_unavailable() -> None:
+async def test_no_router_is_unavailable(one_call: bool) -> None:
     """A stream, a one-shot call and the wait all say so."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         target = f"127.0.0.1:{free.getsockname()[1]}"
-    async with Client(target) as client:
+    async with Client(target, one_call=one_call) as client:
         with pytest.raises(UnavailableError):
             await client.complete("abc")
         with pytest.raises(UnavailableError):
@@ -477,11 +483,11 @@ async def test_no_router_is_unavailable() -> None:
             await client.wait_ready(0.0)
 
 
-async def test_a_router_that_stops_ends_its_streams(manager: FakeManager) -> None:
+async def test_a_router_that_stops_ends_its_streams(manager: FakeManager, one_call: bool) -> None:
     """Whoever waits hears of it."""
     async with AsyncExitStack() as stack:
         async with serve(manager) as target:
-            client = await stack.enter_async_context(Client(target))
+            client = await stack.enter_async_context(Client(target, one_call=one_call))
             stream = await stack.enter_async_context(client.stream())
             await stream.append("abc")
             waiter = asyncio.create_task(stream.wait_computed(STEP_S))

@@ -31,11 +31,12 @@ PATIENCE_S = 30.0
 
 
 class Call:
-    """One ``Stream`` call, as the router sees it."""
+    """One ``Stream`` call, or the first lane of a ``Streams`` call, as the router sees it."""
 
-    def __init__(self, requests: Any, context: Any) -> None:
-        self._requests = requests
+    def __init__(self, requests: Any, context: Any, *, is_lane: bool) -> None:
+        self._requests = _first_lane(requests) if is_lane else requests
         self._context = context
+        self._is_lane = is_lane
 
     async def read(self, operation: str) -> Any:
         """The next message, which must be this one; with its number where it has one."""
@@ -44,11 +45,21 @@ class Call:
         return request
 
     async def say(self, **event: Any) -> None:
-        await self._context.write(pb.StreamEvent(**event))
+        told: Any = pb.StreamEvent(**event)
+        if self._is_lane:
+            told = pb.StreamsReply(replies=[pb.LaneReply(lane=1, event=told)])
+        await self._context.write(told)
 
     async def vanish(self) -> None:
         """As a connection that breaks: without a word."""
         await self._context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+
+async def _first_lane(requests: Any) -> AsyncIterator[Any]:
+    async for request in requests:
+        for each in request.requests:
+            if each.lane == 1 and each.HasField("request"):
+                yield each.request
 
 
 Script = Callable[[Call], Awaitable[None]]
@@ -62,11 +73,28 @@ class Router(StreamfillServicer):
         self.failure: BaseException | None = None
 
     async def Stream(self, requests: Any, context: Any) -> None:  # noqa: N802
+        await self._follow(Call(requests, context, is_lane=False))
+
+    async def Streams(self, requests: Any, context: Any) -> None:  # noqa: N802
+        await self._follow(Call(requests, context, is_lane=True))
+
+    async def _follow(self, call: Call) -> None:
         try:
-            await self.scripts.pop(0)(Call(requests, context))
+            await self.scripts.pop(0)(call)
         except AssertionError as failure:
             self.failure = failure
             raise
+
+
+ONE_CALL = False
+"""Of the clients; see ``one_call``."""
+
+
+@pytest.fixture(params=[False, True], ids=["a call each", "one call"], autouse=True)
+def one_call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether all streams of a client share one."""
+    monkeypatch.setattr(f"{__name__}.ONE_CALL", request.param)
+    return bool(request.param)
 
 
 @asynccontextmanager
@@ -77,7 +105,8 @@ async def client_of(*scripts: Script, reconnect_s: float = PATIENCE_S) -> AsyncI
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with Client(f"127.0.0.1:{port}", reconnect_s=reconnect_s) as client:
+        target = f"127.0.0.1:{port}"
+        async with Client(target, reconnect_s=reconnect_s, one_call=ONE_CALL) as client:
             yield client
     finally:
         await server.stop(None)

@@ -21,6 +21,7 @@ from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from streamfill.errors import (
     InvalidArgumentError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     UnauthenticatedError,
 )
 from streamfill.messages.common import Role, StreamDecision
@@ -64,6 +65,21 @@ async def test_a_call_without_a_known_key_is_refused(
                 assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
                 assert "key" in await call.details() or "authorization" in await call.details()
         assert not manager.streams
+
+
+async def test_each_stream_of_a_shared_call_counts_as_a_request(keys: TestKeys) -> None:
+    """Or a limit of requests could be gone around."""
+    key = await keys.add("a", requests_per_s=2.0)
+    async with (
+        served(keys) as (target, manager),
+        Client(target, api_key=key, one_call=True) as client,
+        client.stream(),
+        client.stream(),
+    ):
+        with pytest.raises(ResourceExhaustedError, match="requests_per_s"):
+            async with client.stream():
+                pass
+        assert len(manager.streams) == 2
 
 
 async def test_two_keys_in_one_call_are_refused(keys: TestKeys) -> None:
