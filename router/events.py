@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from router.interface import Acknowledged, DoneEvent, StreamEvent, TokenEvent
@@ -32,15 +32,18 @@ class EventQueue:
         self._end: DoneEvent | StreamError | None = None
         self._wake = asyncio.Event()
         self._consumer = 0
+        self._on_acknowledged: Callable[[], bool] | None = None
 
     @property
     def end(self) -> DoneEvent | StreamError | None:
         """How the stream ended; None while it lives."""
         return self._end
 
-    def put_acknowledged(self, event: Acknowledged) -> None:
+    def put_acknowledged(self, how_far: Callable[[], Acknowledged]) -> None:
         """Replace an acknowledgement that nobody has fetched."""
-        self._acknowledged = event
+        if self._on_acknowledged is not None and self._on_acknowledged():
+            return
+        self._acknowledged = how_far()
         self._wake.set()
 
     def put_token(self, event: TokenEvent) -> None:
@@ -69,8 +72,14 @@ class EventQueue:
             )
         self._num_read = index - self._first_index
 
-    async def events(self) -> AsyncIterator[StreamEvent]:
+    async def events(
+        self, on_acknowledged: Callable[[], bool] | None = None
+    ) -> AsyncIterator[StreamEvent]:
         """Events up to the `DoneEvent`.
+
+        Args:
+            on_acknowledged: called for each acknowledgement; returns whether it has taken it. What
+                it has not comes as an event.
 
         Raises:
             StreamError: the one that ended the stream.
@@ -78,6 +87,7 @@ class EventQueue:
         """
         self._consumer += 1
         me = self._consumer
+        self._on_acknowledged = on_acknowledged
         self._wake.set()
         while me == self._consumer:
             if self._acknowledged is not None:

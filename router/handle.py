@@ -178,9 +178,11 @@ class ClientHandle:
         finally:
             self._num_commits -= 1
 
-    def events(self) -> AsyncIterator[StreamEvent]:
+    def events(
+        self, on_acknowledged: Callable[[], bool] | None = None
+    ) -> AsyncIterator[StreamEvent]:
         """See `interface.StreamHandle`."""
-        return self._session.events.events()
+        return self._session.events.events(on_acknowledged)
 
     async def cancel(self, reason: str) -> None:
         """See `interface.StreamHandle`. Does not wait for an operation under way."""
@@ -271,7 +273,7 @@ class ClientHandle:
         newest = self._newest_seq
         if client_seq is not None and not session.client_seq < client_seq <= newest + 1:
             await self._until_durable()
-            session.events.put_acknowledged(session.acknowledged())
+            session.events.put_acknowledged(session.acknowledged)
             return
         seq = newest + 1 if client_seq is None else client_seq
         try:
@@ -286,7 +288,7 @@ class ClientHandle:
             self._note_next_refused()
         session.touch()
         await self._until_durable()
-        session.events.put_acknowledged(session.acknowledged())
+        session.events.put_acknowledged(session.acknowledged)
 
     def _note_next_refused(self) -> None:
         if self._refused_next_seq == self._newest_seq + 1:

@@ -8,7 +8,7 @@ they do, unless they say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -355,10 +355,17 @@ class StreamHandle(Protocol):
         """
         ...
 
-    def events(self) -> AsyncIterator[StreamEvent]:
+    def events(
+        self, on_acknowledged: Callable[[], bool] | None = None
+    ) -> AsyncIterator[StreamEvent]:
         """Everything that happens, until ``DoneEvent``. One consumer at a time;
         acknowledgements that nobody fetched are merged, tokens never are. Raises the stream's
-        ``StreamError`` when it ends badly."""
+        ``StreamError`` when it ends badly.
+
+        Args:
+            on_acknowledged: called at once for each acknowledgement; returns whether it has taken
+                it, so that it is no event.
+        """
         ...
 
     async def cancel(self, reason: str) -> None:

@@ -94,7 +94,7 @@ class StreamfillService:
             self._lanes.discard(lanes)
 
     async def _run_lane(self, lane: Lane) -> None:
-        lane.call = self._stream_call(lane.messages(), lane.write)
+        lane.call = self._stream_call(lane.messages(), lane.write, lane.acknowledge)
         try:
             await self._run_call(lane.call)
         except StreamError as error:
@@ -106,13 +106,14 @@ class StreamfillService:
         self,
         messages: AsyncIterator[ClientMessage],
         write: Callable[[CallEvent], Awaitable[None]],
+        acknowledge: Callable[[bool], bool] | None = None,
     ) -> StreamCall:
         async def write_counted(event: CallEvent) -> None:
             if isinstance(event, Refused):
                 note_error(self._on_refused, Api.GRPC, event.error)
             await write(event)
 
-        return StreamCall(self._manager, messages, write_counted)
+        return StreamCall(self._manager, messages, write_counted, acknowledge)
 
     async def _run_call(self, call: StreamCall) -> None:
         try:

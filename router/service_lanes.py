@@ -69,6 +69,8 @@ class Lane:
         self._queue: deque[ClientMessage] = deque()
         self._wake = asyncio.Event()
         self._is_closed = False
+        self._owes_answer = False
+        self._last_acknowledged: Acknowledged | None = None
 
     async def messages(self) -> AsyncIterator[ClientMessage]:
         """Of the client."""
@@ -84,6 +86,30 @@ class Lane:
         """Tell the client."""
         await self._lanes.write(self._number, event)
 
+    def acknowledge(self, is_answer: bool) -> bool:
+        """Tell the client how far the prompt is, with the next message to it. Returns False while
+        it is slow.
+
+        Args:
+            is_answer: to an operation; such a one is sent even when it says nothing new.
+        """
+        if not self._lanes.has_room:
+            return False
+        self._owes_answer |= is_answer
+        self._lanes.acknowledge(self._number, self)
+        return True
+
+    def take_acknowledgement(self) -> Acknowledged | None:
+        """What there is to tell now, if anything."""
+        handle = None if self.call is None else self.call.handle
+        if handle is None:
+            return None
+        event = handle.acknowledged()
+        if event == self._last_acknowledged and not self._owes_answer:
+            return None
+        self._last_acknowledged, self._owes_answer = event, False
+        return event
+
     @property
     def stream_id(self) -> int:
         """0 before the stream is open."""
@@ -94,13 +120,13 @@ class Lane:
         """A message came."""
         if not self._queue and self.call is not None and self._lanes.has_room:
             try:
-                event = self.call.change_at_once(message)
+                is_applied = self.call.change_at_once(message)
             except Exception as error:  # noqa: BLE001 - the edge of a stream: others go on
                 log_event(logger, "call_failed", level=logging.ERROR, call="Streams", error=error)
                 self.fail(InternalError(f"Stream failed: {error!r}"))
                 return
-            if event is not None:
-                self._lanes.write_now(self._number, event)
+            if is_applied:
+                self.acknowledge(True)
                 return
         if len(self._queue) > MAX_UNANSWERED and not isinstance(message.operation, Cancel):
             self.fail(
@@ -160,10 +186,10 @@ class Lanes:
         """Of a call that takes no further streams."""
         self._is_finished = False
         """No further replies will come."""
-        self._replies: list[tuple[int, int, CallEvent]] = []
-        """That wait: lane, stream, event."""
-        self._acknowledgements: dict[int, int] = {}
-        """Of lanes whose newest reply that waits is one, where it stands."""
+        self._replies: list[tuple[int, int, CallEvent | Lane]] = []
+        """That wait: lane, stream, event; a lane in its place is asked what it acknowledges."""
+        self._acknowledging: set[int] = set()
+        """Lanes whose newest reply that waits is an acknowledgement."""
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -215,17 +241,16 @@ class Lanes:
     def write_now(self, number: int, event: CallEvent) -> None:
         """As ``write``, and in any case."""
         lane = self._lanes.get(number)
-        stream_id = 0 if lane is None else lane.stream_id
-        reply = (number, stream_id, event)
-        if isinstance(event, Acknowledged):
-            place = self._acknowledgements.setdefault(number, len(self._replies))
-            if place < len(self._replies):
-                self._replies[place] = reply
-                return
-        else:
-            self._acknowledgements.pop(number, None)
-        self._replies.append(reply)
+        self._acknowledging.discard(number)
+        self._replies.append((number, 0 if lane is None else lane.stream_id, event))
         self._wake.set()
+
+    def acknowledge(self, number: int, lane: Lane) -> None:
+        """Tell the client of a lane how far its prompt is when the next message leaves."""
+        if number not in self._acknowledging:
+            self._acknowledging.add(number)
+            self._replies.append((number, lane.stream_id, lane))
+            self._wake.set()
 
     async def _read(
         self, requests: AsyncIterator[pb.StreamsRequest | Undecodable[pb.StreamsRequest]]
@@ -318,10 +343,13 @@ class Lanes:
                 await self._wake.wait()
                 continue
             replies, self._replies = self._replies, []
-            self._acknowledgements.clear()
+            self._acknowledging.clear()
             self._room.set()
             reply, num_bytes = pb.StreamsReply(), 0
-            for number, stream_id, event in replies:
+            for number, stream_id, waiting in replies:
+                event = waiting.take_acknowledgement() if isinstance(waiting, Lane) else waiting
+                if event is None:
+                    continue
                 told = call_event(event, stream_id)
                 size = told.ByteSize()
                 if num_bytes + size > MAX_REPLY_BYTES and num_bytes:
@@ -329,4 +357,5 @@ class Lanes:
                     reply, num_bytes = pb.StreamsReply(), 0
                 num_bytes += size
                 reply.replies.add(lane=number, event=told)
-            await self._write(reply)
+            if num_bytes:
+                await self._write(reply)

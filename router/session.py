@@ -716,7 +716,7 @@ class Session:
             # Less than a page is not computed ahead.
             reached = message.num_computed_tokens + leg.server.facts.page_size - 1
             self.segments.computed(leg.log_seq(message.seq), reached)
-            self.events.put_acknowledged(self.acknowledged())
+            self.events.put_acknowledged(self.acknowledged)
 
     def _on_resync(self, leg: _Leg, have_seq: int, now_s: float) -> None:
         log_event(

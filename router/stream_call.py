@@ -93,15 +93,19 @@ class StreamCall:
         manager: StreamManager,
         messages: AsyncIterator[ClientMessage],
         write: Callable[[CallEvent], Awaitable[None]],
+        acknowledge: Callable[[bool], bool] | None = None,
     ) -> None:
         """Args:
         manager: the core.
         messages: of the client; ends when it closes its side.
         write: tells the client; waits while it is slow. Called by one task at a time.
+        acknowledge: tells the client soon how far the prompt is then; called with whether that
+            answers an operation. Returns whether it will. None: ``write`` does that too.
         """
         self._manager = manager
         self._messages = messages
         self._write_unlocked = write
+        self._acknowledge_soon = acknowledge
         self._write_lock = asyncio.Lock()
         self._last_acknowledged: Acknowledged | None = None
         self._takes_operations = False
@@ -127,20 +131,16 @@ class StreamCall:
                     await self._write(Failed(told))
             raise
 
-    def change_at_once(self, message: ClientMessage) -> Acknowledged | None:
-        """Apply a segment that comes behind all of `messages`, if nothing has to wait. Returns what
-        the client is to be told, or None: then it goes the way of `messages`."""
-        handle = self.handle
-        if (
-            handle is None
-            or not self._takes_operations
-            or self._under_way
-            or self._write_lock.locked()
-            or not _applied_at_once(handle, message)
-        ):
-            return None
-        self._last_acknowledged = event = handle.acknowledged()
-        return event
+    def change_at_once(self, message: ClientMessage) -> bool:
+        """Apply a segment that comes behind all of `messages`, if nothing has to wait, and leave
+        it to the caller to acknowledge it. Returns whether it was; else it goes the way of
+        `messages`."""
+        return (
+            self.handle is not None
+            and self._takes_operations
+            and not self._under_way
+            and _applied_at_once(self.handle, message)
+        )
 
     async def _run(self) -> None:
         opened = await self._open()
@@ -191,7 +191,7 @@ class StreamCall:
 
     async def _pass_events_on(self, handle: StreamHandle) -> None:
         try:
-            async for event in handle.events():
+            async for event in handle.events(self._on_acknowledged):
                 if isinstance(event, Acknowledged):
                     await self._acknowledge(handle, is_answer=False)
                 else:
@@ -253,12 +253,17 @@ class StreamCall:
             case _:
                 assert_never(operation)
 
+    def _on_acknowledged(self) -> bool:
+        return self._acknowledge_soon is not None and self._acknowledge_soon(False)
+
     async def _acknowledge(self, handle: StreamHandle, *, is_answer: bool) -> None:
         """Say how far the prompt is now: one that waited for its turn would be out of date.
 
         Args:
             is_answer: to an operation; such a one is sent even when it says nothing new.
         """
+        if self._acknowledge_soon is not None and self._acknowledge_soon(is_answer):
+            return
         async with self._write_lock:
             event = handle.acknowledged()
             if is_answer or event != self._last_acknowledged:

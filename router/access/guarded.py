@@ -6,7 +6,7 @@ that is a bug of ours, and the call fails.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -214,9 +214,11 @@ class GuardedHandle:
         self._account.check()
         await self._core.commit(options, client_seq)
 
-    def events(self) -> AsyncIterator[StreamEvent]:
+    def events(
+        self, on_acknowledged: Callable[[], bool] | None = None
+    ) -> AsyncIterator[StreamEvent]:
         """See `interface.StreamHandle`."""
-        return self._core.events()
+        return self._core.events(on_acknowledged)
 
     async def cancel(self, reason: str) -> None:
         """See `interface.StreamHandle`. Possible in any case."""

@@ -133,7 +133,8 @@ class _Run:
 
     async def run(self) -> ChaosReport:
         began_s = time.monotonic()
-        async with Client(self._address) as client:
+        # Every second seed the streams that keep their connection share one call.
+        async with Client(self._address, one_call=self._plan.seed % 2 == 1) as client:
             base = await self._warm_up(client)
             await self._under_load(client)
         load_wall_s = time.monotonic() - began_s

@@ -25,7 +25,7 @@ from streamfill.errors import (
 )
 from tests.support.cli import run_cli
 from tests.support.cluster import RunningCluster, start_cluster
-from tests.support.forms import APPEND, UPDATE, Bidi, Form, Unary, greedy, ids, reply_of, text
+from tests.support.forms import APPEND, UPDATE, Bidi, Form, Lane, Unary, greedy, ids, reply_of, text
 from tests.support.processes import kill
 from tests.support.waiting import until
 
@@ -51,7 +51,7 @@ async def client(cluster: RunningCluster) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.fixture(params=[Bidi, Unary], ids=["bidi", "unary"])
+@pytest.fixture(params=[Bidi, Lane, Unary], ids=["bidi", "lane", "unary"])
 def form(request: pytest.FixtureRequest) -> type[Form]:
     """The form of the API."""
     chosen: type[Form] = request.param

@@ -1,5 +1,5 @@
-"""The two forms of the API, bidirectional and unary, behind one interface, down at the generated
-stubs: nothing is checked or corrected on the client's side.
+"""The forms of the API, a call for each stream, one for many and unary calls, behind one interface,
+down at the generated stubs: nothing is checked or corrected on the client's side.
 
 A refusal raises the ``StreamError`` that a client would see.
 """
@@ -15,6 +15,8 @@ from typing import Protocol, TypeVar
 import grpc.aio
 
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.lanes import Lanes
+from streamfill.api.resumption import Call
 from streamfill.api.status_details import from_error_event, from_rpc_error
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 
@@ -79,13 +81,16 @@ class Bidi:
     """One ``Stream`` call. Its operations are numbered from 1 on unless the test says otherwise."""
 
     def __init__(self, stub: StreamfillStub, mode: pb.StreamMode = APPEND) -> None:
-        self._call = stub.Stream(None)
+        self._call = self._call_of(stub)
         self._mode = mode
         self._seq = 0
         self._token_ids: list[int] = []
         self._is_done = False
         self.stream_id = 0
         self.newest = pb.Acknowledged()
+
+    def _call_of(self, stub: StreamfillStub) -> Call:
+        return stub.Stream(None)
 
     async def __aenter__(self) -> Bidi:
         await self._write(pb.StreamRequest(open=pb.Open(mode=self._mode)))
@@ -157,6 +162,23 @@ class Bidi:
             case "failed":
                 raise from_error_event(event.failed)
         return event
+
+
+class Lane(Bidi):
+    """A stream in a ``Streams`` call."""
+
+    def _call_of(self, stub: StreamfillStub) -> Call:
+        self._lanes = Lanes(stub)
+        return self._lanes.open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await super().__aexit__(kind, error, traceback)
+        await self._lanes.close()
 
 
 class Unary:

@@ -56,6 +56,9 @@ and an idle server looks this often."""
 IDLE_COPY_TOKENS = 1024
 """An idle turn copies no further stream behind so many tokens: some 10 ms on one CPU core, with 46
 kB per token."""
+CLOSED_KEPT = 4096
+"""Ended streams whose opening is refused, should it come late: some seconds' worth, and frames are
+under way for less."""
 DONE_RETENTION_S = 120.0
 """The router forgets a finished stream within seconds; this bounds the memory if it cannot."""
 
@@ -108,6 +111,8 @@ class ServingCore:
         self._by_key: dict[str, StreamRecord] = {}
         self._kept: dict[int, StreamRecord] = {}
         """Done and forgotten by the router, but expected to come back."""
+        self._closed: dict[int, int] = {}
+        """Newest attempt of streams that the router ended, the last ``CLOSED_KEPT``."""
         self._num_requests = 0
         self._num_expired = 0
         self._num_turns = 0
@@ -346,7 +351,7 @@ class ServingCore:
                 record = self._records.get(message.stream_id)
                 if record is not None and record.attempt <= message.attempt:
                     self._forget(record)
-                self._send(s.Closed(stream_id=message.stream_id, attempt=message.attempt))
+                self._close(message)
             case r.FlushCache() | r.SetPolicy() | r.DescribeStreams():
                 self._answer_question(message)
             case RouterLost():
@@ -355,6 +360,7 @@ class ServingCore:
                 )
                 for record in list(self._records.values()):
                     self._drop(record)
+                self._closed.clear()  # the next router counts attempts anew
                 self._let_kept_go()
                 self.residency.stop()
             case r.WatchResidency(block_tokens=block_tokens):
@@ -365,6 +371,8 @@ class ServingCore:
                 assert_never(message)
 
     def _open(self, message: r.OpenStream) -> None:
+        if self._is_closed(message):
+            return
         old = self._records.get(message.stream_id)
         if old is not None:
             if old.attempt >= message.attempt:
@@ -467,6 +475,8 @@ class ServingCore:
         )
 
     def _generate(self, message: r.Generate) -> None:
+        if self._is_closed(message):
+            return
         old = self._records.get(message.stream_id)
         prompt_ids, output_ids = self._unpack(message.prompt_ids), self._unpack(message.output_ids)
         if old is not None:
@@ -517,7 +527,19 @@ class ServingCore:
         record = self._records.get(message.stream_id)
         if record is not None and record.attempt <= message.attempt:
             self._drop(record)
-        self._send(s.Closed(stream_id=message.stream_id, attempt=message.attempt))
+        self._close(message)
+
+    def _close(self, message: r.Cancel | r.Forget) -> None:
+        """The router ended all attempts up to this one, and hears that this server knows."""
+        stream_id = message.stream_id
+        self._closed[stream_id] = max(message.attempt, self._closed.pop(stream_id, 0))
+        if len(self._closed) > CLOSED_KEPT:
+            del self._closed[next(iter(self._closed))]
+        self._send(s.Closed(stream_id=stream_id, attempt=message.attempt))
+
+    def _is_closed(self, message: r.OpenStream | r.Generate) -> bool:
+        """Whether it was overtaken by its end: nobody would end what it began again."""
+        return self._closed.get(message.stream_id, -1) >= message.attempt
 
     def _resend(self, message: r.ResendOutput) -> None:
         record = self._find(message.stream_id, message.attempt)

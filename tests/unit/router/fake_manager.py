@@ -289,13 +289,16 @@ class FakeStream:
         self.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
         self._note(client_seq)
 
-    async def events(self) -> AsyncIterator[StreamEvent]:
+    async def events(
+        self, on_acknowledged: Callable[[], bool] | None = None
+    ) -> AsyncIterator[StreamEvent]:
         while self.committed is None or self.manager.hold_answer:
             if self.failure is not None:
                 raise self.failure
             if self._acknowledged_waits:
                 self._acknowledged_waits = False
-                yield self._acknowledged()
+                if on_acknowledged is None or not on_acknowledged():
+                    yield self._acknowledged()
             else:
                 self._wake.clear()
                 await self._wake.wait()

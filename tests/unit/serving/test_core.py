@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -384,6 +386,27 @@ def test_a_cancel_is_answered_each_time(server: PrefillUnderTest) -> None:
     """A repeated one too."""
     server.run(opened(), cancel(), cancel())
     assert server.take(s.Closed) == [s.Closed(stream_id=1, attempt=1)] * 2
+
+
+@pytest.mark.parametrize("end", [cancel, forget])
+def test_an_opening_that_its_end_overtook_opens_nothing(
+    server: PrefillUnderTest, end: Callable[..., r.Cancel | r.Forget]
+) -> None:
+    """Nobody would ever end it: the router has heard already that the stream is closed here."""
+    prompt = tokens(8)
+    late = opened(), splice(prompt), generate(prompt)
+    server.run(end(), *late)
+    server.run(opened(2), end(2), opened(2))
+    server.run(*late, end(), *late)
+    assert server.core.counters(0).num_streams == 0
+    server.run(opened(attempt=2), splice(prompt, attempt=2), commit(8, attempt=2))
+    assert server.answer(1)[0]
+
+
+def test_a_new_router_counts_attempts_anew(server: PrefillUnderTest) -> None:
+    """It may have found streams in its log."""
+    server.run(opened(), cancel(), RouterLost(), opened())
+    assert server.core.counters(0).num_streams == 1
 
 
 # Endings

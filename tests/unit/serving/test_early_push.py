@@ -179,6 +179,8 @@ def test_what_is_there_is_not_sent() -> None:
     pair.finish(PROMPT[:150])
     pair.end()
     before = pair.prefill.core.counters(0).num_handoff_bytes
+    pair.prefill.turn(RouterLost())  # the next one may use ids again
+    pair.decode.turn(RouterLost())
     pair.open()
     pair.run(splice(PROMPT[:150]))
     pair.commit(150, seq=2)

@@ -273,11 +273,10 @@ async def test_tokens_are_given_again_from_any_index() -> None:
         queue.put_token(token(index))
     assert await events_of(queue, 4) == [token(index) for index in range(4)]
     queue.rewind(2)
-    queue.put_acknowledged(
-        Acknowledged(
-            client_seq=1, num_received_tokens=0, num_computed_tokens=0, num_invalidated_tokens=0
-        )
+    far = Acknowledged(
+        client_seq=1, num_received_tokens=0, num_computed_tokens=0, num_invalidated_tokens=0
     )
+    queue.put_acknowledged(lambda: far)
     assert (await events_of(queue, 3))[1:] == [token(2), token(3)]
     queue.keeps_tokens = False
     queue.put_token(token(4))
