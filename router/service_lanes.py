@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from router.call_messages import CallEvent, Cancel, ClientMessage, Failed
@@ -42,6 +43,10 @@ MAX_UNANSWERED: Final = 16
 and a cancellation may come on top."""
 MAX_LANES: Final = 4096
 """Of one call."""
+MAX_REQUESTS: Final = 4096
+"""Of one message."""
+REQUESTS_PER_TURN: Final = 64
+"""Some milliseconds; then others have their turn."""
 MAX_WAITING_REPLIES: Final = 1024
 MAX_REPLY_BYTES: Final = 256 * 1024
 """Of a message with several replies. Clients read 4 MiB unless they are told otherwise."""
@@ -258,8 +263,19 @@ class Lanes:
         async for request in requests:
             if isinstance(request, Undecodable):
                 raise request.error
-            for item in request.requests:
+            if len(request.requests) > MAX_REQUESTS:
+                raise InvalidArgumentError(
+                    f"a message with {len(request.requests)} requests; {MAX_REQUESTS} are the most",
+                    details={"limit": "requests_of_a_message", "limit_value": MAX_REQUESTS},
+                )
+            for number, item in enumerate(request.requests, 1):
                 self._take(item)
+                if not number % REQUESTS_PER_TURN:
+                    await asyncio.sleep(0)
+            while len(self._replies) > 2 * MAX_WAITING_REPLIES:
+                # Of refusals, which wait for nobody: somebody opens streams and does not read.
+                self._room.clear()
+                await self._room.wait()
 
     def _take(self, item: pb.LaneRequest) -> None:
         lane = self._lanes.get(item.lane)
@@ -296,21 +312,21 @@ class Lanes:
             self.write_now(item.lane, Failed(error))
             return None
         lane = self._lanes[item.lane] = Lane(item.lane, self)
-        lane.task = asyncio.create_task(self._run_lane(item.lane, lane, item.traceparent))
+        lane.task = asyncio.create_task(self._run_lane(lane, item.traceparent))
+        # And not in the task, which may be cancelled before it begins.
+        lane.task.add_done_callback(partial(self._end_lane, item.lane, lane))
         return lane
 
-    async def _run_lane(self, number: int, lane: Lane, trace_parent: str) -> None:
+    async def _run_lane(self, lane: Lane, trace_parent: str) -> None:
         if trace_parent:
             TRACE_PARENT.set(trace_parent[:MAX_TRACE_PARENT_CHARS])
-        try:
-            await self._run_stream(lane)
-        except asyncio.CancelledError:
-            if lane.error is None:
-                raise
+        await self._run_stream(lane)
+
+    def _end_lane(self, number: int, lane: Lane, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and lane.error is not None:
             self.write_now(number, Failed(lane.error))
-        finally:
-            del self._lanes[number]
-            self._note_empty()
+        del self._lanes[number]
+        self._note_empty()
 
     def _close(self) -> None:
         self._is_stopping = True

@@ -25,6 +25,7 @@ MAX_UNANSWERED: Final = 16
 ``streamfill.proto`` has it."""
 MAX_WAITING: Final = 1024
 """Requests of all streams that gRPC has not taken yet."""
+MAX_BATCH_REQUESTS: Final = 1024
 MAX_BATCH_BYTES: Final = 1024 * 1024
 """Of a message of several requests."""
 IDLE_S: Final = 20.0
@@ -214,10 +215,11 @@ class SharedCall:
                 continue
             batch = [self._waiting.popleft()]
             num_bytes = batch[0].ByteSize()
-            while self._waiting and num_bytes < MAX_BATCH_BYTES:
+            while self._waiting and len(batch) < MAX_BATCH_REQUESTS:
                 num_bytes += self._waiting[0].ByteSize()
-                if num_bytes <= MAX_BATCH_BYTES:
-                    batch.append(self._waiting.popleft())
+                if num_bytes > MAX_BATCH_BYTES:
+                    break
+                batch.append(self._waiting.popleft())
             self._room.set()
             try:
                 await self._call.write(pb.StreamsRequest(requests=batch))

@@ -158,6 +158,8 @@ class StreamCall:
 
     async def _operate(self, request: pb.StreamRequest) -> None:
         async with self._send_lock:
+            if self.end is not None:  # it came while others sent; nobody will read an answer
+                raise self.end
             self._last_seq += 1
             seq = request.seq = self._last_seq
             answered: asyncio.Future[None] = self._loop.create_future()

@@ -178,6 +178,52 @@ async def test_a_client_that_hangs_up_is_told_nothing_more() -> None:
         assert second.done
 
 
+async def test_a_stream_that_is_given_up_before_it_began() -> None:
+    """In the same message, so its task never runs."""
+    manager = FakeManager()
+    async with shared(manager) as call:
+        lane = pb.LaneRequest(lane=1, request=OPEN), pb.LaneRequest(lane=1, hang_up=pb.HangUp())
+        await call.call.write(pb.StreamsRequest(requests=lane))
+        await call.say(2, OPEN, append("abc", 1), commit(2))
+        await call.until(2, "done")
+        await call.call.done_writing()
+        assert await call.status() == ("OK", "")
+        assert not call.told[1]
+
+
+async def test_a_client_that_opens_streams_and_does_not_read_is_held_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refusals wait for nobody, so they must not pile up either."""
+    monkeypatch.setattr(service_lanes, "MAX_LANES", 0)
+    monkeypatch.setattr(service_lanes, "MAX_WAITING_REPLIES", 8)
+    manager = FakeManager()
+    num = 20_000
+    async with shared(manager) as call:
+
+        async def send() -> None:
+            for lane in range(1, num + 1):
+                await call.say(lane, OPEN)
+
+        sending = asyncio.create_task(send())
+        await asyncio.wait({sending}, timeout=3.0)
+        assert not sending.done()
+        while len(call.told) < num:
+            assert await call.read()
+        await sending
+        assert all(events[-1].HasField("failed") for events in call.told.values())
+
+
+async def test_a_message_has_a_limit_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have to wait for all of them."""
+    monkeypatch.setattr(service_lanes, "MAX_REQUESTS", 3)
+    async with shared(FakeManager()) as call:
+        await call.say(1, OPEN, append("a", 1), append("b", 2), append("c", 3))
+        assert await call.status() == (
+            *("INVALID_ARGUMENT", "a message with 4 requests; 3 are the most"),
+        )
+
+
 async def test_a_call_that_goes_away_takes_its_streams_along() -> None:
     """As many calls of their own would."""
     manager = FakeManager()
