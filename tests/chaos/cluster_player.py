@@ -73,6 +73,8 @@ async def _cut(player: _Player, planned: PlannedStream, address: str) -> None:
         await client.close()
         life.cancel()
         await asyncio.wait({life})
+    if not life.cancelled() and life.exception() is None:
+        player.history.left = False  # the end of its answer was already here
     error = None if life.cancelled() else life.exception()
     if isinstance(error, StreamError) and not player.history.left:
         raise error
