@@ -23,6 +23,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import assert_never
 
 from router import timing
@@ -1046,7 +1047,8 @@ class Session:
         self._last_acknowledged = self.acknowledged()
         self._leave_servers()
         self._cluster.room.forget(self.stream_id)
-        log_event(
+        say = partial(
+            log_event,
             logger,
             "stream_ended",
             stream_id=self.stream_id,
@@ -1078,9 +1080,10 @@ class Session:
         self._committed = None
         self._due_s = NEVER_S
         if self.journal is None:
+            say()
             self.events.close(end)
         else:
-            self.journal.ended(state.value, end)
+            self.journal.ended(state.value, end, say)
         self._on_end(self, ended)
 
     def _leave_servers(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -133,8 +133,14 @@ class Journal:
             self._append(rec.Answered(tokens=_tokens(events, last_is_silent=False)))
             self._log.when_durable(self._ticket, lambda: self._give(events))
 
-    def ended(self, state: str, end: DoneEvent | StreamError) -> None:
-        """The stream is over. Nothing follows."""
+    def ended(
+        self, state: str, end: DoneEvent | StreamError, say: Callable[[], None] | None = None
+    ) -> None:
+        """The stream is over. Nothing follows.
+
+        Args:
+            say: called when the client is told: before, a router that dies has not ended it.
+        """
         events, self._unsaid = self._unsaid, []
         finished, failure, silent = None, None, False
         if isinstance(end, DoneEvent):
@@ -146,6 +152,8 @@ class Journal:
         self._append(rec.Ended(state=state, tokens=tokens, finished=finished, failure=failure))
 
         def tell() -> None:
+            if say is not None:
+                say()
             self._give(events)
             self._events.close(end)
 

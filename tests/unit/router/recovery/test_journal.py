@@ -229,13 +229,16 @@ async def test_nothing_is_told_before_it_is_durable(model: Model) -> None:
     assert not waiting.done()
     journal.token(token(0))
     journal.flush()
-    journal.ended("DONE", done())
+    said: list[str] = []
+    journal.ended("DONE", done(), lambda: said.append("ended"))
     reading = asyncio.create_task(events_of(queue, 2))
     await asyncio.sleep(0.01)
     assert not reading.done()
+    assert not said
     assert queue.end is None
     log.make_durable()
     await asyncio.wait_for(waiting, 5)
+    assert said == ["ended"]
     assert journal.durable_seq == 1
     first, second = await asyncio.wait_for(reading, 5)
     assert (first, second.finish_reason) == (token(0), "stop")
