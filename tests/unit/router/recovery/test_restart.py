@@ -86,14 +86,18 @@ async def test_killed_while_clients_append_and_answers_stream(
     none twice; and the router counts what it found again."""
     _, decode = await router.pair()
     decode.output_limit = 1
+    # What is not open yet when the router dies is not in its log.
+    all_open = asyncio.Barrier(NUM_STREAMS + 1)
 
     async def one(client: Client, seed: int) -> tuple[list[int], int]:
         async with client.stream() as stream:
+            await all_open.wait()
             await append_all(stream, seed, 0.03)
             return await read_all(stream), stream.num_resumptions
 
     async with Client(router.target) as client:
         runs = [asyncio.create_task(one(client, seed)) for seed in range(NUM_STREAMS)]
+        await asyncio.wait_for(all_open.wait(), PATIENCE_S)
         outputs = asyncio.create_task(let_out(decode, NUM_TOKENS, 0.06))
         for _ in range(4):
             await asyncio.sleep(0.35)
