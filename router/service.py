@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from router import service_replies as replies
@@ -84,7 +85,8 @@ class StreamfillService:
         writer: StreamsWriter,
     ) -> None:
         """``Streams``"""
-        lanes = Lanes(self._run_lane, writer.write, self._vocab_size, _take_request)
+        note_refused = partial(note_error, self._on_refused, Api.GRPC)
+        lanes = Lanes(self._run_lane, writer.write, self._vocab_size, _take_request, note_refused)
         self._lanes.add(lanes)
         if self._is_stopping:
             lanes.stop()

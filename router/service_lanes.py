@@ -26,6 +26,7 @@ from router.service_stream import call_event, client_message
 from router.stream_call import FIRST_MESSAGE_S, StreamCall
 from router.traces import MAX_TRACE_PARENT_CHARS, TRACE_PARENT
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.lanes import MAX_UNANSWERED
 from streamfill.errors import (
     ErrorCode,
     InternalError,
@@ -38,9 +39,6 @@ from streamfill.observability.logging import log_event
 
 logger = logging.getLogger(__name__)
 
-MAX_UNANSWERED: Final = 16
-"""Operations of one stream that were sent and not answered; as ``streamfill.proto`` says. A commit
-and a cancellation may come on top."""
 MAX_LANES: Final = 4096
 """Of one call."""
 MAX_REQUESTS: Final = 4096
@@ -171,6 +169,7 @@ class Lanes:
         write: Callable[[pb.StreamsReply], Awaitable[None]],
         vocab_size: int,
         take_request: Callable[[], None],
+        note_refused: Callable[[StreamError], None],
     ) -> None:
         """Args:
         run_stream: runs the stream of a lane to its end; called in a task for each. Tells the
@@ -179,11 +178,13 @@ class Lanes:
         vocab_size: of the model.
         take_request: called for each stream but the first, which the call itself was. Raises
             ``StreamError`` where the caller may have no further one.
+        note_refused: called with what ends a stream that its runner does not know of.
         """
         self._run_stream = run_stream
         self._write = write
         self._vocab_size = vocab_size
         self._take_request = take_request
+        self._note_refused = note_refused
         self._lanes: dict[int, Lane] = {}
         self._newest = 0
         self._is_stopping = False
@@ -309,7 +310,7 @@ class Lanes:
             if not is_first:
                 self._take_request()
         except StreamError as error:
-            self.write_now(item.lane, Failed(error))
+            self._refuse(item.lane, error)
             return None
         lane = self._lanes[item.lane] = Lane(item.lane, self)
         lane.task = asyncio.create_task(self._run_lane(lane, item.traceparent))
@@ -324,9 +325,13 @@ class Lanes:
 
     def _end_lane(self, number: int, lane: Lane, task: asyncio.Task[None]) -> None:
         if task.cancelled() and lane.error is not None:
-            self.write_now(number, Failed(lane.error))
+            self._refuse(number, lane.error)
         del self._lanes[number]
         self._note_empty()
+
+    def _refuse(self, number: int, error: StreamError) -> None:
+        self._note_refused(error)
+        self.write_now(number, Failed(error))
 
     def _close(self) -> None:
         self._is_stopping = True

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 
 MAX_UNANSWERED: Final = 16
-"""Appends and updates of one stream that are neither acknowledged nor refused; as
-``streamfill.proto`` has it."""
+"""Appends and updates of one stream that are neither acknowledged nor refused; the router's limit,
+as ``streamfill.proto`` says it. A commit and a cancellation may come on top."""
 MAX_WAITING: Final = 1024
 """Requests of all streams that gRPC has not taken yet."""
 MAX_BATCH_REQUESTS: Final = 1024

@@ -14,10 +14,11 @@ import grpc.aio
 import pytest
 
 from router import service_lanes
-from router.service_lanes import MAX_UNANSWERED
+from router.refusals import Api, Note, Refusal, not_counted
 from router.service_server import GrpcServer
 from router.traces import TRACE_PARENT
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.lanes import MAX_UNANSWERED
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from tests.unit.router.fake_manager import STEP_S, FakeManager, FakeStream, serve
 from tests.unit.router.lane_call import request_of
@@ -67,8 +68,9 @@ class SharedCall:
 
 
 @asynccontextmanager
-async def shared(manager: FakeManager) -> AsyncIterator[SharedCall]:
-    async with serve(manager) as target, grpc.aio.insecure_channel(target) as channel:
+async def shared(manager: FakeManager, on_refused: Note = not_counted) -> AsyncIterator[SharedCall]:
+    served = serve(manager, on_refused=on_refused)
+    async with served as target, grpc.aio.insecure_channel(target) as channel:
         yield SharedCall(channel)
 
 
@@ -143,13 +145,15 @@ async def test_a_stream_that_is_sent_too_much_ends_and_the_others_go_on(
 
     monkeypatch.setattr(FakeStream, "append", never)
     manager = FakeManager(changes_at_once=False)
-    async with shared(manager) as call:
+    refused: list[tuple[Api, Refusal]] = []
+    async with shared(manager, lambda api, why: refused.append((api, why))) as call:
         await call.say(1, OPEN)
         await call.until(1, "opened")
         await call.say(1, *[append("a", seq) for seq in range(1, 3 * MAX_UNANSWERED)])
         failed = (await call.until(1, "failed")).failed
         assert failed.code == pb.CODE_RESOURCE_EXHAUSTED
         assert failed.details["limit_value"] == str(MAX_UNANSWERED)
+        assert refused == [(Api.GRPC, Refusal.LIMITED)]
         stream = streams_of(manager)[0]
         await asyncio.wait_for(stream.ended.wait(), STEP_S)
         await call.say(2, OPEN)
@@ -307,12 +311,14 @@ async def test_a_router_that_ends_waits_for_streams_and_not_for_calls(has_stream
 async def test_a_call_has_a_limit_of_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_lanes, "MAX_LANES", 2)
     manager = FakeManager()
-    async with shared(manager) as call:
+    refused: list[tuple[Api, Refusal]] = []
+    async with shared(manager, lambda api, why: refused.append((api, why))) as call:
         for lane in (1, 2, 3):
             await call.say(lane, OPEN)
         failed = (await call.until(3, "failed")).failed
         assert failed.code == pb.CODE_RESOURCE_EXHAUSTED
         assert "2 streams" in failed.message
+        assert refused == [(Api.GRPC, Refusal.LIMITED)]
         await call.hang_up(1)
         await call.until(2, "opened")
         await asyncio.wait_for(streams_of(manager)[0].ended.wait(), STEP_S)
