@@ -12,13 +12,16 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
+from router.interface import DoneEvent
+from streamfill.errors import StreamError
 from streamfill.observability import lifetime
 from streamfill.observability.lifetime import LifetimeEntry
 from streamfill.observability.logging import RateLimited, log_event
 from streamfill.observability.metric_values import MetricSet
 from streamfill.observability.metrics import Metric
+from streamfill.stream.state import StreamState
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,14 @@ MAX_QUEUED: Final = 1_000
 """Streams that ended and were not looked at. More are counted and left out of the figures, rather
 than kept in memory: a lifetime has an entry of a hundred bytes per token."""
 CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class Ending(NamedTuple):
+    """How a stream ends."""
+
+    state: StreamState
+    how: DoneEvent | StreamError
+    """What its client is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -140,7 +140,7 @@ class ClientHandle:
         if (
             session.journal is not None
             or session.state is not StreamState.OPEN
-            or session.may_be_placed
+            or session.prefilling.may_be_placed
             or client_seq not in (None, seq)
             or self._lock.locked()
             or _is_long(segment)
@@ -160,7 +160,7 @@ class ClientHandle:
         self._record_segment(splices, number, segment, seq)
         session.client_seq = seq
         self._note_next_refused()
-        session.touch()
+        session.timeouts.touch()
         return True
 
     def acknowledged(self) -> Acknowledged:
@@ -269,7 +269,7 @@ class ClientHandle:
         self, client_seq: int | None, apply: Callable[[int], Awaitable[None]]
     ) -> None:
         session = self._session
-        session.touch()
+        session.timeouts.touch()
         newest = self._newest_seq
         if client_seq is not None and not session.client_seq < client_seq <= newest + 1:
             await self._until_durable()
@@ -286,7 +286,7 @@ class ClientHandle:
             raise
         finally:
             self._note_next_refused()
-        session.touch()
+        session.timeouts.touch()
         await self._until_durable()
         session.events.put_acknowledged(session.acknowledged)
 
@@ -366,18 +366,18 @@ class ClientHandle:
         session.commit(options, seq, logged)
 
     async def _is_served(self) -> bool:
-        if self._session.is_kept_by_server:
+        if self._session.attempts.is_kept_by_server:
             return True
         return await self._cluster.wait_for_prefill(self._session.place_wait_s)
 
     def _place(self, splices: Sequence[Splice], *, is_complete: bool) -> None:
         """Before they are recorded and sent: the stream may still go to another server."""
         session = self._session
-        if splices and session.may_be_placed:
+        if splices and session.prefilling.may_be_placed:
             prompt = token_array(session.prompt.log.ids)
             for splice in splices:
                 apply_splice(prompt, splice)
-            session.place_by(prompt, is_complete=is_complete)
+            session.attempts.place_by(prompt, is_complete=is_complete)
 
     def _count_segment(self, logged: Sequence[LoggedSplice]) -> None:
         self._cluster.metrics.segments[self.mode].inc()

@@ -1,6 +1,6 @@
 """One stream on one server: what was sent, what is acknowledged, what must be sent again.
 
-A leg belongs to one attempt. Nothing here decides where a stream goes; `session` does.
+A leg belongs to one attempt. Nothing here decides where a stream goes; `attempts` does.
 """
 
 from __future__ import annotations
@@ -296,3 +296,7 @@ class GenerateLeg:
         if self._message is not None and now_s >= self._repetition.due_s:
             self._send(self.server, self._message)
             self._repetition.repeated(now_s)
+
+
+Leg = PrefillLeg | GenerateLeg
+"""Either part of a stream on a server."""

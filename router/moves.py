@@ -19,7 +19,7 @@ from streamfill.stream.token_log import LoggedSplice
 
 
 class Moves:
-    """The moves of one stream. Owned by its session."""
+    """The moves of one stream. Owned by `prefilling`."""
 
     __slots__ = ("_num_invalidated", "_old", "moved_s", "num_balanced")
 

@@ -149,7 +149,7 @@ class Rebalancer:
         )
 
     def _movable(self, session: Session, now_s: float) -> MovableStream | None:
-        leg = session.movable_leg()
+        leg = session.attempts.movable_leg()
         # An operation that waits for room would have to queue anew, and might be refused there.
         if leg is None or self._cluster.room.is_waiting(session.stream_id):
             return None
@@ -159,6 +159,6 @@ class Rebalancer:
             server_id=leg.server.server_id,
             num_tokens=num_tokens,
             num_computed_tokens=min(leg.num_computed_tokens, num_tokens),
-            num_moves=session.moves.num_balanced,
-            rested_s=now_s - session.moves.moved_s,
+            num_moves=session.prefilling.moves.num_balanced,
+            rested_s=now_s - session.prefilling.moves.moved_s,
         )

@@ -73,6 +73,16 @@ def done_of(finished: rec.Finished) -> DoneEvent:
     )
 
 
+def end_of(ended: rec.Ended) -> DoneEvent | StreamError | None:
+    """How a stream ended that is in the log; None: the log does not say."""
+    if ended.finished is not None:
+        return done_of(ended.finished)
+    if ended.failure is not None:
+        failure = ended.failure
+        return error_of(failure.code, failure.message, failure.details)
+    return None
+
+
 def failure_of(error: StreamError) -> rec.Failure:
     """A bad end as part of a record."""
     return rec.Failure(code=str(error.code), message=error.message, details=dict(error.details))

@@ -201,14 +201,14 @@ async def test_nothing_is_forgotten_that_the_other_server_of_a_move_lacks(
     new.drop_incoming = lambda message: True
     session = session_of(cluster.manager, stream)
     await cluster.manager.drain_server(ServerId(old.server_id), None, force=False)
-    assert session.moves.is_under_way
+    assert session.prefilling.moves.is_under_way
     old.drop_incoming = lambda message: isinstance(message, r.Splice)
     assert stream.change_at_once(ids(22))
     assert stream.change_at_once(ids(23))
     await cluster.manager.resume_server(ServerId(old.server_id))
     await cluster.kill(new)
     old.drop_incoming = lambda message: False
-    await until(lambda: not session.moves.is_under_way)
+    await until(lambda: not session.prefilling.moves.is_under_way)
     await stream.commit(commit_of(3))
     tokens, done = await answer_of(stream)
     assert [t.token_id for t in tokens] == expected_answer([20, 21, 22, 23], 3, cluster.vocab_size)
