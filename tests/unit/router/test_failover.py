@@ -463,6 +463,32 @@ async def test_silent_server_comes_back_without_its_old_streams(
     assert [t.token_id for t in tokens] == expected_answer(PROMPT, 3, cluster.vocab_size)
 
 
+@pytest.mark.parametrize("comes_back", [True, False], ids=["comes back", "dies"])
+async def test_a_commit_is_taken_while_the_only_server_is_silent(
+    cluster: TestCluster, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    """It may have stood still for a moment; if it is dead the answer comes from the next one. Only
+    what is new is refused."""
+    monkeypatch.setattr(timing, "SUSPECT_AFTER_S", 0.3)
+    monkeypatch.setattr(timing, "DEAD_AFTER_S", 60.0)
+    first = await cluster.prefill(0)
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    first.mute = True
+    await until(lambda: cluster.state_of(first) == "suspect")
+    with pytest.raises(UnavailableError, match="no prefill server is alive"):
+        await cluster.open()
+    await handle.commit(commit_of(3))
+    if comes_back:
+        first.mute = False
+    else:
+        await cluster.kill(first)
+        await cluster.prefill(1)
+    tokens, done = await answer_of(handle)
+    assert [t.token_id for t in tokens] == expected_answer(PROMPT, 3, cluster.vocab_size)
+    assert done.num_attempts == (1 if comes_back else 2)
+
+
 async def test_draining_server_hands_its_open_streams_on(cluster: TestCluster) -> None:
     """Uncommitted streams move, new ones go elsewhere, committed ones are finished there."""
     first = await cluster.prefill(0)
