@@ -459,7 +459,7 @@ class PrefillCore(ServingCore):
         num_bytes = num_tokens * self.engine.host_room().bytes_per_token
         recompute_s = self.decider.costs.model().recompute.seconds(num_tokens, num_held)
         sending_s = num_bytes * self._seconds_per_byte
-        num_here = self._cached_tokens(record, len(record.ids))
+        num_here = self.kv.cached_tokens(record, len(record.ids))
         log_event(
             logger,
             "handoff_missed",

@@ -13,8 +13,9 @@ Life of a stream: ``OpenStream`` → ``Splice``* → ``Commit`` → answer, or `
 is missing of the prompt is computed in steps of bounded size, so that no stream waits for more than
 one step of another's context; the request that samples is started when the rest fits one step.
 
-The core holds no KV: it only believes that tokens are in the radix tree (``num_computed``) and
-looks again whenever it matters. Evicted KV is simply computed again.
+The core holds no KV: it only believes that tokens are in the radix tree and looks again whenever it
+matters (``stream_kv``). KV that was taken comes back from host memory (``restoring``), or is simply
+computed again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import NamedTuple, assert_never
 
 import msgspec
 
-from streamfill.engine.interface import CopyReport, Engine, RequestUpdate
+from streamfill.engine.interface import Engine, RequestUpdate
 from streamfill.errors import ConfigError, ErrorCode, ProtocolError
 from streamfill.kv_transfer.codecs import NO_CODEC
 from streamfill.links.server_link import Inbound, RouterLost
@@ -39,23 +40,19 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids, unpack_ids
 from streamfill.messages.common import Finish, FinishReason, Sampling, ServerCounters, StreamMode
-from streamfill.messages.control import PreemptionAction, StreamTelemetry
+from streamfill.messages.control import StreamTelemetry
 from streamfill.observability.logging import log_event
 from streamfill.preemption.standing import StandingPlan
 from streamfill.scheduling.plan import RunReason, StepPlan, StreamRun
-from streamfill.serving.account import NEGLIGIBLE_TOKENS, WorkAccount
+from streamfill.serving.account import WorkAccount
 from streamfill.serving.deciding import Decider, PolicySetting, PreemptionSetting
-from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord
+from streamfill.serving.records import Answer, InFlight, Phase, StreamRecord, Streams
 from streamfill.serving.residency import ResidencyReports
+from streamfill.serving.restoring import Restoring
+from streamfill.serving.stream_kv import StreamKv
 
 logger = logging.getLogger(__name__)
 
-PREFETCH_S = 1.0
-"""KV comes back so long before its stream's next segment is expected: about one gap of a crawler,
-and an idle server looks this often."""
-IDLE_COPY_TOKENS = 1024
-"""An idle turn copies no further stream behind so many tokens: some 10 ms on one CPU core, with 46
-kB per token."""
 CLOSED_KEPT = 4096
 """Ended streams whose opening is refused, should it come late: some seconds' worth, and frames are
 under way for less."""
@@ -107,10 +104,8 @@ class ServingCore:
         self.engine = engine
         self._send = send
         self._clock = clock
-        self._records: dict[int, StreamRecord] = {}
-        self._by_key: dict[str, StreamRecord] = {}
-        self._kept: dict[int, StreamRecord] = {}
-        """Done and forgotten by the router, but expected to come back."""
+        self._streams = Streams({}, {}, {})
+        self._records, self._kept, self._by_key = self._streams
         self._closed: dict[int, int] = {}
         """Newest attempt of streams that the router ended, the last ``CLOSED_KEPT``."""
         self._num_requests = 0
@@ -127,14 +122,10 @@ class ServingCore:
             preemption or PreemptionSetting(),
             step_tokens=step_tokens,
         )
+        self.kv = StreamKv(engine, self.decider, self._streams, clock)
+        self._restoring = Restoring(engine, self.decider, self.kv, self._streams)
         self.num_computed_tokens = 0
-        self.num_recomputed_tokens = 0
-        self.num_preemptions = 0
         self.num_interruptions = 0
-        self.num_swap_outs = 0
-        self.num_swap_ins = 0
-        self.swap_out_bytes = 0
-        self.swap_in_bytes = 0
         self.num_handoff_bytes = 0
         """Sent to decode servers; stays 0 on these."""
         self.num_early_bytes = 0
@@ -192,29 +183,15 @@ class ServingCore:
             else:
                 self._on_segment(record, update)
 
-    def note_copies(self, copies: Sequence[CopyReport]) -> None:
-        """Copies to and from host memory, as rank 0 saw them end: what is learned of their cost
-        decides who gives up memory, and has to be the same on every rank."""
-        for copy in copies:
-            self.decider.costs.observe_copy(
-                out=copy.out, num_bytes=copy.num_bytes, observed_s=copy.seconds
-            )
-            if copy.out:
-                self.num_swap_outs += 1
-                self.swap_out_bytes += copy.num_bytes
-            else:
-                self.num_swap_ins += 1
-                self.swap_in_bytes += copy.num_bytes
-
     def note_losses(self) -> frozenset[int]:
         """Look for the KV of streams from which some was taken; returns those streams."""
         losers = self.engine.take_losers()
         for stream_id in losers:
-            record = self._records.get(stream_id) or self._kept.get(stream_id)
+            record = self._streams.find(stream_id)
             if record is None or record.phase is Phase.ANSWERING:
                 continue  # its account is closed; what it lacks the engine computes
             if record.phase is not Phase.DONE or record.keep_s:
-                self._find_kv(record)
+                self.kv.find(record)
         return losers
 
     def schedule(self) -> None:
@@ -225,7 +202,7 @@ class ServingCore:
         the plan says; a run that finds none stays in the engine's queue, and the next decision
         knows.
         """
-        self._restore_for_waiting()
+        self._restoring.restore_for_waiting()
         now_s = self._clock()
         plan = self._decide(now_s)
         num_admitted = 0
@@ -236,7 +213,7 @@ class ServingCore:
             num_admitted += 1
             self._start(record, run, plan.num_tokens)
         if not self._by_key:
-            self._use_idle_time(now_s)
+            self._restoring.use_idle_time(now_s)
         self.decider.note_step_start(now_s, plan._replace(runs=plan.runs[:num_admitted]))
         self.engine.allow_interrupts(plan.interruptible and len(self._by_key) == num_admitted > 0)
 
@@ -287,7 +264,7 @@ class ServingCore:
             self.engine.load(),
             self.transport_counters(),
         )
-        room = self.engine.host_room()
+        room, kv = self.engine.host_room(), self.kv
         return ServerCounters(
             num_streams=len(self._records),
             num_waiting=load.num_waiting,
@@ -308,15 +285,15 @@ class ServingCore:
             num_malformed_frames=num_malformed_frames,
             num_evicted_tokens=self.engine.num_evicted_tokens,
             num_computed_tokens=self.num_computed_tokens,
-            num_recomputed_tokens=self.num_recomputed_tokens,
-            num_preemptions=self.num_preemptions,
+            num_recomputed_tokens=kv.num_recomputed_tokens,
+            num_preemptions=kv.num_preemptions,
             num_interruptions=self.num_interruptions,
             num_handoff_bytes=self.num_handoff_bytes,
             num_early_bytes=self.num_early_bytes,
-            num_swap_outs=self.num_swap_outs,
-            num_swap_ins=self.num_swap_ins,
-            swap_out_bytes=self.swap_out_bytes,
-            swap_in_bytes=self.swap_in_bytes,
+            num_swap_outs=kv.num_swap_outs,
+            num_swap_ins=kv.num_swap_ins,
+            swap_out_bytes=kv.swap_out_bytes,
+            swap_in_bytes=kv.swap_in_bytes,
             num_host_tokens=room.num_tokens - room.num_free_tokens,
             plan_version=self.plan.version,
         )
@@ -408,7 +385,7 @@ class ServingCore:
             if keep_tokens < num_saved:
                 first_token = max(keep_tokens, record.num_shared)
                 self.engine.release_host(old_ids, first_token, namespace=record.namespace)
-        self._look_again(record)
+        self.kv.look_again(record)
         self._report_progress(record)
 
     def _commit(self, message: r.Commit) -> None:
@@ -425,7 +402,7 @@ class ServingCore:
         record.committed_s = self._clock()
         record.advance(Phase.COMMITTED)
         self.decider.note_commit(record)
-        self._look_again(record)
+        self.kv.look_again(record)
 
     def _answer_question(self, message: r.FlushCache | r.SetPolicy | r.DescribeStreams) -> None:
         """What concerns the server as a whole."""
@@ -516,7 +493,7 @@ class ServingCore:
         first."""
         record.committed_s = self._clock()
         record.advance(Phase.COMMITTED)
-        self._look_again(record)
+        self.kv.look_again(record)
 
     def _about_handoff(self, message: r.PushTo | r.HandOff | r.HandoffFailed) -> None:
         """Prefill servers are told where KV goes, decode servers that none comes. Overridden by the
@@ -585,14 +562,8 @@ class ServingCore:
         now_s = self._clock()
         record.last_computed_s = now_s
         self.num_computed_tokens += in_flight.up_to - update.num_cached_tokens
-        self._note_run(record, in_flight, update.num_cached_tokens)
-        useful = min(in_flight.up_to, in_flight.keep_tokens)
-        num_cached = self._cached_tokens(record, useful)
-        self._note_seen(record, num_cached, useful)
-        record.note_computed(num_cached)
-        # Computed it was, even if its KV was taken at once: it must not pass for new context again.
-        record.num_reached = max(record.num_reached, useful)
-        self._tag(record)
+        self.kv.ran(record, in_flight, update.num_cached_tokens, self._step_end_s())
+        self.kv.computed(record, min(in_flight.up_to, in_flight.keep_tokens))
         self._report_progress(record)
 
     def _on_answer(self, record: StreamRecord, update: RequestUpdate) -> None:
@@ -605,7 +576,7 @@ class ServingCore:
             answer.num_cached_tokens = min(answer.num_cached_tokens, update.num_cached_tokens)
             self.num_computed_tokens += len(record.ids) - update.num_cached_tokens
             if record.in_flight is not None:
-                self._note_run(record, record.in_flight, update.num_cached_tokens)
+                self.kv.ran(record, record.in_flight, update.num_cached_tokens, self._step_end_s())
             if not answer.num_brought and answer.transfer_id is None:
                 record.account.answered(len(record.ids))
         answer.token_ids.extend(update.token_ids)
@@ -628,38 +599,11 @@ class ServingCore:
             record.advance(Phase.DONE)
             record.done_s = self._clock()
             if not record.keep_s:
-                self._release_host(record)
+                self.kv.release_host(record)
 
-    def _note_run(self, record: StreamRecord, in_flight: InFlight, num_cached: int) -> None:
-        """The engine computed what was lacking of a prefix of the stream."""
-        num_prompt = record.num_prompt
-        num_losses = record.account.num_losses
-        outcome = record.account.ran(
-            start_s=in_flight.began_s,
-            end_s=self._clock() if self.step_ended_s is None else self.step_ended_s,
-            up_to=min(in_flight.up_to, num_prompt),
-            num_valid=min(in_flight.up_to, in_flight.keep_tokens, num_prompt),
-            num_in_tree=min(in_flight.num_in_tree, num_prompt),
-            num_cached=num_cached,
-            reason=in_flight.reason.value,
-        )
-        self.num_recomputed_tokens += outcome.num_recomputed
-        self.num_preemptions += record.account.num_losses - num_losses
-        record.was_preempted = False
-        if outcome.num_recomputed:
-            seconds = self._clock() - in_flight.began_s
-            seconds *= outcome.num_recomputed / max(1, in_flight.num_step_tokens)
-            self._note_recovered(
-                record, PreemptionAction.RECOMPUTE, outcome.num_recomputed, seconds
-            )
-
-    def _note_seen(self, record: StreamRecord, num_cached: int, num_looked_at: int) -> bool:
-        """A look at the tree for the first tokens of a stream. Returns whether it has lost some."""
-        account = record.account
-        num_before = account.num_losses
-        was_lost = account.observe(num_cached, num_looked_at, self._clock())
-        self.num_preemptions += account.num_losses - num_before
-        return was_lost
+    def _step_end_s(self) -> float:
+        """When the engine's newest step ended, by the core's clock."""
+        return self._clock() if self.step_ended_s is None else self.step_ended_s
 
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
         """The engine has sampled all that this server samples."""
@@ -743,7 +687,7 @@ class ServingCore:
             if not self._is_sound(plan):
                 continue
             self.decider.apply_victims(plan)
-            plan_with_kv = self._restore(plan)
+            plan_with_kv = self._restoring.restore(plan)
             if plan_with_kv is not None:
                 return plan_with_kv
 
@@ -753,188 +697,9 @@ class ServingCore:
         sound = True
         for run in plan.runs:
             record = self._records[run.stream_id]
-            if self._find_kv(record):
+            if self.kv.find(record):
                 sound = False
         return sound
-
-    def _find_kv(self, record: StreamRecord) -> bool:
-        """Look for the stream's computed tokens. Returns whether some were lost since the last
-        look."""
-        num_computed = record.num_computed
-        cached = self._cached_tokens(record, num_computed)
-        was_lost = self._note_seen(record, cached, num_computed)
-        if cached >= num_computed:
-            return False
-        record.note_lost(cached, self._host_tokens(record, cached))
-        if was_lost:
-            self._price_loss(record)
-        self.decider.touch(record)
-        return True
-
-    def _price_loss(self, record: StreamRecord) -> None:
-        """Predict what it costs to have the tokens back that were just found lost."""
-        record.was_preempted = True
-        num_lost = record.account.num_lost_tokens
-        pricing = self.decider.pricing()
-        entry = self.decider.entry_of(record.stream_id)
-        reason = "no ranking was in force" if entry is None else entry.reason
-        costs = pricing.costs
-        num_in_host = min(num_lost, record.num_host)
-        if num_in_host:
-            predicted_s = costs.swap_in.seconds(num_in_host * pricing.bytes_per_token)
-            num_left = num_lost - num_in_host
-            if num_left >= NEGLIGIBLE_TOKENS:
-                num_before = record.num_computed + num_in_host
-                predicted_s += costs.recompute.share_seconds(num_left, num_before)
-            record.account.explain_loss(PreemptionAction.SWAP, reason, predicted_s)
-        else:
-            predicted_s = costs.recompute.seconds(num_lost, record.num_computed)
-            record.account.explain_loss(PreemptionAction.RECOMPUTE, reason, predicted_s)
-
-    def _restore(self, plan: StepPlan) -> StepPlan | None:
-        """Bring back from host memory what the plan's runs build on.
-
-        There may be less room than was thought, also since what comes back for one run takes the
-        room of another's. Runs that lack something then wait for a later plan: what they build on
-        is still in host memory. The first run is served last, so that it is not one of them. None:
-        nothing is left of the plan, and nothing is under way that would give memory back. Then what
-        did not come back counts as lost from now on, so this is None at most once per stream.
-        """
-        if not any(run.num_restored for run in plan.runs):
-            return plan
-        plan = plan._replace(runs=tuple(run for run in plan.runs if self._may_restore(run)))
-        if not plan.runs:
-            return plan
-        wanted: dict[int, int] = {}
-        for run in reversed(plan.runs):
-            record = self._records[run.stream_id]
-            wanted[run.stream_id] = record.num_computed + run.num_restored
-            if run.num_restored:
-                self._bring_back(record, run.up_to)
-        lacking: list[StreamRecord] = []
-        for stream_id, num_wanted in wanted.items():
-            record = self._records[stream_id]
-            if self._cached_tokens(record, num_wanted) < num_wanted:
-                self._find_kv(record)
-                record.num_host = self._host_tokens(record, record.num_computed)
-                self.decider.touch(record)
-                lacking.append(record)
-        waiting = {record.stream_id for record in lacking}
-        runs = tuple(run for run in plan.runs if run.stream_id not in waiting)
-        if runs or self._will_free_memory():
-            return plan._replace(runs=runs)
-        for record in lacking:
-            record.num_host = 0
-        return None
-
-    def _may_restore(self, run: StreamRun) -> bool:
-        """Whether what the run builds on may come back from host memory. Not while the engine has
-        no memory for a request that is as urgent: the room would be taken from what that one
-        builds on, and the run would have to wait behind it all the same."""
-        if not run.num_restored:
-            return True
-        waiting = [self._by_key[key] for key in self.engine.waiting_keys() if key in self._by_key]
-        if self._records[run.stream_id].answer is None:
-            return not waiting
-        return all(record.answer is None for record in waiting)
-
-    def _restore_for_waiting(self) -> None:
-        """The first request that the engine found no memory for may have lost what it builds on to
-        those that it started: bring that back, or the engine computes it again. Not for those
-        behind it, which would only take it from each other."""
-        waiting = self.engine.waiting_keys()
-        record = next((self._by_key[key] for key in self._by_key if key in waiting), None)
-        if record is None or record.in_flight is None:
-            return
-        num_in_tree = record.in_flight.num_in_tree
-        cached = self._cached_tokens(record, num_in_tree)
-        if cached >= num_in_tree or not self._host_tokens(record, cached):
-            return
-        if record.phase is Phase.ANSWERING:  # its account is closed
-            self.engine.restore(record.ids[: record.in_flight.up_to], namespace=record.namespace)
-            self._tag(record)
-        else:
-            self._bring_back(record, record.in_flight.up_to)
-
-    def _will_free_memory(self) -> bool:
-        """Whether something is under way that gives memory back when it ends, and ends soon."""
-        return bool(self._by_key or self.engine.num_lent)
-
-    def _use_idle_time(self, now_s: float) -> None:
-        """The engine has nothing to do: copies cost nobody anything now. A turn ends with the
-        stream that reaches ``IDLE_COPY_TOKENS``, so what arrives meanwhile waits for little more
-        than one stream's copy.
-
-        1. What will soon be needed comes back, where memory is free that nobody needs: streams in
-           host memory whose next segment is expected within ``PREFETCH_S``.
-        2. While memory is short, those who would be taken from next are copied ahead, so that
-           taking it costs nothing when it is needed (rotation above a watermark).
-        """
-        entries = self.decider.standing_order
-        room = self.engine.host_room()
-        if not room.num_tokens:
-            return
-        num_left = IDLE_COPY_TOKENS
-        num_spare = self.engine.memory().free_tokens - self.decider.watermark_tokens
-        for record in self._records.values():
-            if num_left <= 0 or num_spare <= 0:
-                break
-            if not 0 < record.num_host <= num_spare or record.phase is not Phase.OPEN:
-                continue
-            expected_s = record.expected_next_s()
-            if expected_s is None or not 0.0 <= expected_s - now_s <= PREFETCH_S:
-                continue
-            num_before = record.num_computed
-            self._bring_back(record, len(record.ids))
-            num_left -= record.num_computed - num_before
-            num_spare -= record.num_computed - num_before
-        to_save = self.decider.to_save
-        for stream_id in entries:
-            if num_left <= 0:
-                break
-            victim = self._records.get(stream_id) or self._kept.get(stream_id)
-            if (
-                victim is None
-                or stream_id not in to_save
-                or victim.num_computed <= victim.num_saved
-            ):
-                continue
-            ids = victim.ids[: victim.num_computed]
-            num_saved = self.engine.copy_ahead(ids, namespace=victim.namespace)
-            num_left -= max(0, num_saved - victim.num_saved)
-            victim.num_saved = max(victim.num_saved, num_saved)
-            if num_saved < victim.num_computed:
-                break  # host memory is full
-            self.decider.touch(victim)
-
-    def _bring_back(self, record: StreamRecord, up_to: int) -> None:
-        """Bring back from host memory what is there of the stream's first ``up_to`` tokens."""
-        num_before = record.num_computed
-        num_cached = self.engine.restore(record.ids[:up_to], namespace=record.namespace)
-        num_back = num_cached - num_before
-        if num_back > 0:
-            self._note_recovered(record, PreemptionAction.SWAP, num_back, self.engine.restore_s)
-        self._note_seen(record, num_cached, num_cached)
-        record.note_computed(num_cached)
-        record.num_saved = max(record.num_saved, num_cached)
-        self._tag(record)
-        self.decider.touch(record)
-
-    def _note_recovered(
-        self, record: StreamRecord, action: PreemptionAction, num_tokens: int, seconds: float
-    ) -> None:
-        """KV that had been taken from the stream is back."""
-        for recovery in record.account.recovered(action, num_tokens, seconds):
-            log_event(
-                logger,
-                "preemption_ended",
-                level=logging.DEBUG,
-                stream_id=record.stream_id,
-                action=recovery.action,
-                num_tokens=recovery.num_tokens,
-                predicted_s=recovery.predicted_s,
-                actual_s=recovery.actual_s,
-            )
 
     def _start(self, record: StreamRecord, run: StreamRun, num_step_tokens: int) -> None:
         self._num_requests += 1
@@ -977,33 +742,6 @@ class ServingCore:
             answer.sampling, max_new_tokens=1, min_new_tokens=min(1, answer.sampling.min_new_tokens)
         )
 
-    def _look_again(self, record: StreamRecord) -> None:
-        """Find out how much of the stream's tokens the tree holds: others may have computed or
-        evicted it."""
-        num_cached = self._cached_tokens(record, len(record.ids))
-        was_lost = self._note_seen(record, num_cached, len(record.ids))
-        record.note_lost(num_cached, self._host_tokens(record, num_cached))
-        record.num_reached = max(record.num_reached, num_cached)
-        if was_lost:
-            self._price_loss(record)
-        if record.answer is not None:
-            record.answer.num_cached_tokens = record.num_computed
-        self._tag(record)
-        self.decider.touch(record)
-
-    def _cached_tokens(self, record: StreamRecord, num_tokens: int) -> int:
-        """How many of the stream's first ``num_tokens`` tokens the tree holds."""
-        return self.engine.cached_tokens(record.ids[:num_tokens], namespace=record.namespace)
-
-    def _host_tokens(self, record: StreamRecord, num_resident: int) -> int:
-        """How many right behind the first ``num_resident`` are in host memory."""
-        return self.engine.host_tokens(record.ids, num_resident, namespace=record.namespace)
-
-    def _tag(self, record: StreamRecord) -> None:
-        """What is computed of the stream is its own, and maybe others'."""
-        ids = record.ids[: record.num_computed]
-        record.num_shared = self.engine.tag(record.stream_id, ids, namespace=record.namespace)
-
     # Endings
 
     def _fail(self, record: StreamRecord, code: ErrorCode, message: str) -> None:
@@ -1030,7 +768,7 @@ class ServingCore:
         self._records.pop(record.stream_id, None)
         # Or the tags of all streams that ever used a shared prefix would pile up on it.
         self.engine.untag(record.stream_id, record.ids, namespace=record.namespace)
-        self._release_host(record)
+        self.kv.release_host(record)
         if record.in_flight is not None:
             self._by_key.pop(record.in_flight.key, None)
             self.engine.abort(record.in_flight.key)
@@ -1053,17 +791,6 @@ class ServingCore:
             if keep_until_s is None or keep_until_s <= until_s:
                 del self._kept[record.stream_id]
                 self._drop(record)
-
-    def _release_host(self, record: StreamRecord) -> None:
-        """The stream is over: its copies in host memory may go, as soon as somebody needs room."""
-        num_others = sum(
-            (other.phase is not Phase.DONE or other.keep_s > 0) and other is not record
-            for other in (*self._records.values(), *self._kept.values())
-        )
-        # Copies of a prefix that others share stay, and the last stream leaves nothing.
-        first_token = record.num_shared if num_others else 0
-        ids = record.ids if num_others else None
-        self.engine.release_host(ids, first_token, namespace=record.namespace)
 
     def _expire(self) -> None:
         now_s = self._clock()

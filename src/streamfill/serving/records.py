@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from streamfill.messages.common import (
     NO_SHARE,
@@ -282,3 +283,18 @@ class StreamRecord:
             was_preempted=self.was_preempted,
             priority=self.priority,
         )
+
+
+class Streams(NamedTuple):
+    """All streams of a server. Its core puts them in and takes them out."""
+
+    records: dict[int, StreamRecord]
+    """By stream id; of those that the router has not ended."""
+    kept: dict[int, StreamRecord]
+    """By stream id; done and forgotten by the router, but expected to come back."""
+    by_key: dict[str, StreamRecord]
+    """By the key of the request that the engine has of them."""
+
+    def find(self, stream_id: int) -> StreamRecord | None:
+        """One that is here, or is kept."""
+        return self.records.get(stream_id) or self.kept.get(stream_id)

@@ -214,7 +214,7 @@ class SchedulerRuntime(abc.ABC):
         core = self.core
         self._now_s = turn.now_s
         core.plan.update(turn.plan, controller_alive=turn.controller_alive)
-        core.note_copies(turn.copies)
+        core.kv.note_copies(turn.copies)
         if self.rank != 0:
             core.engine.poll_copies()  # rank 0's count
             arrived = self.poll_transport()

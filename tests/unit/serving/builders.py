@@ -66,7 +66,7 @@ class ServerUnderTest:
     def turn(self, *messages: Inbound) -> None:
         """One turn of the server's loop, without the forward pass behind it."""
         self.clock.now_s += 0.01
-        self.core.note_copies(self.engine.poll_copies())
+        self.core.kv.note_copies(self.engine.poll_copies())
         self.core.step(messages)
 
     def step(self, *messages: Inbound) -> None:

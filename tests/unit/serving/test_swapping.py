@@ -64,10 +64,10 @@ def test_swapped_out_context_is_not_computed_again() -> None:
     before = server.core.num_computed_tokens
     _commit(server, 1)
     assert server.core.num_computed_tokens - before <= 4, "only the last page, for its logits"
-    assert server.core.num_recomputed_tokens == 0
+    assert server.core.kv.num_recomputed_tokens == 0
     assert server.engine.num_restored_tokens > 0
-    assert server.core.num_swap_outs > 0
-    assert server.core.num_swap_ins > 0
+    assert server.core.kv.num_swap_outs > 0
+    assert server.core.kv.num_swap_ins > 0
 
 
 @pytest.mark.parametrize("mode", [PreemptionMode.RECOMPUTE, PreemptionMode.NONE])
@@ -75,8 +75,8 @@ def test_without_copies_it_is_computed_again(mode: PreemptionMode) -> None:
     server = _server(mode)
     _fill(server, 1, 2)
     _commit(server, 1)
-    assert server.core.num_recomputed_tokens > 0
-    assert server.core.num_swap_outs == 0
+    assert server.core.kv.num_recomputed_tokens > 0
+    assert server.core.kv.num_swap_outs == 0
 
 
 @pytest.mark.parametrize("host_tokens", [0, 8, 40, 10_000])
@@ -96,10 +96,10 @@ def test_the_second_time_is_free() -> None:
     _fill(server, 1, 2)
     server.run(splice(tokens(8, 77), keep=SIZE, seq=2, stream_id=1))  # 1 comes back, 2 goes
     server.clock.now_s += 5.0
-    copied = server.core.swap_out_bytes
+    copied = server.core.kv.swap_out_bytes
     server.run(splice(tokens(8, 78), keep=SIZE, seq=2, stream_id=2))  # 2 comes back, 1 goes
-    assert server.core.swap_in_bytes > 0
-    new_bytes = server.core.swap_out_bytes - copied
+    assert server.core.kv.swap_in_bytes > 0
+    new_bytes = server.core.kv.swap_out_bytes - copied
     assert new_bytes <= 16 * 4, "only what was new"
 
 
@@ -146,7 +146,7 @@ def test_what_is_not_in_host_memory_is_priced_too() -> None:
 
     def predicted_s(num_host: int) -> float:
         record.num_host = num_host
-        server.core._price_loss(record)
+        server.core.kv.price_loss(record)
         loss = record.account.message(server.clock.now_s).preemptions[-1]
         assert loss.predicted_s is not None
         return loss.predicted_s
@@ -163,7 +163,7 @@ def test_an_update_finds_the_common_prefix_on_the_host() -> None:
     before = server.core.num_computed_tokens
     server.run(splice(tokens(20, 9), keep=200, seq=2, stream_id=1))
     assert server.core.num_computed_tokens - before == 20
-    assert server.core.num_recomputed_tokens == 0
+    assert server.core.kv.num_recomputed_tokens == 0
 
 
 def test_copies_of_what_an_update_replaced_make_room() -> None:
@@ -182,17 +182,17 @@ def test_the_mode_can_be_changed() -> None:
     server = _server()
     server.core.decider.set_preemption(PreemptionMode.RECOMPUTE)
     _fill(server, 1, 2)
-    assert server.core.num_swap_outs == 0
+    assert server.core.kv.num_swap_outs == 0
     server.core.decider.set_preemption(PreemptionMode.SWAP)
     _fill(server, 3)
-    assert server.core.num_swap_outs > 0
+    assert server.core.kv.num_swap_outs > 0
 
 
 def test_who_would_go_next_is_copied_ahead() -> None:
     """While nothing is to be computed and memory is short; then taking it costs no copy."""
     server = _server()
     _fill(server, 1)
-    assert server.core.swap_out_bytes == SIZE * 4
+    assert server.core.kv.swap_out_bytes == SIZE * 4
     assert server.engine.cached_tokens(server.core._records[1].ids, namespace="") == SIZE
     _fill(server, 2)
     assert server.engine.host.num_present(_keys(server, 1)) == SIZE // 4
@@ -202,7 +202,7 @@ def test_who_would_go_next_is_copied_ahead() -> None:
 def test_nothing_is_copied_ahead_without_copies(mode: PreemptionMode) -> None:
     server = _server(mode)
     _fill(server, 1)
-    assert server.core.swap_out_bytes == 0
+    assert server.core.kv.swap_out_bytes == 0
 
 
 def test_context_comes_back_before_its_next_segment() -> None:
@@ -317,7 +317,7 @@ def test_what_does_not_come_back_is_computed_in_steps_of_the_usual_size() -> Non
         server.engine.advance()
         server.turn()
     assert server.answer(1)[0] == predict(tokens(SIZE, 1), GREEDY, frozenset())
-    assert server.core.num_recomputed_tokens > 0
+    assert server.core.kv.num_recomputed_tokens > 0
 
 
 def test_what_copies_cost_is_forgotten_with_the_caches() -> None:
@@ -375,7 +375,7 @@ def test_copies_wait_while_a_hand_off_holds_the_memory() -> None:
     server.run()
     expected = predict(tokens(SIZE, 1), GREEDY, server.engine.facts.eos_token_ids)
     assert server.answer(1)[0] == expected
-    assert server.core.num_recomputed_tokens == 0
+    assert server.core.kv.num_recomputed_tokens == 0
     assert server.core.num_computed_tokens - num_computed <= 4
 
 
