@@ -26,6 +26,7 @@ from router.decoding import Decoding
 from router.ended_streams import Ending
 from router.interface import MoveReason
 from router.legs import Leg, PrefillLeg
+from router.placement.loads import ServerState
 from router.prefilling import Prefilling
 from router.retries import Retries
 from router.route import Route
@@ -102,10 +103,12 @@ class Attempts:
     @property
     def is_kept_by_server(self) -> bool:
         """Whether a server has the prompt and will answer it, if only because it had it before it
-        began to drain. One that is silent for a moment may well go on; if it does not, the stream
-        goes elsewhere, committed or not."""
+        began to drain. One that is silent but connected may well go on in a moment; if it does not,
+        the stream goes elsewhere, committed or not."""
         leg = self.producer()
-        return leg is not None and not leg.server.is_dead
+        if leg is None or leg.server.is_dead:
+            return False
+        return leg.server.reachable or leg.server.state is not ServerState.SUSPECT
 
     def movable_leg(self) -> PrefillLeg | None:
         """Its attempt, while another server could take it over: before the commit, and when it is

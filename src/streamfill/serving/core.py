@@ -602,7 +602,7 @@ class ServingCore:
                 self.kv.release_host(record)
 
     def _step_end_s(self) -> float:
-        """When the engine's newest step ended, by the core's clock."""
+        """When the engine's newest step ended; now, where nobody says."""
         return self._clock() if self.step_ended_s is None else self.step_ended_s
 
     def _on_answered(self, record: StreamRecord, answer: Answer) -> None:
