@@ -27,13 +27,13 @@ class Prefilling:
 
     __slots__ = (
         "_cluster",
+        "_num_invalidated_before",
         "_options",
         "_placing",
         "_stream_id",
         "leg",
         "log",
         "moves",
-        "num_invalidated_before",
         "server_id",
     )
 
@@ -47,7 +47,7 @@ class Prefilling:
         self.moves = Moves()
         self.server_id = ""
         """Of the newest server; stays when the prompt leaves it."""
-        self.num_invalidated_before = 0
+        self._num_invalidated_before = 0
         """Tokens, of the attempts that were dropped."""
         self._cluster = cluster
         self._stream_id = stream_id
@@ -57,7 +57,7 @@ class Prefilling:
     @property
     def num_invalidated_tokens(self) -> int:
         """Of all attempts so far: what was computed, and is of no use any more."""
-        leg, num_tokens = self.leg, self.num_invalidated_before + self.moves.num_invalidated_tokens
+        leg, num_tokens = self.leg, self._num_invalidated_before + self.moves.num_invalidated_tokens
         return num_tokens if leg is None else num_tokens + leg.num_invalidated_tokens
 
     @property
@@ -111,12 +111,11 @@ class Prefilling:
         for each in logged:
             leg.splice(each, now_s, commit_follows=commit_follows, next_in_s=next_in_s)
             moves.splice(each, now_s)
-        server = leg.server
         if not commit_follows:
-            self._cluster.room.put(self._stream_id, server, log.num_tokens, self._options.share)
+            self.count_uncommitted(leg)
         if logged:
             keep_tokens = min(each.splice.keep_tokens for each in logged)
-            self._placing.sent(server.server_id, keep_tokens, log.ids, now_s)
+            self._placing.sent(leg.server.server_id, keep_tokens, log.ids, now_s)
 
     def count_uncommitted(self, leg: PrefillLeg) -> None:
         """The prompt takes room on its server as long as it is not committed."""
@@ -193,7 +192,7 @@ class Prefilling:
         """This newest attempt is over."""
         leg.load.release()
         self._cancel(leg)
-        self.num_invalidated_before += leg.num_invalidated_tokens
+        self._num_invalidated_before += leg.num_invalidated_tokens
         self.leg = None
         self._cluster.room.leave(self._stream_id)
 

@@ -192,18 +192,12 @@ class Session:
         """How far the prompt has come."""
         if self._remains is not None:
             return self._remains.acknowledged
-        prefilling, num_tokens = self.prefilling, self.prompt.log.num_tokens
-        computed = 0
-        invalidated = prefilling.num_invalidated_before + prefilling.moves.num_invalidated_tokens
-        leg = prefilling.leg
-        if leg is not None:
-            computed = min(leg.num_computed_tokens, num_tokens)
-            invalidated += leg.num_invalidated_tokens
+        leg, num_tokens = self.prefilling.leg, self.prompt.log.num_tokens
         return Acknowledged(
             client_seq=self.client_seq if self.journal is None else self.journal.durable_seq,
             num_received_tokens=num_tokens,
-            num_computed_tokens=computed,
-            num_invalidated_tokens=invalidated,
+            num_computed_tokens=0 if leg is None else min(leg.num_computed_tokens, num_tokens),
+            num_invalidated_tokens=self.prefilling.num_invalidated_tokens,
         )
 
     @property
