@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket as sockets
 import threading
@@ -170,13 +171,19 @@ def test_what_travels_is_not_readable(
                 back = threading.Thread(target=copy, args=(far, near), daemon=True)
                 back.start()
                 copy(near, far)
+                back.join()  # it reads of a socket that is closed here
 
         def copy(source: sockets.socket, target: sockets.socket) -> None:
-            while data := source.recv(65536):
-                seen.extend(data)
-                target.sendall(data)
+            with contextlib.suppress(ConnectionError):  # either end may go first
+                while data := source.recv(65536):
+                    seen.extend(data)
+                    target.sendall(data)
+            for end in (source, target):
+                with contextlib.suppress(OSError):  # the other direction ended it already
+                    end.shutdown(sockets.SHUT_RDWR)
 
-        threading.Thread(target=hand_on, daemon=True).start()
+        man_in_the_middle = threading.Thread(target=hand_on, daemon=True)
+        man_in_the_middle.start()
         client = context.socket(zmq.DEALER)
         client.linger = 0
         read_connect_keys(folder).secure(client)
@@ -186,5 +193,7 @@ def test_what_travels_is_not_readable(
         assert listener.socket.poll(PATIENCE_MS)
         assert listener.socket.recv_multipart()[1] == secret
         client.close()
+        man_in_the_middle.join(PATIENCE_MS / 1000)
+        assert not man_in_the_middle.is_alive()
     assert len(seen) > len(secret)
     assert b"prompt" not in seen
