@@ -90,7 +90,7 @@ async def resume_call(
         call = open_call()
         try:
             async with asyncio.timeout(max(PAUSE_S, end_s - time.monotonic())):
-                return call, await _opened(call, resume)
+                opened = await _opened(call, resume)
         except grpc.aio.AioRpcError as error:
             if not is_gone(error):
                 raise _explained(from_rpc_error(error), resume) from error
@@ -99,6 +99,14 @@ async def resume_call(
             raise _explained(error, resume) from error
         except TimeoutError:
             why = "it did not answer"
+        except asyncio.CancelledError:
+            call.cancel()  # a lane lives on when the task that reads from it is cancelled
+            raise
+        else:
+            if not is_given_up():
+                return call, opened
+            call.cancel()
+            break
         call.cancel()
         if time.monotonic() + PAUSE_S > end_s:
             raise UnavailableError(

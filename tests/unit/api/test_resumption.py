@@ -14,11 +14,13 @@ import pytest
 
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.resumption import resume_call
 from streamfill.api.streamfill_pb2_grpc import (
     StreamfillServicer,
     add_StreamfillServicer_to_server,
 )
 from streamfill.errors import (
+    CancelledStreamError,
     ErrorCode,
     InternalError,
     InvalidArgumentError,
@@ -282,6 +284,54 @@ async def test_a_stream_may_be_left_while_its_router_is_away(way: str) -> None:
         assert time.monotonic() - began_s < 5
         with pytest.raises(StreamError):
             await asyncio.wait_for(waiting, PATIENCE_S)
+
+
+class NewCall:
+    """A call that goes on with a stream, once ``answers`` is set. As a lane, it knows nothing of
+    the task that reads from it."""
+
+    def __init__(self) -> None:
+        self.answers = asyncio.Event()
+        self.is_read = asyncio.Event()
+        self.is_cancelled = False
+
+    async def write(self, request: pb.StreamRequest) -> None:
+        """It is taken."""
+
+    async def read(self) -> pb.StreamEvent:
+        self.is_read.set()
+        await self.answers.wait()
+        return pb.StreamEvent(**opened())
+
+    def cancel(self) -> bool:
+        self.is_cancelled = True
+        return True
+
+
+@pytest.mark.parametrize("way", ["leave", "give up"])
+async def test_a_call_that_nobody_wants_any_more_is_cancelled(way: str) -> None:
+    """Else the router would keep the stream of a lane, and the client all that comes on it."""
+    call = NewCall()
+    is_given_up = False
+    looking = asyncio.create_task(
+        resume_call(
+            lambda: call,
+            pb.Resume(stream_id=7),
+            reconnect_s=PATIENCE_S,
+            is_given_up=lambda: is_given_up,
+        )
+    )
+    await call.is_read.wait()
+    if way == "leave":
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+    else:
+        is_given_up = True
+        call.answers.set()
+        with pytest.raises(CancelledStreamError):
+            await looking
+    assert call.is_cancelled
 
 
 async def test_the_time_to_look_for_a_router_is_checked() -> None:
