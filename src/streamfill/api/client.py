@@ -197,7 +197,7 @@ class Client:
         **sampling: Unpack[SamplingOptions],
     ) -> Answer:
         """The answer to a whole prompt: exactly one of text, token ids and chat messages."""
-        request = pb.GenerateRequest(
+        request = requests.generate_request(
             prompt=requests.segment(prompt, token_ids, messages),
             sampling=requests.sampling(sampling),
             priority=priority,

@@ -46,6 +46,33 @@ def open_message(
         raise InvalidArgumentError(f"cannot be sent: {error}") from error
 
 
+def generate_request(
+    *,
+    prompt: pb.Segment,
+    sampling: pb.Sampling,
+    priority: int,
+    request_id: str,
+    deadline_s: float | None,
+    ttft_slo_ms: float | None,
+) -> pb.GenerateRequest:
+    """A whole prompt.
+
+    Raises:
+        InvalidArgumentError: a value that no request can have.
+    """
+    try:
+        return pb.GenerateRequest(
+            prompt=prompt,
+            sampling=sampling,
+            priority=priority,
+            request_id=request_id,
+            deadline_s=deadline_s,
+            ttft_slo_ms=ttft_slo_ms,
+        )
+    except ValueError as error:
+        raise InvalidArgumentError(f"cannot be sent: {error}") from error
+
+
 def segment(
     text: str | bytes | None,
     token_ids: Sequence[int] | None,

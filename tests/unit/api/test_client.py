@@ -437,6 +437,17 @@ async def test_what_cannot_be_sent_is_refused_at_once(
             await stream.append(**arguments)  # type: ignore[arg-type]
 
 
+async def test_what_cannot_be_sent_besides_the_prompt(client: Client) -> None:
+    """It is refused in the same way in every call."""
+    with pytest.raises(InvalidArgumentError, match="cannot be sent"):
+        client.stream(priority=2**40)
+    with pytest.raises(InvalidArgumentError, match="cannot be sent"):
+        client.generate("x", priority=2**40)
+    for call in (client.drain_server, client.resume_server):
+        with pytest.raises(InvalidArgumentError, match="cannot be sent"):
+            await call("a\ud800")
+
+
 async def test_mistakes_of_the_program_are_type_errors(client: Client) -> None:
     """An unknown option, and a stop that is one string."""
     with pytest.raises(TypeError, match="unknown sampling options: temprature"):
