@@ -89,6 +89,11 @@ class SyncStream:
         return self._stream.stream_id
 
     @property
+    def num_resumptions(self) -> int:
+        """How often it went on with a router that was restarted."""
+        return self._stream.num_resumptions
+
+    @property
     def progress(self) -> Progress:
         """How far the prompt has come, as last heard."""
         return self._stream.progress

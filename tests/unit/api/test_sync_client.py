@@ -41,6 +41,7 @@ async def test_a_document_is_streamed_and_answered() -> None:
             assert stream.result.text == "Hello world!"
             assert stream.progress.num_received_tokens >= 3
             assert stream.stream_id in manager.streams
+            assert stream.num_resumptions == 0
 
     await in_thread(manager, program)
 
