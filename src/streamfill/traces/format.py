@@ -23,6 +23,7 @@ BLOCK_TOKENS: Final = 512
 """Tokens behind one of ``Segment.block_ids``, as in Mooncake's traces."""
 
 NonNegativeMs: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+Scale: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 TokenCount: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -46,9 +47,9 @@ class TraceHeader(_Line, frozen=True, kw_only=True, tag="trace", tag_field="type
     drawn: dict[str, str] = {}
     """What was not measured but drawn at random: by field, such as ``segments.delay_ms``, from what
     distribution."""
-    token_scale: float = 1.0
+    token_scale: Scale = 1.0
     """Token counts are the source's, times this."""
-    time_scale: float = 1.0
+    time_scale: Scale = 1.0
     """Times are the source's, times this."""
     seed: int = 0
     """Of everything that was drawn, and of the tokens behind ``num_tokens`` and ``block_ids``."""

@@ -42,6 +42,14 @@ def raise_after_writing(writer: TraceWriter) -> None:
     raise TraceError("twice")
 
 
+@pytest.mark.parametrize("scale", ["token_scale", "time_scale"])
+def test_a_scale_is_above_0(tmp_path: Path, scale: str) -> None:
+    """Figures of the source are what stands there, divided by it."""
+    header = f'{{"type":"trace","schema":1,"name":"t","{scale}":0}}'
+    with pytest.raises(TraceError, match=f"line 1, {scale}: Expected"):
+        TraceReader(written(tmp_path, header))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
