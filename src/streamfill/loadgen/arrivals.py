@@ -111,7 +111,7 @@ def load_arrivals(path: Path, num_requests: int) -> ArrivalsFile:
         arrivals = msgspec.json.decode(path.read_bytes(), type=ArrivalsFile)
     except OSError as error:
         raise ConfigError(_FILE_OPTION, str(path), f"cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(_FILE_OPTION, str(path), f"is no file of arrivals: {error}") from error
     starts_s = arrivals.starts_s
     if len(starts_s) < num_requests:

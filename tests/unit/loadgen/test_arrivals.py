@@ -134,6 +134,14 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: str | None, reason: 
     assert raised.value.value == str(path)
 
 
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    """It is no file of arrivals."""
+    path = tmp_path / "arrivals.json"
+    path.write_bytes(b'{"kind": "fixed", "\xff": 1}')
+    with pytest.raises(ConfigError, match="is no file of arrivals"):
+        load_arrivals(path, 2)
+
+
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     """The error names the file."""
     path = tmp_path / "missing" / "arrivals.json"
