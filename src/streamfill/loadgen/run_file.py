@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -86,14 +87,14 @@ def read_records(path: Path) -> Iterator[SavedRun]:
             for number, line in enumerate(file, start=1):
                 try:
                     saved = decode(line)
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     where = f"{records.name}, line {number}"
                     raise ConfigError("FILE", str(path), f"{where} is no run: {error}") from error
                 yield saved
     except FileNotFoundError as error:
         remedy = f"{records.name} is not there; compare with --save-records to have it"
         raise ConfigError("FILE", str(path), remedy) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError("FILE", str(path), f"cannot be read: {error}") from error
 
 

@@ -80,6 +80,20 @@ def test_a_line_that_is_no_run(tmp_path: Path) -> None:
         list(read_records(path))
 
 
+def test_a_damaged_file(tmp_path: Path) -> None:
+    """What cannot be unpacked, or is not UTF-8, is said like any other file that is wrong."""
+    path = tmp_path / "runs.records.jsonl.gz"
+    packed = bytearray(gzip.compress(b" ".join(b"%d" % number for number in range(9999))))
+    packed[100:140] = bytes(each ^ 0x55 for each in packed[100:140])
+    path.write_bytes(packed)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        list(read_records(path))
+    for line in (b'{"config": {"\xff": 1}}', b'{"config": {"a": ' + b"[" * 9999):
+        path.write_bytes(gzip.compress(line + b"\n"))
+        with pytest.raises(ConfigError, match="line 1 is no run"):
+            list(read_records(path))
+
+
 def test_environment_names_no_folder(tmp_path: Path) -> None:
     """Trace and model are named without their folders; the digest is of the content."""
     trace = tmp_path / "t.jsonl"
