@@ -158,6 +158,8 @@ class TraceWriter:
         Raises:
             TraceError: the file cannot be written.
         """
+        if path.is_dir():
+            raise TraceError(f"{path}: cannot be written: it is a folder")
         self._path = path
         self._part = path.with_name(f".{path.name}.part")
         self._documents: dict[str, str] = {}

@@ -42,6 +42,17 @@ def raise_after_writing(writer: TraceWriter) -> None:
     raise TraceError("twice")
 
 
+@pytest.mark.parametrize("name", [".", "folder.jsonl"])
+def test_a_folder_is_not_written_to(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is said before all the work."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(TraceError, match="it is a folder"):
+        TraceWriter(Path(name), TraceHeader(schema=1, name="t"))
+
+
 @pytest.mark.parametrize("scale", ["token_scale", "time_scale"])
 def test_a_scale_is_above_0(tmp_path: Path, scale: str) -> None:
     """Figures of the source are what stands there, divided by it."""
