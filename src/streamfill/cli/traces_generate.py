@@ -100,7 +100,7 @@ def _scale(option: str, value: str | float) -> float:
     """A positive number, also written as a fraction."""
     try:
         number = float(Fraction(value)) if isinstance(value, str) else value
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise ConfigError(option, value, "must be a number or a fraction such as 1/24") from error
     if not (math.isfinite(number) and number > 0):
         raise ConfigError(option, value, "must be greater than 0")

@@ -171,6 +171,7 @@ def test_time_scale_keeps_the_ratio_of_prefill_to_gap(tmp_path: Path) -> None:
         (("crawl", "--requests", "0"), "--requests = 0: must be at least 1"),
         (("crawl", "--output-tokens", "0"), "--output-tokens = 0: must be at least 1"),
         (("crawl", "--token-scale", "1/0"), "--token-scale = '1/0': must be a number"),
+        (("crawl", "--token-scale", "1e999"), "--token-scale = '1e999': must be a number"),
         (("crawl", "--token-scale", "-1"), "--token-scale = '-1': must be greater than 0"),
         (("crawl", "--time-scale", "slow"), "--time-scale = 'slow': must be a number"),
         (("crawl", "--prefill-rate", "nan"), "--prefill-rate = nan: must be greater"),
