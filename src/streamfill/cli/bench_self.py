@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 from typing import Any, Final
 
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the figures. Exit code 1 when a request failed."""
     for name in ("appends_per_second", "duration_s", "streams", "piece_bytes"):
-        if not getattr(args, name) > 0:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(option, getattr(args, name), "must be above 0")
+        value = getattr(args, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"--{name.replace('_', '-')}", value, "must be above 0")
     schedule = SteadySchedule(
         num_streams=args.streams,
         appends_per_s=args.appends_per_second,

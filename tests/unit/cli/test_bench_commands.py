@@ -233,7 +233,14 @@ def test_the_generator_measures_itself(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "words", [["--streams", "0"], ["--duration-s", "0"], ["--appends-per-second", "-1"]]
+    "words",
+    [
+        ["--streams", "0"],
+        ["--duration-s", "0"],
+        ["--duration-s", "inf"],
+        ["--appends-per-second", "-1"],
+        ["--appends-per-second", "inf"],
+    ],
 )
 def test_schedules_that_cannot_be(words: list[str]) -> None:
     """The error names the option."""
