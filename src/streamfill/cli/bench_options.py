@@ -146,8 +146,9 @@ def replay_options(args: argparse.Namespace) -> ReplayOptions:
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ConfigError(f"--{name.replace('_', '-')}", value, "must be above 0")
-    if args.warm_up < 0:
-        raise ConfigError("--warm-up", args.warm_up, "must not be negative")
+    for name in ("warm_up", "seed"):
+        if (value := getattr(args, name)) < 0:
+            raise ConfigError(f"--{name.replace('_', '-')}", value, "must not be negative")
     arrivals = ArrivalKind(args.arrivals)
     if arrivals is ArrivalKind.CLOSED and args.max_concurrency is None:
         raise ConfigError("--arrivals", args.arrivals, "needs --max-concurrency")

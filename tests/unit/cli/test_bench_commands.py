@@ -182,6 +182,7 @@ def test_ctrl_c_ends_a_run_early(
         (["--timeout-s", "-1"], "--timeout-s"),
         (["--warm-up", "-1"], "--warm-up"),
         (["--warm-up", "4"], "--warm-up"),
+        (["--arrivals", "poisson", "--request-rate", "1", "--seed", "-1"], "--seed"),
         (["--arrivals", "closed"], "--arrivals"),
         (["--arrivals", "poisson"], "--arrivals"),
         (["--request-rate", "0"], "--request-rate"),
