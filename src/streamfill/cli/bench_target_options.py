@@ -19,7 +19,7 @@ from streamfill.loadgen.cluster_target import OpenAIServer, OwnCluster, RunningC
 from streamfill.models.progress import show_progress
 from streamfill.models.resolve import resolve_model
 
-_CLUSTER_OPTIONS: Final = ("config", "model", "prefill", "decode", "port", "name")
+_CLUSTER_OPTIONS: Final = ("config", "model", "prefill", "decode", "port", "http_port", "name")
 API_KEY_VARIABLE: Final = "OPENAI_API_KEY"
 
 
@@ -53,7 +53,8 @@ def target_spec(args: argparse.Namespace) -> TargetSpec:
     if args.address is not None and openai is not None:
         others.append("openai")
     if others:
-        raise ConfigError(option, value, f"the server is there already; leave --{others[0]} out")
+        other = others[0].replace("_", "-")
+        raise ConfigError(option, value, f"the server is there already; leave --{other} out")
     if args.address is not None:
         return RunningCluster(address=args.address, tls=files)
     assert openai is not None

@@ -189,6 +189,7 @@ def test_ctrl_c_ends_a_run_early(
         (["--save-records"], "--save-records"),
         (["--goodput", "ttft"], "--goodput"),
         (["--address", "127.0.0.1:1", "--prefill", "2"], "--address"),
+        (["--address", "127.0.0.1:1", "--http-port", "8001"], "--address"),
         (["--address", "127.0.0.1:1", "--set", "prefill.threads=2"], "--address"),
         (["--address", "127.0.0.1:1", "--openai", "http://x", "--mode", "oneshot"], "--address"),
         (["--openai", "http://x"], "--mode"),
