@@ -183,6 +183,8 @@ def _saturate(args: argparse.Namespace) -> None:
         if getattr(args, option) is not None:
             other = f"--{option.replace('_', '-')}"
             raise ConfigError("--saturate", args.saturate, f"has no arrivals; leave {other} out")
+    if args.arrivals not in (ArrivalKind.TRACE.value, ArrivalKind.CLOSED.value):
+        raise ConfigError("--saturate", args.saturate, "has no arrivals; leave --arrivals out")
     args.arrivals = ArrivalKind.CLOSED.value
     args.max_concurrency = args.saturate
 
@@ -191,7 +193,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """What would only be noticed after all runs."""
     if args.save_records and args.output_file is None:
         raise ConfigError("--save-records", True, "needs --output-file")
-    if args.report is not None and not args.report.parent.is_dir():
+    if args.report is not None and (args.report.is_dir() or not args.report.parent.is_dir()):
         raise ConfigError("--report", str(args.report), "name a file in a folder that exists")
 
 

@@ -123,9 +123,11 @@ def test_saturation_and_report(
         (["--goodput", "ttft"], "--goodput = 'ttft'"),
         (["--saturate", "0"], "--saturate = 0"),
         (["--saturate", "2", "--request-rate", "1"], "leave --request-rate out"),
+        (["--saturate", "2", "--arrivals", "poisson"], "leave --arrivals out"),
         (["--save-records"], "needs --output-file"),
         (["--output-file", "/nowhere/x.jsonl"], "--output-file = '/nowhere/x.jsonl'"),
         (["--report", "/nowhere/x.html"], "--report = '/nowhere/x.html'"),
+        (["--report", "/tmp"], "--report = '/tmp'"),
         (["--modes", "stream,vllm:oneshot", "--address", "localhost:1"], "--address"),
     ],
 )
