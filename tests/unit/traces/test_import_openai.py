@@ -127,6 +127,11 @@ def test_arrivals_are_drawn_for_logs_without_times(tmp_path: Path) -> None:
             "timestamp = 'noon': must be seconds or an ISO 8601 time",
         ),
         (
+            {"messages": [USER], "timestamp": 1e300},
+            Problem.BAD_TIME,
+            "timestamp = 1e+300: must be seconds or an ISO 8601 time",
+        ),
+        (
             {"messages": [{**USER, "timestamp": 9}, {**USER, "timestamp": 8}]},
             Problem.BAD_TIME,
             "messages[1].timestamp = 8.0: is before the message above it",

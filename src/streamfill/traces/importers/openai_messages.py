@@ -139,7 +139,7 @@ class _Reader:
                 return self._parser.parse_ns(value)
             if math.isfinite(value) and value >= 0:
                 return seconds_to_ns(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         raise line.error(Problem.BAD_TIME, field, value, "must be seconds or an ISO 8601 time")
 
