@@ -155,6 +155,15 @@ def test_corpora_of_json_lines_and_text(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_of_a_corpus_ends_at_a_line_feed_only(tmp_path: Path) -> None:
+    """JSON allows characters in a string at which Python would end a line."""
+    words = "an orchard is a garden of trees that bear fruit in summer\u2028and rest in winter\x85"
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"text": words}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (passage,) = corpus_of_file(path, max_passages=9).passages
+    assert passage.text.split() == words.split()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [("{", "line 1: no valid JSON"), ('{"text": 3}', "line 1, text"), ("", "no passage")],

@@ -110,7 +110,8 @@ def _pages(files: Iterable[Path]) -> Iterator[_Source]:
 
 
 def _json_lines(path: Path, content: str) -> Iterator[_Source]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    # Not `splitlines`: a string of JSON may hold U+2028 and others that it cuts at.
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
