@@ -138,7 +138,8 @@ class Describer:
             self._content[kind] = self._content.get(kind, 0) + 1
         self._note(Quantity.SEGMENTS, len(request.segments))
         self._note(Quantity.OUTPUT_TOKENS, request.max_output_tokens)
-        if content_kind(request.segments[0]) in ("block_ids", "num_tokens"):
+        kinds = {content_kind(segment) for segment in request.segments}
+        if kinds in ({"block_ids"}, {"num_tokens"}):
             self._add_lengths(request)
         else:
             self._add_content(request)

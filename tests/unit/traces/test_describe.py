@@ -133,6 +133,15 @@ def test_updates_in_blocks() -> None:
     assert found.summaries["prompt_tokens"].mean == 1024
 
 
+def test_lengths_beside_ids() -> None:
+    """Every segment counts, whatever says how long it is."""
+    ids = Segment(token_ids=(1, 2, 3))
+    known, blocks = Segment(num_tokens=100), Segment(num_tokens=512, block_ids=(1,))
+    for segments, num_tokens in (((known, ids), 103), ((blocks, ids), 515), ((blocks, known), 612)):
+        found = described(request(0, *segments))
+        assert found.summaries["prompt_tokens"].mean == num_tokens
+
+
 def test_sharing_between_requests() -> None:
     """The share of all prompts that began an earlier one; lengths alone share nothing."""
     text = "word " * 64
