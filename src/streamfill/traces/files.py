@@ -243,7 +243,7 @@ def _problem(request: Request, segment: Segment, documents: dict[str, str]) -> s
     num_contents = 5 - contents.count(None)
     if num_contents == 0 and segment.num_tokens is None:
         return ": has no content; give text, token_ids, document_ids, messages or num_tokens"
-    if num_contents > 1:
+    if num_contents > (segment.num_tokens is None or segment.block_ids is not None):
         return ": has several kinds of content; give exactly one"
     if segment.block_ids is not None:
         if segment.num_tokens is None:

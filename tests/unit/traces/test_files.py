@@ -73,6 +73,10 @@ def test_a_scale_is_above_0(tmp_path: Path, scale: str) -> None:
             request_line('[{"text":"a"},{"text":"b","num_tokens":1,"token_ids":[1]}]'),
             r"segments\[1\]: has several kinds of content",
         ),
+        (
+            request_line('[{"text":"a","num_tokens":1}]'),
+            r"segments\[0\]: has several kinds of content",
+        ),
         (request_line('[{"text":"a"},{"num_tokens":1}]'), "segments: text and tokens are mixed"),
         (request_line('[{"block_ids":[1]}]'), r"segments\[0\].num_tokens: is missing"),
         (
