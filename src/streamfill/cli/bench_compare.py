@@ -24,6 +24,7 @@ from streamfill.cli.bench_engines import Engines
 from streamfill.cli.bench_options import (
     add_output_options,
     add_replay_options,
+    as_in_file,
     replay_options,
     starts_of,
     workload_of,
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
     workload = workload_of(options)
     kept, skipped = split_by_trace(variants, has_updates=workload.has_updates)
     sessions = plan_runs(kept, args.runs)
+    options = as_in_file(options, workload)
     starts_s = starts_of(options, workload)
     file = None
     if args.output_file is not None:

@@ -182,6 +182,30 @@ def workload_of(options: ReplayOptions) -> Workload:
     return workload
 
 
+def as_in_file(options: ReplayOptions, workload: Workload) -> ReplayOptions:
+    """The options, with what the file of arrivals was drawn by, where there is one: a run is called
+    after the arrivals that it has.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    path = options.arrivals_file
+    if path is None or not path.exists():
+        return options
+    found = load_arrivals(path, workload.num_requests)
+    if found.kind is ArrivalKind.CLOSED and options.max_concurrency is None:
+        raise ConfigError(
+            "--arrivals-file", str(path), "has closed arrivals, which need --max-concurrency"
+        )
+    return msgspec.structs.replace(
+        options,
+        arrivals=found.kind,
+        request_rate=found.request_rate,
+        burstiness=found.burstiness,
+        seed=found.seed,
+    )
+
+
 def starts_of(options: ReplayOptions, workload: Workload) -> tuple[float, ...]:
     """When each request starts: from the file of arrivals, if there is one, else drawn, and written
     to that file if it is named.

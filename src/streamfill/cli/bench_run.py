@@ -19,6 +19,7 @@ from streamfill.cli.bench_options import (
     ReplayOptions,
     add_output_options,
     add_replay_options,
+    as_in_file,
     replay_options,
     starts_of,
     workload_of,
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_records and args.output_file is None:
         raise ConfigError("--save-records", True, "needs --output-file")
     workload = workload_of(options)
+    options = as_in_file(options, workload)
     starts_s = starts_of(options, workload)
     file = None
     if args.output_file is not None:

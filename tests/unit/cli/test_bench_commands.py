@@ -127,7 +127,9 @@ def test_arrivals_are_drawn_once_and_used_again(
     before = path.read_bytes()
     assert run(*words, "--arrivals", "poisson", "--request-rate", "1", "--seed", "2") == 0
     assert path.read_bytes() == before
-    assert facts_of(capsys.readouterr().out)["wall_s"] < 1.0
+    facts = facts_of(capsys.readouterr().out)
+    assert facts["wall_s"] < 1.0
+    assert facts["request_rate"] == 40
 
 
 def test_limit_warm_up_and_time_scale(
