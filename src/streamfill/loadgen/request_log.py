@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from streamfill.errors import ErrorCode, StreamError
 from streamfill.loadgen.records import Event, Preempted, RequestRecord, as_event
 from streamfill.loadgen.target import Reply, ServerAccount
@@ -14,6 +16,9 @@ _ENDINGS = {
     ErrorCode.RESOURCE_EXHAUSTED: LifetimeEvent.REJECTED,
 }
 """What is not here has FAILED."""
+
+_SAME_S: Final = 1e-6
+"""Times in records are exact to a microsecond."""
 
 
 class RequestLog:
@@ -163,11 +168,14 @@ def _preemptions(account: ServerAccount) -> list[Preempted]:
 
 
 def token_entries(times_s: tuple[float, ...]) -> list[LifetimeEntry]:
-    """The tokens of an answer as events; as ``lifetime.Lifetime.record_token`` has them."""
+    """The tokens of an answer as events; as ``lifetime.Lifetime.record_token`` has them. A third
+    and last one that came together with the second is no LAST_TOKEN: that would be the second."""
     entries: list[LifetimeEntry] = []
     names = (LifetimeEvent.FIRST_TOKEN, LifetimeEvent.SECOND_TOKEN)
     for number, at_s in enumerate(times_s):
         is_last = number == len(times_s) - 1
+        if number == len(names) and at_s - times_s[1] < _SAME_S:
+            is_last = False
         if number < len(names):
             entries.append(LifetimeEntry(names[number], at_s))
         elif not is_last:

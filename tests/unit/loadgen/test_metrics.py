@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from streamfill.loadgen.figures import Distribution, Figure, distribution
 from streamfill.loadgen.goodput import Goodput
 from streamfill.loadgen.metrics import RunSummary, flat, summarise
-from streamfill.observability.lifetime import LifetimeEvent
+from streamfill.loadgen.request_log import token_entries
+from streamfill.observability.lifetime import LifetimeEvent, token_times_s
 from tests.unit.loadgen.run_builders import client_events, event, failed, record, result
 
 E = LifetimeEvent
@@ -36,6 +37,14 @@ def test_times_of_one_request() -> None:
     assert figure(summary, Figure.TPOT).p50 == pytest.approx(150)
     assert figure(summary, Figure.ITL).num == 2
     assert figure(summary, Figure.ITL).max == pytest.approx(200)
+
+
+@pytest.mark.parametrize(
+    "times_s", [(1.0,), (1.0, 1.0), (1.0, 2.0, 2.0), (1.0, 1.0, 1.0), (1.0, 2.0, 2.0, 2.0)]
+)
+def test_tokens_that_come_together(times_s: tuple[float, ...]) -> None:
+    """Each of them counts, as where a server packs several into one event."""
+    assert token_times_s(token_entries(times_s)) == list(times_s)
 
 
 def test_percentiles_over_requests() -> None:
