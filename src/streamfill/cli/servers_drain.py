@@ -24,7 +24,8 @@ From now on the server gets nothing new. What is there:
 
 The command says how many streams are left and returns when there are none. If it is interrupted,
 the drain goes on; `streamfill servers resume ID` takes it back. It lasts for this id, a crash
-included, until then, until the server ends in order, or until the router is started again.
+included, until then, until the server ends in order, or until a router without a log (router.log)
+is started again.
 
   streamfill servers drain prefill-0
   streamfill servers drain decode-0 --timeout 0       # answers move at once
