@@ -262,7 +262,8 @@ class KvSenderInterface(Protocol):
         namespace: str = SHARED_NAMESPACE,
     ) -> None:
         """Ask how much of a prompt the receiver holds; `poll_held` tells, then and when it changes,
-        until `let_go`. Nothing is said where the receiver cannot be reached.
+        until `let_go` or `ReceiverLost`, after which it has to be asked anew. Of a receiver that
+        cannot be reached nothing else is said.
 
         Args:
             version: counts how often tokens of the prompt were replaced.

@@ -221,6 +221,10 @@ class SenderLink:
             return
         try:
             session = self._session or self._open_session(None)
+        except _UnreachableError as error:
+            _log.info("%s was not asked: %s", self.address, error)
+            self._fail_queued(TransferStatus.FAILED, str(error))
+            return
         except (TransportError, TransferEndedError) as error:
             _log.info("%s was not asked: %s", self.address, error)
             return
@@ -364,6 +368,10 @@ class SenderLink:
             _log.info("the receiver %s was not told: %s", self.address, error)
         finally:
             session.close()
+            with self._lock:
+                # Who hears of the loss asks anew; and a receiver that cannot be reached would be
+                # waited for once for each of them, by the transfers behind them too.
+                self._notes.clear()
             self._publish_held(ReceiverLost(self.address.server_id))
 
     def _fail_queued(self, status: TransferStatus, reason: str, *, after_s: float = 0.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -22,6 +23,7 @@ from tests.unit.kv_transfer.builders import (
     HOST,
     LAYOUT,
     PATIENCE_S,
+    QUICK,
     address_of,
     arrivals_of,
     outcomes_of,
@@ -120,3 +122,20 @@ def test_early_kv_is_refused_beyond_its_room(
         incoming = arrivals_of(receiver)[number]
         assert (incoming.is_early, incoming.version, incoming.replaces) == (is_early, 4, 2)
         receiver.release(incoming)
+
+
+def test_a_transfer_does_not_wait_for_every_question_to_an_unreachable_receiver(
+    make_sender: MakeSender,
+) -> None:
+    """The KV that it lends out would stay locked meanwhile."""
+    sender = make_sender(timeouts=replace(QUICK, session_s=0.4))
+    nowhere = PeerAddress("d0", HOST, 1)
+    for stream_id in range(10):
+        sender.ask(nowhere, stream_id, 0, [1])
+    sender.submit(nowhere, transfer(1, 4))
+    begun_s = time.monotonic()
+    outcome = outcomes_of(sender)[1]
+    assert outcome.status is TransferStatus.FAILED
+    assert "did not answer" in outcome.reason
+    assert time.monotonic() - begun_s < 1.5
+    assert set(sender.poll_held()) == {ReceiverLost("d0")}
