@@ -6,7 +6,7 @@ that restarted, or whose group broke, gets a new epoch and nothing of the old on
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 import msgspec
@@ -69,6 +69,8 @@ class SessionTable:
         self._by_route: dict[bytes, InboundSession] = {}
         self._by_sender: dict[tuple[str, int], InboundSession] = {}
         self._superseded: deque[tuple[str, int, int]] = deque(maxlen=MAX_SUPERSEDED)
+        self._ended: OrderedDict[tuple[str, int], int] = OrderedDict()
+        """Incarnations of senders without a session, until their next ``Hello``."""
         self._last_epoch = 0
 
     def __len__(self) -> int:
@@ -107,9 +109,10 @@ class SessionTable:
         if refusal is not None:
             return Greeting(refusal=refusal)
         if current is not None:
-            if current.incarnation != hello.incarnation:
-                self._superseded.append((current.server_id, current.rank, current.incarnation))
             self.end(current)
+        before = self._ended.pop((hello.server_id, hello.rank), hello.incarnation)
+        if before != hello.incarnation:
+            self._superseded.append((hello.server_id, hello.rank, before))
         self._last_epoch += 1
         session = InboundSession(
             server_id=hello.server_id,
@@ -130,6 +133,9 @@ class SessionTable:
         """Close a session; what its lane still reports is stale."""
         del self._by_route[session.route]
         del self._by_sender[session.server_id, session.rank]
+        self._ended[session.server_id, session.rank] = session.incarnation
+        if len(self._ended) > MAX_SUPERSEDED:
+            self._ended.popitem(last=False)
 
     def _refusal(self, hello: Hello) -> str | None:
         if hello.protocol_version != PROTOCOL_VERSION:

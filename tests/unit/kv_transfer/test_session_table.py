@@ -83,3 +83,17 @@ def test_sessions_are_bounded(table: SessionTable) -> None:
         table.greet(str(number).encode(), hello(server_id=f"p{number}"), now_s=1.0)
     greeting = table.greet(b"more", hello(server_id="more"), now_s=1.0)
     assert "sessions are open already" in (greeting.refusal or "")
+
+
+def test_an_old_incarnation_stays_out_whose_session_had_ended(table: SessionTable) -> None:
+    """It was silent while its successor came. The successor is not taken for the older one."""
+    old = table.greet(b"r1", hello(incarnation=1), now_s=1.0).session
+    assert old is not None
+    table.end(old)
+    new = table.greet(b"r2", hello(incarnation=2), now_s=2.0).session
+    assert new is not None
+    zombie = table.greet(b"r3", hello(incarnation=1, attempt=2), now_s=3.0)
+    assert "took over" in (zombie.refusal or "")
+    assert table.is_current(new)
+    table.end(new)
+    assert table.greet(b"r4", hello(incarnation=2, attempt=2), now_s=4.0).session is not None
