@@ -103,8 +103,9 @@ class SessionTable:
         if current is not None and current.incarnation == hello.incarnation:
             if hello.attempt < current.attempt:
                 return Greeting()
-            if hello.attempt == current.attempt:
+            if hello.attempt == current.attempt and route == current.route:
                 return Greeting(session=current)
+            # Over another route: the connection broke before the answer came.
         refusal = self._refusal(hello)
         if refusal is not None:
             return Greeting(refusal=refusal)

@@ -97,3 +97,16 @@ def test_an_old_incarnation_stays_out_whose_session_had_ended(table: SessionTabl
     assert table.is_current(new)
     table.end(new)
     assert table.greet(b"r4", hello(incarnation=2, attempt=2), now_s=4.0).session is not None
+
+
+def test_a_hello_that_is_repeated_over_another_connection_is_answered_there(
+    table: SessionTable,
+) -> None:
+    """The first one broke before its answer came; nobody hears what is said on it."""
+    first = table.greet(b"r1", hello(), now_s=1.0)
+    again = table.greet(b"r2", hello(), now_s=2.0)
+    assert again.session is not None
+    assert again.session.route == b"r2"
+    assert again.replaced is first.session
+    assert table.find(b"r2", again.session.epoch) is again.session
+    assert len(table) == 1
