@@ -119,11 +119,17 @@ def _keep_launcher_log(run_dir: Path, level: str) -> None:
     root.setLevel(level.upper())
 
 
+def launcher_words(words: Sequence[str]) -> list[str]:
+    """The same command for the launcher itself: without ``--detach``, however it was shortened, or
+    each launcher would start another one."""
+    return [word for word in words if not ("--detach".startswith(word) and len(word) > len("--"))]
+
+
 def _detach(config: ClusterConfig, words: Sequence[str]) -> int:
     """Starts this command again in a session of its own and waits until it is ready."""
     state_dir, logs = cluster_folder(config.name), run_folder(config) / "logs"
     command = [sys.executable, "-m", "streamfill.cli.main"]
-    command += [word for word in words if word != "--detach"]
+    command += launcher_words(words)
     try:
         with open_log(logs, _LAUNCHER_LOG) as log:
             launcher = subprocess.Popen(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from streamfill.cli.up import http_lines
+import pytest
+
+from streamfill.cli.main import main
+from streamfill.cli.up import http_lines, launcher_words
 from streamfill.config import ClusterConfig, RouterSection
 
 URL = "http://127.0.0.1:8000"
@@ -14,3 +17,19 @@ def test_addresses_for_http() -> None:
     assert http_lines(URL, with_page)[1:] == [f"Status page: {URL}/status"]
     assert http_lines(URL, without) == [f"HTTP, as of the OpenAI API: {URL}/v1"]
     assert http_lines(None, with_page) == []
+
+
+@pytest.mark.parametrize("option", ["--detach", "--detac", "--det"])
+def test_a_launcher_in_the_background_starts_no_other_one(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """argparse takes options that are cut short."""
+    asked: list[list[str]] = []
+
+    def detach(config: ClusterConfig, words: list[str]) -> int:
+        asked.append(launcher_words(words))
+        return 0
+
+    monkeypatch.setattr("streamfill.cli.up._detach", detach)
+    assert main(["up", "--name", "x", option, "--set", "prefill.threads=2"]) == 0
+    assert asked == [["up", "--name", "x", "--set", "prefill.threads=2"]]
