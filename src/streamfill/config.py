@@ -447,6 +447,24 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
     return config
 
 
+def with_absolute_files(config: ClusterConfig) -> ClusterConfig:
+    """The same files by names that do not depend on the folder one is in: each process of a cluster
+    is in another one than who started it."""
+
+    def absolute(section: C, *keys: str) -> C:
+        names = {key: getattr(section, key) for key in keys}
+        found = {key: str(Path(name).absolute()) for key, name in names.items() if name is not None}
+        return msgspec.structs.replace(section, **found)
+
+    return msgspec.structs.replace(
+        absolute(config, "zmq_keys_dir", "metrics_token_file"),
+        router=absolute(
+            config.router, "api_keys_file", "tls_cert_file", "tls_key_file", "tls_client_ca_file"
+        ),
+        prefill=absolute(config.prefill, "cost_profile"),
+    )
+
+
 def _check_placement(router: RouterSection) -> None:
     # Late: only who starts a cluster needs the router's policies.
     from router.placement.registry import make_placement

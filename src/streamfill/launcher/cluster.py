@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from streamfill.api import Client, ClusterInfo
-from streamfill.config import ClusterConfig
+from streamfill.config import ClusterConfig, with_absolute_files
 from streamfill.errors import ConfigError, StreamfillError, UnavailableError
 from streamfill.launcher.control_server import control_socket
 from streamfill.launcher.errors import LaunchError
@@ -91,6 +91,7 @@ async def running_cluster(
         StoppedError: a signal came while it was starting.
     """
     started = time.monotonic()
+    config = with_absolute_files(config)
     _make_folders(run_dir, state_dir)
     with claimed(state_dir, config.name):
         ports, num_cores = choose_ports(config), len(os.sched_getaffinity(0))

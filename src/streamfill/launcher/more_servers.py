@@ -17,6 +17,7 @@ from streamfill.config import (
     ServerSection,
     check_cluster,
     from_mapping,
+    with_absolute_files,
 )
 from streamfill.errors import ConfigError
 from streamfill.launcher.plan import (
@@ -107,8 +108,9 @@ class ServerPlanner:
                 (Role.DECODE, self.config.decode),
             )
         }
-        check_cluster(msgspec.structs.replace(self.config, **sections))
-        return section
+        checked = check_cluster(msgspec.structs.replace(self.config, **sections))
+        made: ServerSection = getattr(with_absolute_files(checked), role.value)
+        return made
 
 
 def _free_index(role: Role, taken_ids: Collection[str]) -> int:

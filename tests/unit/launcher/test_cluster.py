@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from streamfill.cli.cluster_options import with_changes
 from streamfill.config import ClusterConfig, RouterSection
 from streamfill.errors import ConfigError
 from streamfill.launcher import cluster as cluster_module
@@ -64,10 +65,12 @@ class Bench:
             supervisor.raise_death()
             await asyncio.sleep(0.01)
 
-    def running(self) -> AbstractAsyncContextManager[RunningCluster]:
+    def running(
+        self, config: ClusterConfig = CONFIG
+    ) -> AbstractAsyncContextManager[RunningCluster]:
         """The cluster of this test."""
         return running_cluster(
-            CONFIG,
+            config,
             model_path=Path("/m"),
             state_dir=self.folder,
             run_dir=self.folder,
@@ -148,3 +151,25 @@ async def test_error_inside_the_block(bench: Bench) -> None:
     with pytest.raises(ZeroDivisionError):
         async with bench.running():
             raise ZeroDivisionError
+
+
+async def test_files_are_found_in_whatever_folder_a_process_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Their names were said in the folder of who started the cluster."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "api.jsonl").touch()
+    (tmp_path / "token").write_text("t" * 64)
+    files = {"router.api_keys_file": "api.jsonl", "metrics_token_file": "token"}
+    asked: list[ClusterConfig] = []
+
+    def plan(config: ClusterConfig, **rest: Any) -> ClusterPlan:
+        asked.append(config)
+        return bench.plan(config, **rest)
+
+    monkeypatch.setattr(cluster_module, "plan_cluster", plan)
+    async with bench.running(with_changes(CONFIG, files)):
+        (config,) = asked
+    assert config.router.api_keys_file == str(tmp_path / "api.jsonl")
+    assert config.metrics_token_file == str(tmp_path / "token")
+    assert config.zmq_keys_dir is None
