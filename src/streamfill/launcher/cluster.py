@@ -29,6 +29,7 @@ from streamfill.launcher.state import (
     ClusterState,
     ProcessRecord,
     claimed,
+    claimed_run_dir,
     own_start_ticks,
     write_state,
 )
@@ -86,14 +87,14 @@ async def running_cluster(
         on_change: as in `Supervisor`.
 
     Raises:
-        ConfigError: the name or a port is taken, or a folder cannot be written to.
+        ConfigError: the name, a port or the run folder is taken, or a folder cannot be written to.
         LaunchError: a process did not start.
         StoppedError: a signal came while it was starting.
     """
     started = time.monotonic()
     config = with_absolute_files(config)
     _make_folders(run_dir, state_dir)
-    with claimed(state_dir, config.name):
+    with claimed(state_dir, config.name), claimed_run_dir(run_dir):
         ports, num_cores = choose_ports(config), len(os.sched_getaffinity(0))
         plan = plan_cluster(
             config,

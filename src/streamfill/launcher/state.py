@@ -23,6 +23,7 @@ from streamfill.models.home import streamfill_home
 
 STATE_FILE: Final = "cluster.json"
 _LOCK_FILE: Final = "cluster.lock"
+_RUN_LOCK_FILE: Final = "processes.lock"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -140,6 +141,23 @@ def claimed(folder: Path, name: str) -> Iterator[None]:
             yield
         finally:
             (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed_run_dir(folder: Path) -> Iterator[None]:
+    """Holds the folder for logs and configurations of the processes, which two clusters of other
+    names may be given alike: a process that is restarted would read what the other one wrote.
+
+    Raises:
+        ConfigError: another launcher that is alive holds it.
+    """
+    with (folder / _RUN_LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "another cluster that runs has its files there; name another folder"
+            raise ConfigError("launcher.run_dir", str(folder), remedy) from error
+        yield
 
 
 def own_start_ticks() -> int:

@@ -66,13 +66,13 @@ class Bench:
             await asyncio.sleep(0.01)
 
     def running(
-        self, config: ClusterConfig = CONFIG
+        self, config: ClusterConfig = CONFIG, state_dir: Path | None = None
     ) -> AbstractAsyncContextManager[RunningCluster]:
         """The cluster of this test."""
         return running_cluster(
             config,
             model_path=Path("/m"),
-            state_dir=self.folder,
+            state_dir=state_dir or self.folder,
             run_dir=self.folder,
             stop=self.stop,
             on_change=lambda statuses: None,
@@ -124,6 +124,20 @@ async def test_second_cluster_of_the_same_name(bench: Bench) -> None:
         state = find_cluster(bench.folder)
         assert state is not None
         assert state.phase is ClusterPhase.READY
+
+
+async def test_two_clusters_have_folders_of_their_own(bench: Bench, tmp_path: Path) -> None:
+    """Or a process that is restarted would come back with the configuration of the other one."""
+    async with bench.running():
+        written = (bench.folder / "config" / "router.json").stat()
+        with pytest.raises(ConfigError, match="another cluster that runs") as caught:
+            async with bench.running(state_dir=tmp_path / "other"):
+                pass
+        assert caught.value.key == "launcher.run_dir"
+        assert (bench.folder / "config" / "router.json").stat() == written
+        assert len(bench.pids()) == 2
+    async with bench.running(state_dir=tmp_path / "other"):
+        pass
 
 
 async def test_signal_during_the_start(bench: Bench) -> None:
