@@ -68,8 +68,9 @@ class ServerPlanner:
         index = _free_index(role, taken_ids)
         server_id = f"{role.value}-{index}"
         servers = _servers_of(running)
+        taken_ports = [x.metrics_port for x in servers if x.metrics_port]
         metrics_port = choose_metrics_port(
-            role.value, section, index, [x.metrics_port for x in servers if x.metrics_port]
+            role.value, section, self.config.metrics_host, index, taken_ports
         )
         metrics = {} if metrics_port is None else {server_id: metrics_port}
         made = server_config(

@@ -94,12 +94,13 @@ def choose_ports(config: ClusterConfig) -> Ports:
 
 
 def choose_metrics_port(
-    role: str, section: ServerSection, index: int, taken: Collection[int] = ()
+    role: str, section: ServerSection, host: str, index: int, taken: Collection[int] = ()
 ) -> int | None:
     """Of ``/metrics`` of one more server; None where the role has none.
 
     Args:
         role: name of the section.
+        host: on which ``/metrics`` listen.
         index: number of the server among those of its role.
         taken: ports that are spoken for, whether anybody listens on them yet or not.
 
@@ -113,10 +114,10 @@ def choose_metrics_port(
         if base + index in taken or base + index > MAX_PORT:
             remedy = "is taken or none; set metrics_port to 0 for any free one"
             raise ConfigError(key, base + index, remedy)
-        with _listen(key, section.host, base + index):
+        with _listen(key, host, base + index):
             return base + index
     while True:
-        with _listen_free(key, section.host) as listener:
+        with _listen_free(key, host) as listener:
             port = int(listener.getsockname()[1])
         if port not in taken:
             return port

@@ -120,3 +120,16 @@ def test_its_metrics_have_a_port_of_their_own() -> None:
         )
         with pytest.raises(ConfigError, match=f"prefill.metrics_port = {port}: is in use"):
             planner(fixed).plan(Role.PREFILL, {}, {"prefill-0"}, ())
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_its_metrics_port_is_looked_for_where_metrics_listen(*, is_given: bool) -> None:
+    """The other address is the one that servers are reached at, and need not be of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        base = free.getsockname()[1] if is_given else 0
+    asked = ClusterConfig(prefill=ServerSection(host="192.0.2.1", metrics_port=base))
+    assert config_of(planner(asked).plan(Role.PREFILL, {}, (), ())).metrics_port is not None
+    elsewhere = ClusterConfig(metrics_host="192.0.2.1", prefill=ServerSection(metrics_port=base))
+    with pytest.raises(ConfigError, match="no address of this machine") as caught:
+        planner(elsewhere).plan(Role.PREFILL, {}, (), ())
+    assert (caught.value.key, caught.value.value) == ("metrics_host", "192.0.2.1")
