@@ -36,10 +36,12 @@ def stop_on_signal() -> Iterator[StopRequest]:
     """Catches SIGINT, SIGTERM and SIGHUP inside the block. For the main thread's event loop."""
     request = StopRequest()
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
+    # Who was started by nohup goes on when its terminal is closed.
+    numbers = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    for number in numbers:
         loop.add_signal_handler(number, request.note)
     try:
         yield request
     finally:
-        for number in _SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
