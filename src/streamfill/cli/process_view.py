@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,15 @@ def process_view(stream: TextIO | None = None) -> Iterator[ProcessView]:
 
     # No thread that redraws: an idle cluster should cost nothing.
     with Live(console=Console(file=out), auto_refresh=False) as live:
-        yield TableView(live)
+        yield TableView(live, out)
+
+
+def _fall_silent(out: TextIO) -> None:
+    """Nobody reads what is written there any more: the terminal was closed, or the pipe's reader
+    has ended. The cluster goes on, and stops in order all the same."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, out.fileno())
+    os.close(nowhere)
 
 
 class LineView:
@@ -66,20 +75,30 @@ class LineView:
             self.say(f"{status.name} {status.state.value}{pid}{detail}")
 
     def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._started:6.1f} s] {text}", file=self._out, flush=True)
+        try:
+            print(f"[{time.monotonic() - self._started:6.1f} s] {text}", file=self._out, flush=True)
+        except OSError:
+            _fall_silent(self._out)
 
 
 class TableView:
     """A table that is redrawn in place."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, out: TextIO) -> None:
         self._live = live
+        self._out = out
 
     def show(self, statuses: Sequence[ProcessStatus]) -> None:
-        self._live.update(process_table(statuses), refresh=True)
+        try:
+            self._live.update(process_table(statuses), refresh=True)
+        except OSError:
+            _fall_silent(self._out)
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, markup=False, highlight=False)
+        try:
+            self._live.console.print(text, markup=False, highlight=False)
+        except OSError:
+            _fall_silent(self._out)
 
 
 def process_table(statuses: Sequence[ProcessStatus]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from streamfill.cli.cluster_options import with_changes
+from streamfill.cli.process_view import process_view
 from streamfill.config import ClusterConfig, RouterSection
 from streamfill.errors import ConfigError
 from streamfill.launcher import cluster as cluster_module
 from streamfill.launcher.cluster import RunningCluster, StoppedError, running_cluster
 from streamfill.launcher.errors import LaunchError
+from streamfill.launcher.managed_process import ProcessStatus
 from streamfill.launcher.plan import ClusterPlan, ProcessKind, ProcessSpec
 from streamfill.launcher.signals import StopRequest
 from streamfill.launcher.state import ClusterPhase, find_cluster, start_ticks
@@ -35,6 +37,7 @@ class Bench:
         self.stop = StopRequest()
         self.router_options: tuple[str, ...] = ()
         self.is_registered = True
+        self.on_change: Callable[[Sequence[ProcessStatus]], None] = lambda statuses: None
         self.registering = asyncio.Event()
 
     def plan(self, config: ClusterConfig, **rest: Any) -> ClusterPlan:
@@ -75,7 +78,7 @@ class Bench:
             state_dir=state_dir or self.folder,
             run_dir=self.folder,
             stop=self.stop,
-            on_change=lambda statuses: None,
+            on_change=self.on_change,
         )
 
     def log_files(self) -> list[Path]:
@@ -165,6 +168,21 @@ async def test_error_inside_the_block(bench: Bench) -> None:
     with pytest.raises(ZeroDivisionError):
         async with bench.running():
             raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+async def test_it_stops_in_order_when_nobody_reads_what_is_said(
+    bench: Bench, *, is_terminal: bool
+) -> None:
+    """Ctrl-C ends the `tee` behind a pipe before the cluster; a terminal may have been closed."""
+    read_end, write_end = os.openpty() if is_terminal else os.pipe()
+    with os.fdopen(write_end, "w") as out, process_view(out) as view:
+        bench.on_change = view.show
+        async with bench.running():
+            os.close(read_end)
+            view.say("Draining")
+    journal = (bench.folder / "journal").read_text()
+    assert [journal.count(event) for event in ("sigterm", "end")] == [2, 2]
 
 
 async def test_files_are_found_in_whatever_folder_a_process_is(
