@@ -162,7 +162,11 @@ def _listen(key: str, host: str, port: int) -> socket.socket:
 
 
 def _try_listen(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # such as "a..b", which cannot be a name at all
+        raise OSError(errno.EADDRNOTAVAIL, "it is no name of a machine") from error
+    family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
         # Connections of an earlier cluster that are still closing do not count as "in use".

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from streamfill.config import ClusterConfig, ControllerSection, RouterSection
@@ -98,3 +99,11 @@ def test_a_host_of_another_machine_is_named_by_its_key(field: str) -> None:
     with pytest.raises(ConfigError) as caught:
         choose_ports(ClusterConfig(router=router))
     assert (caught.value.key, caught.value.value) == (f"router.{field}", "192.0.2.1")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_what_is_no_name_of_a_machine(host: str) -> None:
+    """It is refused by its key, like a name that is not known."""
+    with pytest.raises(ConfigError, match="no address of this machine") as caught:
+        choose_ports(msgspec.structs.replace(FREE, metrics_host=host))
+    assert (caught.value.key, caught.value.value) == ("metrics_host", host)
