@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+_MAX_DOUBLINGS: Final = 62
+"""Beyond any pause; a float does not hold the doublings of a process that is never given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,4 +27,5 @@ class RestartPolicy:
         """The pause after that many deaths in a row, or None to give the process up."""
         if num_in_a_row > self.max_restarts:
             return None
-        return float(min(self.max_delay_s, self.first_delay_s * 2 ** (num_in_a_row - 1)))
+        num_doublings = min(num_in_a_row - 1, _MAX_DOUBLINGS)
+        return float(min(self.max_delay_s, self.first_delay_s * 2**num_doublings))

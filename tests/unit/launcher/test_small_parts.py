@@ -29,6 +29,7 @@ def test_the_controller_comes_back_soon_and_always() -> None:
     """Nobody waits for it; only a cluster without restarts gives it up."""
     policy = restart_policy(ProcessKind.CONTROLLER, 5)
     assert [policy.delay_s(n) for n in (1, 2, 3, 100)] == [1.0, 2.0, 2.0, 2.0]
+    assert [policy.delay_s(n) for n in (1025, 1_000_000)] == [2.0, 2.0]
     assert restart_policy(ProcessKind.CONTROLLER, 0).delay_s(1) is None
     assert restart_policy(ProcessKind.PREFILL, 5).delay_s(6) is None
 
