@@ -20,7 +20,8 @@ How the two find out that they share a machine (entries of the pair's store):
    Where its KV is on a GPU, the address ends with the name of that GPU.
 2. The sender connects, hands over the ring, and puts ``yes`` under ``shared_answer``; or ``no``
    where nobody listens there: it is on another machine, or in a container with a network of its
-   own; or where it is on another GPU: between GPUs NCCL knows the better way.
+   own; where another user's process listens; or where it is on another GPU: between GPUs NCCL knows
+   the better way.
 
 The ring belongs to one session. A sender that was given up and writes late writes to memory that
 nobody reads any more. A receiver never writes to memory of its sender's: it maps pages for reading.
@@ -252,10 +253,7 @@ def offer_shared_memory(
             raise TransportError(f"the ring of shared memory was not set up: {error}") from error
     try:
         connection.settimeout(timeouts.group_setup_s)
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
+        if not _is_of_own_user(connection):
             raise ConnectionError("another user's process connected")
         ring = _take(connection, device)
         return SharedMemoryPair(connection, ring, timeouts.chunk_s, layout)
@@ -292,6 +290,8 @@ def take_shared_memory(
             raise ConnectionRefusedError
         connection.settimeout(timeouts.group_setup_s)
         connection.connect(address)
+        if not _is_of_own_user(connection):
+            raise ConnectionRefusedError
         ring = _hand_over(connection, device)
     except OSError:
         connection.close()
@@ -312,6 +312,13 @@ def take_shared_memory(
     ring.close()
     connection.close()
     return None
+
+
+def _is_of_own_user(connection: socket.socket) -> bool:
+    """Whether the process at the other end is, by the kernel's word: SO_PEERCRED, unix(7)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    user: int = _CREDENTIALS.unpack(credentials)[1]
+    return user == os.getuid()
 
 
 def _hand_over(connection: socket.socket, device: torch.device) -> Ring:

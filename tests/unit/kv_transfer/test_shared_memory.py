@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -106,6 +107,13 @@ def test_chunks_of_any_size_arrive(
 @pytest.mark.parametrize(("offered", "taken"), [(False, True), (True, False), (False, False)])
 def test_both_sides_have_to_want_it(offered: bool, taken: bool) -> None:
     assert _meet(offered=offered, taken=taken) == [None, None]
+
+
+def test_servers_of_two_users_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one machine; their KV goes as between two machines, instead of not at all."""
+    user = os.getuid()
+    monkeypatch.setattr("streamfill.kv_transfer.shared_memory.os.getuid", lambda: user + 1)
+    assert _meet() == [None, None]
 
 
 def test_a_sender_on_another_machine_says_no() -> None:
