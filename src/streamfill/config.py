@@ -390,6 +390,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         _at_least(f"{role}.threads", section.threads, 0)
         _at_least(f"{role}.max_requests", section.max_requests, 1)
         _at_least(f"{role}.tp_size", section.tp_size, 1)
+        _at_least(f"{role}.base_gpu_id", section.base_gpu_id, 0)
         for key in (
             *("pool_tokens", "page_size", "step_tokens", "segment_tokens"),
             "max_uncommitted_tokens",
@@ -408,12 +409,7 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         )
     _check_access(config)
     _check_links(config)
-    _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
-    _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
-    if not config.router.admission_wait_s > 0:
-        raise ConfigError(
-            "router.admission_wait_s", config.router.admission_wait_s, "must be above 0"
-        )
+    _check_limits(config)
     if config.router.log not in ROUTER_LOGS:
         remedy = f"must be one of {', '.join(ROUTER_LOGS)}"
         raise ConfigError("router.log", config.router.log, remedy)
@@ -445,6 +441,27 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
             "log_level", config.log_level, "must be one of debug, info, warning, error"
         )
     return config
+
+
+def _check_limits(config: ClusterConfig) -> None:
+    """Numbers and times that would let nothing through."""
+    _at_least("router.max_body_bytes", config.router.max_body_bytes, MIN_BODY_BYTES)
+    _at_least("router.max_streams", config.router.max_streams, 1)
+    _at_least("router.max_waiting_segments", config.router.max_waiting_segments, 1)
+    _at_least("launcher.max_restarts", config.launcher.max_restarts, 0)
+    if config.model.context_tokens is not None:
+        _at_least("model.context_tokens", config.model.context_tokens, 1)
+    for key, seconds in (
+        ("router.admission_wait_s", config.router.admission_wait_s),
+        ("router.idle_stream_timeout_s", config.router.idle_stream_timeout_s),
+        ("launcher.ready_timeout_s", config.launcher.ready_timeout_s),
+    ):
+        if not seconds > 0:
+            raise ConfigError(key, seconds, "must be above 0")
+    if not config.launcher.drain_timeout_s >= 0:
+        raise ConfigError(
+            "launcher.drain_timeout_s", config.launcher.drain_timeout_s, "must be at least 0"
+        )
 
 
 def with_absolute_files(config: ClusterConfig) -> ClusterConfig:

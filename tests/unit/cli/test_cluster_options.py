@@ -187,3 +187,23 @@ def keys(data: dict[str, Any]) -> set[str]:
         if isinstance(value, dict):
             found |= {f"{key}.{inner}" for inner in keys(value)}
     return found
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("router.max_streams=0", "must be at least 1"),
+        ("router.idle_stream_timeout_s=0", "must be above 0"),
+        ("router.idle_stream_timeout_s=nan", "must be above 0"),
+        ("launcher.ready_timeout_s=-5.0", "must be above 0"),
+        ("launcher.drain_timeout_s=-1", "must be at least 0"),
+        ("launcher.max_restarts=-1", "must be at least 0"),
+        ("model.context_tokens=0", "must be at least 1"),
+        ("decode.base_gpu_id=-1", "must be at least 0"),
+    ],
+)
+def test_numbers_that_cannot_work(setting: str, remedy: str) -> None:
+    """Such as a limit that lets nothing through."""
+    with pytest.raises(ConfigError, match=remedy) as caught:
+        cluster("--set", setting)
+    assert caught.value.key == setting.partition("=")[0]
