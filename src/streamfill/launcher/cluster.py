@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -201,9 +202,15 @@ async def _wait_registered(
 
 
 def _make_folders(run_dir: Path, state_dir: Path) -> None:
-    for key, folder in (("launcher.run_dir", run_dir / "logs"), ("STREAMFILL_HOME", state_dir)):
+    for key, folder in (
+        ("launcher.run_dir", run_dir),
+        ("launcher.run_dir", run_dir / "logs"),
+        ("STREAMFILL_HOME", state_dir),
+    ):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):  # it was there before, and is not ours
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             remedy = f"name a folder that can be written to ({error.strerror})"
             raise ConfigError(key, str(folder), remedy) from error

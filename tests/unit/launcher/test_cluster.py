@@ -143,6 +143,22 @@ async def test_two_clusters_have_folders_of_their_own(bench: Bench, tmp_path: Pa
         pass
 
 
+async def test_a_folder_that_is_there_and_cannot_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named by its key, as one that cannot be made is."""
+    monkeypatch.setattr(
+        "streamfill.launcher.cluster.os.access", lambda path, mode: path != bench.folder / "logs"
+    )
+    with pytest.raises(ConfigError, match="can be written to") as caught:
+        async with bench.running():
+            pass
+    assert (caught.value.key, caught.value.value) == (
+        "launcher.run_dir",
+        str(bench.folder / "logs"),
+    )
+
+
 async def test_signal_during_the_start(bench: Bench) -> None:
     """A signal ends a start that is still waiting, and every process of it."""
     bench.is_registered = False
