@@ -143,15 +143,19 @@ def _detach(config: ClusterConfig, words: Sequence[str]) -> int:
         remedy = f"name a folder that can be written to ({error.strerror})"
         raise ConfigError("launcher.run_dir", str(logs), remedy) from error
     deadline = time.monotonic() + 2 * config.launcher.ready_timeout_s + _DETACHED_SLACK_S
-    while launcher.poll() is None and time.monotonic() < deadline:
-        state = find_cluster(state_dir)
-        if state and state.launcher_pid == launcher.pid and state.phase is ClusterPhase.READY:
-            print(f"Ready after {state.startup_s:.1f} s. Clients connect to {state.address}.")
-            for line in http_lines(state.http_url, config):
-                print(line)
-            print(f"Logs are in {logs}. Stop with `streamfill down --name {config.name}`.")
-            return 0
-        time.sleep(_DETACHED_POLL_S)
+    try:
+        while launcher.poll() is None and time.monotonic() < deadline:
+            state = find_cluster(state_dir)
+            if state and state.launcher_pid == launcher.pid and state.phase is ClusterPhase.READY:
+                print(f"Ready after {state.startup_s:.1f} s. Clients connect to {state.address}.")
+                for line in http_lines(state.http_url, config):
+                    print(line)
+                print(f"Logs are in {logs}. Stop with `streamfill down --name {config.name}`.")
+                return 0
+            time.sleep(_DETACHED_POLL_S)
+    except KeyboardInterrupt:
+        launcher.terminate()  # it is in a session of its own and does not hear of it
+        raise
     newest = log_file(logs, _LAUNCHER_LOG)
     tail = last_lines(newest, 12)
     if launcher.poll() is not None and tail and tail[-1].startswith("error: "):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from streamfill.cli.main import main
+from streamfill.cli.main import EXIT_INTERRUPTED, main
 from streamfill.cli.up import http_lines, launcher_words
 from streamfill.config import ClusterConfig, RouterSection
 
@@ -33,3 +39,26 @@ def test_a_launcher_in_the_background_starts_no_other_one(
     monkeypatch.setattr("streamfill.cli.up._detach", detach)
     assert main(["up", "--name", "x", option, "--set", "prefill.threads=2"]) == 0
     assert asked == [["up", "--name", "x", "--set", "prefill.threads=2"]]
+
+
+def test_ctrl_c_takes_back_a_start_in_the_background(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever ends the command before the cluster is ready wants none."""
+    monkeypatch.setenv("STREAMFILL_HOME", str(tmp_path))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+        return started[0]
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("streamfill.cli.up.subprocess.Popen", start)
+    monkeypatch.setattr("streamfill.cli.up.find_cluster", interrupted)
+    assert main(["up", "--detach"]) == EXIT_INTERRUPTED
+    (launcher,) = started
+    with launcher:
+        assert launcher.wait(10) == -signal.SIGTERM
