@@ -80,7 +80,7 @@ class SenderSession:
         """Begin to connect; nothing is sent yet.
 
         Raises:
-            TransportError: the address is none.
+            TransportError: the address is none, or there is no socket to be had.
         """
         self._address = address
         self._waker = waker
@@ -96,7 +96,10 @@ class SenderSession:
         self._store: RendezvousStore | None = None
         self._last_heard_s = self._last_ping_s = time.monotonic()
         self._log_malformed = RateLimited()
-        self._socket = context.socket(zmq.DEALER)
+        try:
+            self._socket = context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise TransportError(f"no socket for {address}: {error}") from error
         try:
             self._socket.set(zmq.LINGER, LINGER_MS)
             self._socket.set(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
+import zmq
 
 from streamfill.kv_transfer.interface import (
     Farewell,
@@ -28,6 +32,7 @@ from tests.unit.kv_transfer.builders import (
     arrivals_of,
     outcomes_of,
     transfer,
+    wait_until,
 )
 from tests.unit.kv_transfer.conftest import MakeReceiver, MakeSender
 
@@ -139,3 +144,23 @@ def test_a_transfer_does_not_wait_for_every_question_to_an_unreachable_receiver(
     assert "did not answer" in outcome.reason
     assert time.monotonic() - begun_s < 1.5
     assert set(sender.poll_held()) == {ReceiverLost("d0")}
+
+
+def test_a_question_for_which_there_is_no_socket_ends_no_link(
+    make_receiver: MakeReceiver, make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may be short of descriptors for a moment."""
+    receiver, sender = make_receiver(), make_sender()
+    make, errors = zmq.Context.socket, [zmq.ZMQError(errno.EMFILE)]
+
+    def socket(context: zmq.Context[Any], kind: int) -> Any:
+        if errors:
+            raise errors.pop()
+        return make(context, kind)
+
+    monkeypatch.setattr(zmq.Context, "socket", socket)
+    sender.ask(address_of(receiver), 7, 0, [1])
+    wait_until(lambda: not errors)
+    sender.submit(address_of(receiver), transfer(1, 4))
+    assert outcomes_of(sender)[1].ok
+    receiver.release(arrivals_of(receiver)[1])
