@@ -296,20 +296,12 @@ class InboundControl:
         if offer.num_bytes == 0:
             self._on_report(LaneReport(session.epoch, offer.transfer_id, error=None, seconds=0.0))
             return
-        if session.lane is None:
-            session.lane = InboundLane(
-                session.epoch,
-                layout=session.layout,
-                store=RendezvousStore(
-                    publish=lambda key, value: self._post(session, key, value),
-                    timeout_s=self._options.timeouts.group_setup_s,
-                ),
-                make_group=lambda store: self._make_group(session, store),
-                report=self._report,
-                chunk_s=self._options.timeouts.chunk_s,
-                faults=self._options.faults,
-            )
-        session.lane.start(
+        try:
+            lane = session.lane = session.lane or self._make_lane(session)
+        except RuntimeError as error:  # no thread to be had; nobody else would free the staging
+            self._on_report(LaneReport(session.epoch, offer.transfer_id, str(error), seconds=0.0))
+            return
+        lane.start(
             LaneJob(
                 transfer_id=offer.transfer_id,
                 staging=answer.staging,
@@ -319,6 +311,20 @@ class InboundControl:
                 encoded=answer.encoded,
                 codec=offer.codec,
             )
+        )
+
+    def _make_lane(self, session: InboundSession) -> InboundLane:
+        return InboundLane(
+            session.epoch,
+            layout=session.layout,
+            store=RendezvousStore(
+                publish=lambda key, value: self._post(session, key, value),
+                timeout_s=self._options.timeouts.group_setup_s,
+            ),
+            make_group=lambda store: self._make_group(session, store),
+            report=self._report,
+            chunk_s=self._options.timeouts.chunk_s,
+            faults=self._options.faults,
         )
 
     def _send_posted(self) -> None:

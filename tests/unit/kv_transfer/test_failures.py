@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
+import pytest
 import torch
 
+from streamfill.kv_transfer.inbound_lane import InboundLane
 from streamfill.kv_transfer.interface import TransferStatus
 from streamfill.messages.handoff import Abort, Accept, Complete, Hello, Offer, Reject, Welcome
 from tests.unit.kv_transfer.builders import (
@@ -291,3 +294,27 @@ def test_a_wrong_checksum_is_not_delivered(make_receiver: MakeReceiver) -> None:
         group.close()
     assert receiver.poll() == []
     wait_until(lambda: receiver.stats().staging_used_bytes == 0)
+
+
+def test_staging_is_free_again_where_no_thread_could_be_started(
+    make_receiver: MakeReceiver, make_sender: MakeSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the limit of threads of a container. The sender hears of it at once."""
+    receiver, sender = make_receiver(), make_sender()
+    errors = [RuntimeError("can't start new thread")]
+
+    def lane(*args: Any, **options: Any) -> InboundLane:
+        if errors:
+            raise errors.pop()
+        return InboundLane(*args, **options)
+
+    monkeypatch.setattr("streamfill.kv_transfer.inbound_control.InboundLane", lane)
+    sender.submit(address_of(receiver), transfer(1, 4))
+    outcome = outcomes_of(sender)[1]
+    assert outcome.status is TransferStatus.FAILED
+    assert "can't start new thread" in outcome.reason
+    wait_until(lambda: receiver.stats().staging_used_bytes == 0)
+    assert receiver.stats().num_active == 0
+    sender.submit(address_of(receiver), transfer(2, 4))
+    assert outcomes_of(sender)[2].ok
+    receiver.release(arrivals_of(receiver)[2])
