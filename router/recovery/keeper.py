@@ -186,6 +186,7 @@ class Keeper:
             log_event(logger, "stream_log_still_failing", level=logging.WARNING, error=str(error))
             return False
         self._file = file
+        self._drains_ticket = Ticket(0)  # signed with them; a ticket of the old log means nothing
         writer = self._writer = LogWriter(file, self._metrics)
         writer.start({})
         log_event(logger, "stream_log_began_again", level=logging.WARNING, path=file.path)

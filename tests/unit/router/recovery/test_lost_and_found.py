@@ -27,6 +27,7 @@ from streamfill.errors import StreamError, StreamNotFoundError
 from streamfill.messages import router_to_server as r
 from streamfill.messages.common import NO_SHARE, SHARED_NAMESPACE, Role
 from streamfill.observability.metrics import Metric
+from streamfill.stream.ids import ServerId
 from streamfill.stream.state import StreamState
 from tests.support.metrics import scrape
 from tests.unit.router.cluster_for_tests import TestCluster, answer_of, commit_of, ids, until
@@ -296,6 +297,10 @@ def _files(router: RouterProcess) -> list[Path]:
     return sorted(router.log_file.parent.glob(f"{router.log_file.name}*"))
 
 
+def _fail(*_: object) -> None:
+    raise LogFailedError("the disk is full")
+
+
 def _spoil(router: RouterProcess) -> None:
     router.log_file.write_bytes(b"not a database, " * 500)
     Path(f"{router.log_file}-wal").unlink()  # all of it may still be there
@@ -312,12 +317,8 @@ async def test_a_log_begins_again_when_there_is_room(
         keeper = cluster.manager._keeper
         assert keeper is not None
         with monkeypatch.context() as full:
-
-            def fail(*_: object) -> None:
-                raise LogFailedError("the disk is full")
-
-            full.setattr(LogFile, "insert", fail)
-            full.setattr(LogFile, "set_meta", fail)
+            full.setattr(LogFile, "insert", _fail)
+            full.setattr(LogFile, "set_meta", _fail)
             await old.append(ids(20), 1)
             unlucky = await cluster.open(is_resumable=True)
             assert not unlucky.is_resumable
@@ -331,6 +332,29 @@ async def test_a_log_begins_again_when_there_is_room(
         assert cluster.manager.info().num_open_streams == 1
         found = cluster.manager.get(lucky.stream_id).status()
         assert found.acknowledged.client_seq == 1
+
+
+async def test_drains_are_answered_when_a_log_began_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in force was written with the new log's beginning: nobody waits for the old one."""
+    monkeypatch.setattr(keeper_module, "TRY_AGAIN_S", 0.0)
+    async with logged(tiny_model, tmp_path / "log") as cluster:
+        await cluster.prefill(1)
+        old = await cluster.open(is_resumable=True)
+        for seq in range(1, 20):
+            await old.append(ids(20), seq)
+        drained = ServerId("prefill-0")
+        await cluster.manager.drain_server(drained, None, force=False)
+        with monkeypatch.context() as full:
+            full.setattr(LogFile, "insert", _fail)
+            await old.append(ids(20), 20)
+        assert (await cluster.open(is_resumable=True)).is_resumable
+        for server_id, wish in (
+            (drained, cluster.manager.drain_server(drained, None, force=False)),
+            (ServerId("prefill-1"), cluster.manager.resume_server(ServerId("prefill-1"))),
+        ):
+            assert (await asyncio.wait_for(wish, 5.0)).server_id == server_id
 
 
 async def test_a_damaged_log_is_set_aside(tiny_model: Path, tmp_path: Path) -> None:
