@@ -152,7 +152,8 @@ class Keeper:
                 path=self._file.path,
                 consequence="its streams are dropped",
             )
-            self._bad_rows = [row.row_id for row in self._file.rows()]
+            # Before the file is signed for this model: a router that dies now takes none of them up.
+            self._file.delete([row.row_id for row in self._file.rows()])
             return
         found = replay(self._file.rows())
         self._found, self._bad_rows = found.streams, found.bad_rows

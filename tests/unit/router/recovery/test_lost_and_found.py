@@ -18,14 +18,18 @@ from router.access.account import CALLER
 from router.access.guarded import GuardedManager
 from router.interface import ResumePoint
 from router.recovery import keeper as keeper_module
-from router.recovery.log_file import LogFailedError, LogFile
+from router.recovery import records as rec
+from router.recovery.keeper import Keeper
+from router.recovery.log_file import LogFailedError, LogFile, Row
+from router.recovery.log_writer import LogMetrics
 from streamfill.access.key_file import change_keys
 from streamfill.access.keys import KeyLimits, new_key
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.errors import StreamError, StreamNotFoundError
 from streamfill.messages import router_to_server as r
-from streamfill.messages.common import NO_SHARE, SHARED_NAMESPACE, Role
+from streamfill.messages.common import NO_SHARE, SHARED_NAMESPACE, Role, StreamMode
+from streamfill.observability.metric_values import MetricSet
 from streamfill.observability.metrics import Metric
 from streamfill.stream.ids import ServerId
 from streamfill.stream.state import StreamState
@@ -171,6 +175,28 @@ async def test_streams_of_another_model_are_dropped(
         await crash(cluster)
     async with logged(tiny_sentencepiece_model, file) as cluster:
         assert cluster.manager.info().num_open_streams == 0
+
+
+def test_a_router_that_dies_at_once_leaves_no_streams_of_another_model(tmp_path: Path) -> None:
+    """From when the file is signed for the new model, nothing of the old one is in it."""
+    path = tmp_path / "log"
+
+    def found(model_facts: str) -> list[int]:
+        keeper = Keeper(path, model_facts, LogMetrics(MetricSet("router", lambda: 0.0)))
+        try:
+            return [each.stream_id for each in keeper.open()]
+        finally:
+            keeper._file.close()
+
+    assert found("one 100") == []
+    file = LogFile(path)
+    file.open()
+    record = rec.Opened(mode=StreamMode.APPEND, opened_s=0.0)
+    file.insert([Row(1, 7, rec.encode_record(record))])
+    file.close()
+    assert found("one 100") == [7]
+    assert found("another 100") == []
+    assert found("another 100") == []
 
 
 async def test_a_limit_that_lies_behind_the_restart(tiny_model: Path, tmp_path: Path) -> None:
