@@ -138,5 +138,12 @@ def _changed_chat(chat: Chat, change: ChatChange) -> Chat:
     if change.grown is not None:
         last = chat[keep]
         messages.append({**last, "content": _changed(str(last.get("content")), change.grown)})
-    messages.extend(msgspec.msgpack.decode(each) for each in change.new)
+    messages.extend(map(_message, change.new))
     return tuple(messages)
+
+
+def _message(data: bytes) -> Mapping[str, Any]:
+    try:
+        return msgspec.msgpack.decode(data, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"a logged message of {len(data)} bytes is none: {error}") from error

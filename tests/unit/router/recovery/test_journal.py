@@ -23,7 +23,9 @@ from router.interface import (
 )
 from router.prompt import Prompt, PromptLimits
 from router.recovery import journal as journal_module
+from router.recovery import records as rec
 from router.recovery.journal import Journal
+from router.recovery.log_file import Row
 from router.recovery.replay import LoggedStream, replay
 from router.recovery.translate import done_of
 from streamfill.errors import InvalidArgumentError, StreamError
@@ -266,6 +268,21 @@ async def test_records_that_do_not_fit_cost_their_stream_only(model: Model) -> N
     assert set(found.streams) == {2}
     assert found.lost_streams == {0, 1}
     assert sorted(found.bad_rows) == [row.row_id for row in rows if row.stream_id != 2]
+
+
+@pytest.mark.parametrize("message", [b"\xc1", b"", b"\x01", b"\xa1\xff", b"\x92" * 2000])
+def test_a_message_that_is_none_costs_its_stream_only(message: bytes) -> None:
+    """The record around it can be read."""
+    bad = rec.Change(
+        keep_tokens=0, is_chat=True, chat=rec.ChatChange(keep_messages=0, new=(message,))
+    )
+    rows = [
+        Row(n, n, rec.encode_record(rec.Opened(mode=StreamMode.APPEND, opened_s=0.0, change=each)))
+        for n, each in enumerate((bad, None), 1)
+    ]
+    found = replay(rows)
+    assert set(found.streams) == {2}
+    assert (found.lost_streams, found.bad_rows) == ({1}, [1])
 
 
 async def test_tokens_are_given_again_from_any_index() -> None:
