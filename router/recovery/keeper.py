@@ -183,7 +183,8 @@ class Keeper:
             file.open()
             self._sign(file)
         except (ConfigError, LogDamagedError, LogFailedError) as error:
-            file.remove()
+            if not isinstance(error, ConfigError):  # else it may be somebody else's
+                file.remove()
             log_event(logger, "stream_log_still_failing", level=logging.WARNING, error=str(error))
             return False
         self._file = file

@@ -18,6 +18,7 @@ from router.access.account import CALLER
 from router.access.guarded import GuardedManager
 from router.interface import ResumePoint
 from router.recovery import keeper as keeper_module
+from router.recovery import log_file as log_file_module
 from router.recovery import records as rec
 from router.recovery.keeper import Keeper
 from router.recovery.log_file import LogFailedError, LogFile, Row
@@ -358,6 +359,29 @@ async def test_a_log_begins_again_when_there_is_room(
         assert cluster.manager.info().num_open_streams == 1
         found = cluster.manager.get(lucky.stream_id).status()
         assert found.acknowledged.client_seq == 1
+
+
+async def test_a_log_that_another_router_began_meanwhile_is_left_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that failed does not begin again in a file that is in use, nor removes it."""
+    path = tmp_path / "log"
+    monkeypatch.setattr(keeper_module, "TRY_AGAIN_S", 0.0)
+    monkeypatch.setattr(log_file_module, "BUSY_S", 0.0)
+    async with logged(tiny_model, path) as cluster:
+        old = await cluster.open(is_resumable=True)
+        with monkeypatch.context() as full:
+            full.setattr(LogFile, "insert", _fail)
+            await old.append(ids(20), 1)
+        assert not path.exists()
+        other = LogFile(path)
+        other.open()
+        other.insert([Row(1, 7, b"record")])
+        assert not (await cluster.open(is_resumable=True)).is_resumable
+        other.close()
+        other.open()
+        assert [row.stream_id for row in other.rows()] == [7]
+        other.close()
 
 
 async def test_drains_are_answered_when_a_log_began_again(
