@@ -59,7 +59,7 @@ class EventQueue:
 
     def rewind(self, index: int) -> None:
         """The next token to be given out is this one, counted from 0. One that is not there yet is
-        waited for.
+        waited for. Who has taken events so far gets no more: they are for the one who asks next.
 
         Raises:
             StreamError: OUT_OF_RANGE, it is not kept any more.
@@ -71,6 +71,9 @@ class EventQueue:
                 code=ErrorCode.OUT_OF_RANGE,
             )
         self._num_read = index - self._first_index
+        self._consumer += 1
+        self._on_acknowledged = None
+        self._wake.set()
 
     async def events(
         self, on_acknowledged: Callable[[], bool] | None = None

@@ -28,7 +28,7 @@ from router.recovery.journal import Journal
 from router.recovery.log_file import Row
 from router.recovery.replay import LoggedStream, replay
 from router.recovery.translate import done_of
-from streamfill.errors import InvalidArgumentError, StreamError
+from streamfill.errors import FailedPreconditionError, InvalidArgumentError, StreamError
 from streamfill.messages.common import Sampling, StreamMode, TokenLogprob
 from streamfill.observability.lifetime import Lifetime, LifetimeEvent
 from streamfill.stream.chat import ChatTemplate
@@ -303,6 +303,23 @@ async def test_tokens_are_given_again_from_any_index() -> None:
     assert await events_of(queue, 1) == [token(4)]
     with pytest.raises(StreamError, match="first one that is has the index 5"):
         queue.rewind(2)
+
+
+async def test_a_call_that_is_taken_over_takes_no_token_of_the_new_one() -> None:
+    """From the moment at which another one said where it goes on, before it reads."""
+    queue = EventQueue()
+    queue.keeps_tokens = True
+    old = queue.events()
+    for index in range(3):
+        queue.put_token(token(index))
+        assert await anext(old) == token(index)
+    waiting = asyncio.ensure_future(anext(old))
+    await asyncio.sleep(0)
+    queue.rewind(1)
+    queue.put_token(token(3))
+    with pytest.raises(FailedPreconditionError, match="took over"):
+        await asyncio.wait_for(waiting, 5)
+    assert await events_of(queue, 3) == [token(1), token(2), token(3)]
 
 
 def test_a_log_of_updates_stays_small(model: Model) -> None:
