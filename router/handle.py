@@ -56,6 +56,7 @@ class ClientHandle:
         """Refused by the service while the operation before it had its turn."""
         self._num_commits = 0
         """That wait for their turn or have it."""
+        self._num_resumptions = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -202,6 +203,10 @@ class ClientHandle:
     def is_resumable(self) -> bool:
         return self._session.journal is not None
 
+    @property
+    def num_resumptions(self) -> int:
+        return self._num_resumptions
+
     def take_up(self, refused_seqs: Sequence[int]) -> None:
         """These were refused before this process began."""
         self._note_refusals(refused_seqs)
@@ -210,6 +215,7 @@ class ClientHandle:
         """See `interface.StreamHandle`."""
         session, next_seq = self._session, point.next_seq
         session.events.rewind(point.next_token_index)
+        self._num_resumptions += 1
         is_paid_anew = session.resumed(point.payer)
         refused: Sequence[tuple[int, StreamError]] = ()
         if next_seq is not None:

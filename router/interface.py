@@ -382,6 +382,12 @@ class StreamHandle(Protocol):
         """Whether the stream outlives this router process, so that its client may come back."""
         ...
 
+    @property
+    def num_resumptions(self) -> int:
+        """How often its client came back. The stream is the newest call's: one that finds more than
+        there were when it began has nothing to give up."""
+        ...
+
     def resume(self, point: ResumePoint) -> Resumed:
         """The client came back, and ``events`` is asked for next: it begins behind ``point``.
 

@@ -218,6 +218,7 @@ class StreamfillService:
         await asyncio.gather(*self._cancellations)
 
     async def _answer(self, handle: StreamHandle, writer: EventWriter) -> None:
+        num_resumptions = handle.num_resumptions
         try:
             async for event in handle.events():
                 if not isinstance(event, Acknowledged):
@@ -225,7 +226,8 @@ class StreamfillService:
         except StreamError:  # the stream is over, or another call took it over
             raise
         except BaseException:
-            self._cancel_later(handle)
+            if handle.num_resumptions == num_resumptions:  # else it is another call's by now
+                self._cancel_later(handle)
             raise
 
     def _cancel_later(self, handle: StreamHandle) -> None:

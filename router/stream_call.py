@@ -85,7 +85,6 @@ class StreamCall:
 
     Attributes:
         handle: the stream, as soon as it is open.
-        is_over: nothing of the stream is left to cancel.
     """
 
     def __init__(
@@ -111,7 +110,17 @@ class StreamCall:
         self._takes_operations = False
         self._under_way: set[asyncio.Task[None]] = set()
         self.handle: StreamHandle | None = None
-        self.is_over = False
+        self._num_resumptions = 0
+        """Of the stream, up to this call's."""
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing of the stream is left to cancel, or another call went on with it."""
+        taken_over = (
+            self.handle is not None and self.handle.num_resumptions != self._num_resumptions
+        )
+        return self._is_over or taken_over
 
     async def run(self) -> None:
         """Ends with the stream. Cancelled when the client goes away.
@@ -178,7 +187,7 @@ class StreamCall:
             stream_id, point = operation.read()
             handle = self._manager.get(stream_id)
             resumed = handle.resume(point)
-            self.handle = handle
+            self.handle, self._num_resumptions = handle, handle.num_resumptions
             return Opened(handle.stream_id, handle.is_resumable, resumed)
         if not isinstance(operation, Open):
             got = type(operation).__name__.lower()
@@ -197,9 +206,9 @@ class StreamCall:
                 else:
                     await self._write(event)
         except StreamError:  # the stream is over, or another call took it over
-            self.is_over = True
+            self._is_over = True
             raise
-        self.is_over = True
+        self._is_over = True
 
     async def _apply_operations(self, handle: StreamHandle) -> None:
         under_way = self._under_way

@@ -232,6 +232,10 @@ class GuardedHandle:
     def is_resumable(self) -> bool:
         return self._core.is_resumable
 
+    @property
+    def num_resumptions(self) -> int:
+        return self._core.num_resumptions
+
     def resume(self, point: ResumePoint) -> Resumed:
         """See `interface.StreamHandle`. The stream counts as the key's again, beyond its limit
         too, as it did before."""

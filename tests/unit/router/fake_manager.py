@@ -327,6 +327,10 @@ class FakeStream:
     def is_resumable(self) -> bool:
         return False
 
+    @property
+    def num_resumptions(self) -> int:
+        return 0
+
     def resume(self, point: ResumePoint) -> Resumed:
         return Resumed(
             stream_id=self.stream_id,

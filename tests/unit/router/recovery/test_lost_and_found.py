@@ -16,13 +16,15 @@ from websockets.asyncio.client import connect
 from router import timing
 from router.access.account import CALLER
 from router.access.guarded import GuardedManager
-from router.interface import ResumePoint
+from router.call_messages import CallEvent, ClientMessage, Resume
+from router.interface import ResumePoint, TokenEvent
 from router.recovery import keeper as keeper_module
 from router.recovery import log_file as log_file_module
 from router.recovery import records as rec
 from router.recovery.keeper import Keeper
 from router.recovery.log_file import LogFailedError, LogFile, Row
 from router.recovery.log_writer import LogMetrics
+from router.stream_call import StreamCall
 from streamfill.access.key_file import change_keys
 from streamfill.access.keys import KeyLimits, new_key
 from streamfill.api import Client
@@ -77,6 +79,38 @@ async def test_an_answer_goes_on_in_another_core(tiny_model: Path, tmp_path: Pat
         assert done.usage.num_output_tokens == 10
         generated = cluster.servers[0].streams
         assert all(stream.first_output == 4 for stream in generated.values())
+
+
+async def test_a_call_that_was_taken_over_ends_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """It hangs in a connection that nobody has noticed to be dead, until that is closed."""
+    never = asyncio.Event()
+
+    async def messages(resume: ResumePoint) -> AsyncIterator[ClientMessage]:
+        yield ClientMessage(None, Resume(lambda: (handle.stream_id, resume)))
+        await never.wait()
+
+    async def stuck(event: CallEvent) -> None:
+        if isinstance(event, TokenEvent):
+            await never.wait()
+
+    async with logged(tiny_model, tmp_path / "log") as cluster:
+        prefill = cluster.servers[0]
+        prefill.output_limit = 4
+        handle = await cluster.open(is_resumable=True, needs_call=True)
+        await handle.append(ids(20, 21, 22), 1)
+        call = StreamCall(cluster.manager, messages(ResumePoint()), stuck)
+        running = asyncio.create_task(call.run())
+        await until(lambda: call.handle is not None)
+        await handle.commit(commit_of(10), 2)
+        await until(lambda: handle.status().num_output_tokens == 4)
+        assert not call.is_over
+        handle.resume(ResumePoint(next_token_index=0, next_seq=3))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert call.is_over
+        prefill.output_limit = 100
+        tokens, _ = await answer_of(handle)
+        assert len(tokens) == 10
 
 
 async def test_a_commit_that_is_faster_than_the_servers_waits(
