@@ -92,7 +92,13 @@ async def test_browsers() -> None:
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("https://a.example", 200), ("https://b.example", 403), ("http://app", 200), (None, 200)],
+    [
+        ("https://a.example", 200),
+        ("https://b.example", 403),
+        ("http://[", 403),
+        ("http://app", 200),
+        (None, 200),
+    ],
 )
 async def test_pages_of_other_origins(origin: str | None, status: int) -> None:
     """Are refused where they are not allowed. Programs have no origin."""
