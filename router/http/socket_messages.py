@@ -35,6 +35,8 @@ from streamfill.messages.common import StreamMode
 T = TypeVar("T")
 
 MAX_SEQ = 2**63 - 1
+MAX_SEQ_DIGITS = len(str(MAX_SEQ))
+"""Python makes no number of thousands of digits."""
 
 
 class OpenFields(Fields, frozen=True, kw_only=True):
@@ -136,7 +138,8 @@ def _opening(fields: OpenFields) -> OpenOptions:
 
 def _resume_point(fields: ResumeFields) -> tuple[int, ResumePoint]:
     text = fields.stream_id
-    if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEQ):
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_SEQ_DIGITS
+    if not (is_number and int(text) <= MAX_SEQ):
         raise checks.wrong("stream_id", text[:40], "the digits that came with opened")
     numbers = {"next_token_index": fields.next_token_index, "next_seq": fields.next_seq or 0}
     numbers |= {f"refused_seqs[{n}]": seq for n, seq in enumerate(fields.refused_seqs)}

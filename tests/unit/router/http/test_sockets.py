@@ -166,6 +166,7 @@ async def test_a_refused_operation(
         ('{"type": "open", "mode": "other"}', 4400, "mode is wrong"),
         ('{"type": "open", "deadline_s": 0}', 4400, "deadline_s"),
         ("nonsense", 4400, "no JSON"),
+        ('{"type": "resume", "stream_id": "' + "1" * 5000 + '"}', 4400, "stream_id is 111"),
     ],
 )
 async def test_a_first_message_that_does_not_open(first: str, code: int, words: str) -> None:
