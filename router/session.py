@@ -164,9 +164,11 @@ class Session:
         self.attempts.take_up(answering)
         if ended is not None:
             self.machine.finish(StreamState(ended.state))
+            self.lifetime.record(LifetimeEvent(ended.state))  # at the latest
             self._leave()
             end = end_of(ended)
             if end is not None:
+                self._report.note_end(end)
                 self.events.close(end)
 
     def resumed(self, payer: Payer | None) -> bool:

@@ -66,13 +66,17 @@ class StreamReport:
             ended_ms=to_ms(last.at_s) if last.event.is_ending else None,
         )
 
+    def note_end(self, how: DoneEvent | StreamError) -> None:
+        """The stream has ended, here or in an earlier router process."""
+        self._error = "" if isinstance(how, DoneEvent) else str(how)
+
     def ended(
         self, ending: Ending, *, num_prompt_tokens: int, num_output_tokens: int
     ) -> EndedStream:
         """What is left of the stream. Called once; `log_end` follows."""
         state, how = ending
         options, route = self._options, self._attempts.route()
-        self._error = "" if isinstance(how, DoneEvent) else str(how)
+        self.note_end(how)
         return EndedStream(
             stream_id=self._stream_id,
             request_id=options.request_id,

@@ -81,6 +81,21 @@ async def test_an_answer_goes_on_in_another_core(tiny_model: Path, tmp_path: Pat
         assert all(stream.first_output == 4 for stream in generated.values())
 
 
+async def test_an_ended_stream_is_seen_to_have_ended(tiny_model: Path, tmp_path: Path) -> None:
+    """By those who look at what is going on, also in another core."""
+    file = tmp_path / "log"
+    async with logged(tiny_model, file) as cluster:
+        handle = await cluster.open(is_resumable=True)
+        await handle.cancel("enough")
+        await crash(cluster)
+    async with logged(tiny_model, file) as cluster:
+        (session,) = cluster.manager.newest_ended()
+        facts = session.facts(lambda at_s: round(1000 * at_s))
+        assert facts.state == "ABORTED"
+        assert facts.ended_ms is not None
+        assert "enough" in facts.error
+
+
 async def test_a_call_that_was_taken_over_ends_nothing(tiny_model: Path, tmp_path: Path) -> None:
     """It hangs in a connection that nobody has noticed to be dead, until that is closed."""
     never = asyncio.Event()
