@@ -151,6 +151,7 @@ class Drains:
 
     def _is_last_prefill(self, server: Server) -> bool:
         others = (each for each in self._registry if each is not server)
-        return server.role is Role.PREFILL and not any(
+        takes_streams = server.role is Role.PREFILL and server.state is not ServerState.DRAINING
+        return takes_streams and not any(
             each.role is Role.PREFILL and each.state is ServerState.ALIVE for each in others
         )

@@ -306,6 +306,18 @@ async def test_the_last_prefill_server_is_not_drained(cluster: TestCluster) -> N
     await expect_answer(cluster, handle, PROMPT)
 
 
+async def test_a_drain_is_given_another_time_when_the_other_server_died(
+    cluster: TestCluster,
+) -> None:
+    """It takes nothing new already, so it is not the last one that does."""
+    first, second = await cluster.prefill(0), await cluster.prefill(1)
+    await drain(cluster, first)
+    await cluster.kill(second)
+    await until(lambda: cluster.state_of(second) == "dead")
+    await drain(cluster, first, answers_s=5.0)
+    assert cluster.state_of(first) == "draining"
+
+
 async def test_streams_wait_for_a_server_that_can_take_them(
     cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
