@@ -219,7 +219,9 @@ class Cluster:
             waiter = asyncio.get_running_loop().create_future()
             self._usable_waiters.add(waiter)
             try:
-                await asyncio.wait_for(waiter, max(0.0, deadline_s - time.monotonic()))
+                # And not `wait_for`, which before Python 3.12 may swallow a cancellation.
+                async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                    await waiter
             except TimeoutError:
                 return self.is_usable(Role.PREFILL)
             finally:

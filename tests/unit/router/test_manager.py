@@ -30,6 +30,7 @@ from streamfill.messages.common import Finish, FinishReason, Sampling, StreamMod
 from streamfill.observability.lifetime import LifetimeEvent, token_times_s
 from streamfill.stream.state import StreamState
 from tests.unit.router.cluster_for_tests import (
+    PATIENCE_S,
     TestCluster,
     answer_of,
     commit_of,
@@ -461,6 +462,23 @@ async def test_ended_streams_are_forgotten(
     await until(lambda: not cluster.manager._handles)
     with pytest.raises(StreamNotFoundError):
         cluster.manager.get(handle.stream_id)
+
+
+@pytest.mark.parametrize("num_turns", range(4))
+async def test_a_client_that_leaves_when_a_server_comes(
+    cluster: TestCluster, num_turns: int
+) -> None:
+    """Its stream is not opened for nobody, whichever of the two the loop comes to first."""
+    opening = asyncio.ensure_future(cluster.open())
+    await asyncio.sleep(0.01)
+    core = cluster.manager._cluster
+    core.is_usable = lambda role: True  # type: ignore[method-assign]
+    core.became_usable()
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    left = opening.cancel()
+    await asyncio.wait({opening}, timeout=PATIENCE_S)
+    assert opening.cancelled() is left
 
 
 async def test_second_consumer_takes_the_events_over(cluster: TestCluster) -> None:
