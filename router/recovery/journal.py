@@ -80,6 +80,7 @@ class Journal:
 
     def changed(self, seq: int, prompt: Prompt, logged: Sequence[LoggedSplice]) -> None:
         """An operation was applied."""
+        self._applied(seq)
         change = self._change(prompt, logged) or _nothing(prompt)
         self._append(rec.Changed(seq=seq, change=change))
         self._when_durable_seq(seq)
@@ -110,6 +111,7 @@ class Journal:
         options: CommitOptions,
     ) -> None:
         """The prompt is complete. `sampling` is what came of the wish in `options`."""
+        self._applied(seq)
         self._append(
             rec.Committed(
                 seq=seq,
@@ -168,6 +170,12 @@ class Journal:
     def _give(self, events: Sequence[TokenEvent]) -> None:
         for event in events:
             self._events.put_token(event)
+
+    def _applied(self, seq: int) -> None:
+        """It may have been refused before, under the same number."""
+        if self._refusals:
+            left = [each for each in self._refusals if each.seq != seq]
+            self._refusals = deque(left, MAX_REFUSALS)
 
     def _when_durable_seq(self, seq: int) -> None:
         def note() -> None:

@@ -99,7 +99,7 @@ def _apply(stream: LoggedStream, record: rec.Record) -> None:
     match record:
         case rec.Changed():
             stream.prompt.apply(record.change)
-            stream.client_seq = record.seq
+            _applied(stream, record.seq)
         case rec.Refused():
             stream.refused.append(record)
         case rec.Committed():
@@ -108,7 +108,7 @@ def _apply(stream: LoggedStream, record: rec.Record) -> None:
             if record.change is not None:
                 stream.prompt.apply(record.change)
             stream.committed = record
-            stream.client_seq = record.seq
+            _applied(stream, record.seq)
         case rec.Answered():
             _add_tokens(stream, record.tokens)
         case rec.Ended():
@@ -119,6 +119,11 @@ def _apply(stream: LoggedStream, record: rec.Record) -> None:
             raise ProtocolError("the stream is opened twice")
         case _:
             assert_never(record)
+
+
+def _applied(stream: LoggedStream, seq: int) -> None:
+    stream.client_seq = seq
+    stream.refused = [each for each in stream.refused if each.seq != seq]
 
 
 def _add_tokens(stream: LoggedStream, tokens: rec.Tokens) -> None:

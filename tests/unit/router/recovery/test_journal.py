@@ -305,6 +305,23 @@ async def test_tokens_are_given_again_from_any_index() -> None:
         queue.rewind(2)
 
 
+def test_an_operation_that_was_applied_at_last_was_not_refused(model: Model) -> None:
+    """A refused one may be sent again under its number; here and in the next process."""
+    log, prompt = LogInMemory(), model.prompt()
+    journal = Journal(log, STREAM_ID, EventQueue())
+    journal.opened(OpenOptions(), 1.0, prompt, [])
+    for seq in (1, 2, 3):
+        journal.refused(seq, InvalidArgumentError("no"))
+    logged = apply(prompt, StreamMode.APPEND, Segment(text="a"))
+    assert logged is not None
+    journal.changed(1, prompt, logged)
+    logged = prompt.record(prompt.draft_commit(StreamMode.APPEND, None, LIMITS))
+    journal.committed(3, prompt, logged, Sampling(), CommitOptions())
+    assert [seq for seq, _ in journal.refusals_from(1)] == [2]
+    found = only(log.rows)
+    assert [each.seq for each in found.refused] == [2]
+
+
 async def test_a_call_that_is_taken_over_takes_no_token_of_the_new_one() -> None:
     """From the moment at which another one said where it goes on, before it reads."""
     queue = EventQueue()
