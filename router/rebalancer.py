@@ -110,8 +110,7 @@ class Rebalancer:
                 *(counters.num_pending_tokens, server.heard_s),
             )
         backlogs = [each for server in alive if (each := self._backlog(server)) is not None]
-        if len(backlogs) < 2:
-            return
+        # Also where there is none or one, which is not hot any more.
         hot = self._watch.look(backlogs, now_s)
         if hot:
             self._move(alive, backlogs, hot, now_s)

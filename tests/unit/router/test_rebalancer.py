@@ -4,13 +4,14 @@ nothing."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from router.interface import StreamHandle
+from router.rebalance import HotWatch, ServerBacklog
 from streamfill.messages import router_to_server as r
 from streamfill.stream.ids import ServerId
 from tests.unit.router.cluster_for_tests import (
@@ -87,6 +88,26 @@ async def test_streams_go_to_an_idle_server_and_stay_there(tiny_model: Path) -> 
             assert [token.token_id for token in tokens] == expected
         await until(lambda: not len(cluster.manager._cluster.cancels))
         cluster.assert_no_load()
+
+
+async def test_a_server_alone_is_not_hot(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the other one goes, and another comes, the time without a break begins anew."""
+    looks: list[int] = []
+
+    class Watch(HotWatch):
+        def look(self, servers: Sequence[ServerBacklog], now_s: float) -> frozenset[ServerId]:
+            looks.append(len(servers))
+            return super().look(servers, now_s)
+
+    monkeypatch.setattr("router.rebalancer.HotWatch", Watch)
+    async with hot_cluster(tiny_model) as (cluster, _, _handles):
+        idle = await cluster.prefill(1)
+        await until(lambda: 2 in looks)
+        await cluster.kill(idle)
+        await until(lambda: looks[-1] == 1)
+        assert not num_moved(cluster)
 
 
 async def test_it_can_be_switched_off(tiny_model: Path) -> None:
