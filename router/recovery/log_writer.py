@@ -143,6 +143,8 @@ class LogWriter:
     def remove(self, row_ids: Sequence[int]) -> None:
         """Remove rows that belong to no stream."""
         if row_ids and not self._failed:
+            # New rows are written before old ones go.
+            self._next_row_id = max(self._next_row_id, max(row_ids) + 1)
             self._put((), row_ids)
 
     def note(self, name: str, value: str) -> Ticket:

@@ -77,6 +77,22 @@ async def test_streams_are_rewritten_and_forgotten(tmp_path: Path) -> None:
     assert rows_of(path) == [(3, b"a"), (3, b"b"), (1, b"whole"), (1, b"more"), (1, b"c")]
 
 
+async def test_new_rows_are_not_in_the_way_of_bad_ones(tmp_path: Path) -> None:
+    """Those leave the file together with the first new ones' coming."""
+    path = tmp_path / "log"
+    file = opened(path)
+    file.insert([Row(1, 5, b"good"), Row(2, 6, b"bad"), Row(3, 6, b"worse")])
+    writer = LogWriter(file, LogMetrics(MetricSet("router", lambda: 0.0)))
+    writer.start({5: [1]})
+    writer.remove([2, 3])
+    for number in range(5):
+        ticket = writer.append(5, b"%d" % number)
+    await durable(writer, ticket)
+    assert not writer.has_failed
+    writer.close()
+    assert rows_of(path) == [(5, b"good"), *((5, b"%d" % number) for number in range(5))]
+
+
 async def test_a_new_process_goes_on_behind_the_old_rows(tmp_path: Path) -> None:
     """Row ids are not used twice, and old rows can be forgotten."""
     path = tmp_path / "log"
