@@ -19,17 +19,30 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_STOP_STRING_BYTES = 1024
 """Text is held back while a stop string may be beginning in it."""
+MAX_TOP_K = 2**31 - 1
+"""What a tensor of 32-bit integers holds. A server whose batch cannot be made dies of it."""
+MAX_TEMPERATURE = 1e6
+MIN_REPETITION_PENALTY = 1e-6
+"""Beyond these two 32-bit floats overflow, and nothing can be drawn from what comes out."""
 MAX_KEEP_S = 3600.0
 """Longer nobody can say when they come back."""
 
 SAMPLING_RANGES: Sequence[tuple[str, Callable[[float], bool], str]] = (
-    ("temperature", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("temperature", lambda value: 0 <= value <= MAX_TEMPERATURE, f"in [0, {MAX_TEMPERATURE:.0f}]"),
     ("top_p", lambda value: 0 < value <= 1, "in (0, 1]"),
-    ("top_k", lambda value: value == -1 or value >= 1, "1 or more, or -1 for all"),
+    (
+        "top_k",
+        lambda value: value == -1 or 1 <= value <= MAX_TOP_K,
+        f"in 1 .. {MAX_TOP_K}, or -1 for all",
+    ),
     ("min_p", lambda value: 0 <= value <= 1, "in [0, 1]"),
     ("frequency_penalty", lambda value: -2 <= value <= 2, "in [-2, 2]"),
     ("presence_penalty", lambda value: -2 <= value <= 2, "in [-2, 2]"),
-    ("repetition_penalty", lambda value: 0 < value <= 2, "in (0, 2]"),
+    (
+        "repetition_penalty",
+        lambda value: MIN_REPETITION_PENALTY <= value <= 2,
+        f"in [{MIN_REPETITION_PENALTY:.6f}, 2]",
+    ),
     ("max_tokens", lambda value: value >= 1, "1 or more"),
     ("min_tokens", lambda value: value >= 0, "0 or more"),
     ("seed", lambda value: value >= 0, "0 or more"),

@@ -198,7 +198,9 @@ def ids(*token_ids: int) -> pb.GenerateRequest:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (sampling(temperature=-1.0), "sampling.temperature is -1.0; it must be 0 or more"),
+        (sampling(temperature=-1.0), "sampling.temperature is -1.0; it must be in [0, 1000000]"),
+        (sampling(top_k=2**31), "sampling.top_k is 2147483648"),
+        (sampling(repetition_penalty=1e-39), "sampling.repetition_penalty is 1e-39"),
         (sampling(temperature=float("nan")), "sampling.temperature is nan"),
         (sampling(temperature=float("inf")), "sampling.temperature is inf"),
         (sampling(top_p=0.0), "sampling.top_p is 0.0; it must be in (0, 1]"),
