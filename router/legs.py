@@ -5,6 +5,7 @@ A leg belongs to one attempt. Nothing here decides where a stream goes; `attempt
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from router import timing
 from router.interface import OpenOptions
 from router.servers import Assignment, Server
 from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids
 from streamfill.messages.common import KvPeer
 from streamfill.stream.ids import SeqNo
@@ -69,6 +71,9 @@ class PrefillLeg:
         self._has_peer = False
         self._acknowledged_seq = 0
         self._sent_seq = 0
+        self._cuts: deque[tuple[int, int]] = deque()
+        """Splices that are not applied yet, as far as is known: their number, and how many tokens
+        they and all behind them keep. Both ascend."""
         self._repetition = _Repetition()
         self._resent_s = float("-inf")
 
@@ -111,6 +116,11 @@ class PrefillLeg:
         """Send a change that was just recorded. A hint is of no use later, so it is not sent
         again."""
         message = self._message(logged, commit_follows=commit_follows, next_in_s=next_in_s)
+        keep_tokens, cuts = message.keep_tokens, self._cuts
+        while cuts and cuts[-1][1] >= keep_tokens:
+            cuts.pop()
+        cuts.append((message.seq, keep_tokens))
+        self.num_computed_tokens = min(self.num_computed_tokens, keep_tokens)
         self._sent_seq = message.seq
         self._send(self.server, message)
         self._repetition.sent(now_s)
@@ -171,10 +181,14 @@ class PrefillLeg:
             self._first = None
         self._repetition.acknowledged(now_s, all_of_it=self._acknowledged_seq == self._sent_seq)
 
-    def progress(self, num_computed_tokens: int, num_invalidated_tokens: int) -> None:
-        """What the server reports."""
-        self.num_computed_tokens = num_computed_tokens
-        self.num_invalidated_tokens = num_invalidated_tokens
+    def progress(self, report: s.Progress) -> None:
+        """What the server reports. Of what it has computed, what the splices keep counts that it
+        has not applied yet."""
+        cuts, num_tokens = self._cuts, report.num_computed_tokens
+        while cuts and cuts[0][0] <= report.seq:
+            cuts.popleft()
+        self.num_computed_tokens = min(num_tokens, cuts[0][1]) if cuts else num_tokens
+        self.num_invalidated_tokens = report.num_invalidated_tokens
         self._count()
 
     def resync(self, have_seq: int, now_s: float) -> bool:

@@ -64,7 +64,7 @@ class Moves:
                 old.acknowledge(seq, now_s)
             case s.Progress():
                 old.acknowledge(message.seq, now_s)
-                old.progress(message.num_computed_tokens, message.num_invalidated_tokens)
+                old.progress(message)
             case s.ResyncRequest(have_seq=have_seq) if have_seq >= 0:
                 if not old.resync(have_seq, now_s):
                     self._forget(old)

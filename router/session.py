@@ -327,7 +327,7 @@ class Session:
     def _on_progress(self, leg: Leg, message: s.Progress, now_s: float) -> None:
         self.prefilling.acknowledge(leg, message.seq, now_s)
         if isinstance(leg, PrefillLeg):
-            leg.progress(message.num_computed_tokens, message.num_invalidated_tokens)
+            leg.progress(message)
             # Less than a page is not computed ahead.
             reached = message.num_computed_tokens + leg.server.facts.page_size - 1
             self.segments.computed(leg.log_seq(message.seq), reached)

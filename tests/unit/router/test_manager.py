@@ -26,6 +26,7 @@ from streamfill.errors import (
     UnavailableError,
 )
 from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Finish, FinishReason, Sampling, StreamMode
 from streamfill.observability.lifetime import LifetimeEvent, token_times_s
 from streamfill.stream.state import StreamState
@@ -129,6 +130,35 @@ async def test_acknowledgements_tell_progress(cluster: TestCluster) -> None:
         assert isinstance(event, Acknowledged)
         if event.num_computed_tokens == 3:
             break
+
+
+async def test_what_an_update_replaced_is_not_computed(cluster: TestCluster) -> None:
+    """From its acknowledgement on, also while what the server says is of the time before it."""
+    prefill = await cluster.prefill()
+    handle = await cluster.open(StreamMode.UPDATE)
+    await handle.update(ids(20, 21, 22, 23))
+    await until(lambda: handle.acknowledged().num_computed_tokens == 4)
+    prefill.hold_progress = True
+    assert (await handle.update(ids(20, 31, 32, 33))).num_computed_tokens == 1
+    assert (await handle.update(ids(20, 31, 42, 43))).num_computed_tokens == 1
+
+    async def computed(seq: int, num_tokens: int) -> int:
+        num_invalidated = handle.acknowledged().num_invalidated_tokens + 1
+        progress = s.Progress(
+            stream_id=handle.stream_id,
+            attempt=1,
+            seq=seq,
+            num_known_tokens=4,
+            num_computed_tokens=num_tokens,
+            num_invalidated_tokens=num_invalidated,
+        )
+        await prefill.send(progress)
+        await until(lambda: handle.acknowledged().num_invalidated_tokens == num_invalidated)
+        return handle.acknowledged().num_computed_tokens
+
+    assert await computed(1, 4) == 1
+    assert await computed(2, 4) == 2
+    assert await computed(3, 3) == 3
 
 
 async def test_repeated_and_foreign_numbers_are_acknowledged_and_ignored(
