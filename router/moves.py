@@ -10,6 +10,8 @@ A commit and the end of the stream settle it early: the new attempt stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from router.cluster import StreamMessage
 from router.interface import MoveReason
 from router.legs import PrefillLeg
@@ -21,13 +23,19 @@ from streamfill.stream.token_log import LoggedSplice
 class Moves:
     """The moves of one stream. Owned by `prefilling`."""
 
-    __slots__ = ("_num_invalidated", "_old", "moved_s", "num_balanced")
+    __slots__ = ("_cancel", "_num_invalidated", "_old", "moved_s", "num_balanced")
 
-    def __init__(self) -> None:
+    def __init__(self, cancel: Callable[[PrefillLeg], None]) -> None:
+        """
+        Args:
+            cancel: tells the server of an old attempt that it is over, where that is found out
+                here.
+        """
         self.num_balanced = 0
         """Moves for the sake of balance so far."""
         self.moved_s = float("-inf")
         """When it last began to move, for whatever reason."""
+        self._cancel = cancel
         self._old: PrefillLeg | None = None
         self._num_invalidated = 0
 
@@ -66,8 +74,9 @@ class Moves:
                 old.acknowledge(message.seq, now_s)
                 old.progress(message)
             case s.ResyncRequest(have_seq=have_seq) if have_seq >= 0:
-                if not old.resync(have_seq, now_s):
+                if not old.resync(have_seq, now_s):  # the log does not reach back far enough
                     self._forget(old)
+                    self._cancel(old)
             case s.StreamFailed() | s.ResyncRequest():
                 self._forget(old)
             case _:

@@ -44,7 +44,7 @@ class Prefilling:
         """The prompt; an empty one when the stream has ended."""
         self.leg: PrefillLeg | None = None
         """On the newest server. None: no server has the prompt."""
-        self.moves = Moves()
+        self.moves = Moves(self._cancel)
         self.server_id = ""
         """Of the newest server; stays when the prompt leaves it."""
         self._num_invalidated_before = 0

@@ -146,6 +146,26 @@ async def test_the_old_server_may_die_during_the_move(cluster: TestCluster) -> N
     cluster.assert_no_load()
 
 
+async def test_an_old_attempt_that_fell_too_far_behind_is_ended(cluster: TestCluster) -> None:
+    """The new server is deaf for a while; meanwhile the old one loses what the log forgets."""
+    first = await cluster.prefill(0)
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await until(lambda: handle.status().acknowledged.num_computed_tokens == 4)
+    second = await cluster.prefill(1)
+    second.drop_incoming = lambda message: True
+    await drain(cluster, first)
+    first.drop_incoming = lambda message: isinstance(message, r.Splice) and message.seq < 90
+    more = list(range(30, 130))
+    for token_id in more:
+        await handle.append(ids(token_id))
+    await until(lambda: handle.stream_id not in first.streams)
+    second.drop_incoming = lambda message: False
+    await handle.commit(commit_of(3))
+    assert await expect_answer(cluster, handle, [*PROMPT, *more]) == second.server_id
+    cluster.assert_no_load()
+
+
 async def test_a_commit_in_the_middle_of_a_move_goes_to_the_new_server(
     cluster: TestCluster,
 ) -> None:
