@@ -152,7 +152,11 @@ class StreamfillService:
         seq = request.seq if request.HasField("seq") else None
         with refusals_noted(handle, seq):
             options = requests.commit_options(request.commit, self._vocab_size)
-            await handle.commit(options, seq)
+            try:
+                await handle.commit(options, seq)
+            except asyncio.CancelledError:  # it may be applied all the same, and nobody listens
+                self._cancel_later(handle)
+                raise
         if handle.status().state is StreamState.OPEN:
             message = f"the commit's number {seq} leaves a gap or belongs to another operation"
             raise FailedPreconditionError(message)

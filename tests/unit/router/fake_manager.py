@@ -66,6 +66,8 @@ class FakeManager:
     """False: every operation has to wait for something."""
     hold_answer: bool = False
     """No token comes until the stream ends."""
+    hold_commit: bool = False
+    """A commit is taken, and its call does not return before the stream ends."""
     streams: dict[int, FakeStream] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     any_commit: asyncio.Event = field(default_factory=asyncio.Event)
@@ -288,6 +290,8 @@ class FakeStream:
         self.manager.any_commit.set()
         self.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
         self._note(client_seq)
+        if self.manager.hold_commit:
+            await self.ended.wait()
 
     async def events(
         self, on_acknowledged: Callable[[], bool] | None = None

@@ -147,6 +147,21 @@ async def test_an_answer_whose_client_goes_away_is_cancelled(
     assert stream.cancelled_because == "the client went away"
 
 
+async def test_a_commit_whose_client_goes_away_is_cancelled(
+    stub: StreamfillStub, manager: FakeManager
+) -> None:
+    """The core has taken it, or does in any case, and nobody would listen to the answer."""
+    manager.hold_commit = True
+    stream_id = await open_stream(stub)
+    commit = pb.Commit(final_segment=HELLO)
+    call = stub.CommitStream(pb.CommitStreamRequest(stream_id=stream_id, commit=commit))
+    await asyncio.wait_for(manager.any_commit.wait(), STEP_S)
+    call.cancel()
+    stream = manager.get(stream_id)
+    await asyncio.wait_for(stream.ended.wait(), STEP_S)
+    assert stream.cancelled_because == "the client went away"
+
+
 async def test_a_whole_prompt_is_answered(stub: StreamfillStub, manager: FakeManager) -> None:
     """Generate, with what was asked of the sampler."""
     sampling = pb.Sampling(
