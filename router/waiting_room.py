@@ -115,6 +115,8 @@ class WaitingRoom:
             self._places[stream_id] = server
         elif admission.tokens_of(stream_id) == num_tokens:
             return
+        if num_tokens < admission.tokens_of(stream_id):
+            self._made_room(server)
         admission.hold(stream_id, num_tokens, share)
         wait = self._waits.get(stream_id)
         if has_come and wait is not None and not wait.outcome.done():

@@ -242,6 +242,23 @@ async def test_a_refused_commit_holds_the_next_segment_back_again(
     await waiting(cluster, growth)
 
 
+async def test_an_update_in_front_of_a_refused_commit_makes_room_too(
+    cluster: TestCluster, prefill: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit took it along, so it did not ask; it has shrunk its context all the same."""
+    monkeypatch.setattr("router.handle.INLINE_CHARS", 0)  # it is still in the tokenizer
+    shrinks = await holding(cluster, 10, StreamMode.UPDATE)
+    handle = await cluster.open()
+    growth = grow(handle, 3)
+    await waiting(cluster, growth)
+    shrink = asyncio.create_task(shrinks.update(Segment(text="a")))
+    await asyncio.sleep(0)
+    with pytest.raises(StreamError, match="-1"):
+        await shrinks.commit(CommitOptions(sampling=Sampling(temperature=-1.0)))
+    assert (await soon(shrink)).num_received_tokens == 1
+    assert (await soon(growth)).num_received_tokens == 3
+
+
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
 async def test_a_stream_that_ends_leaves_the_queue_at_once(
     cluster: TestCluster, prefill: FakeServer, end: str
