@@ -26,7 +26,6 @@ from router.decoding import Decoding
 from router.ended_streams import Ending
 from router.interface import MoveReason
 from router.legs import Leg, PrefillLeg
-from router.placement.loads import ServerState
 from router.prefilling import Prefilling
 from router.retries import Retries
 from router.route import Route
@@ -106,9 +105,7 @@ class Attempts:
         began to drain. One that is silent but connected may well go on in a moment; if it does not,
         the stream goes elsewhere, committed or not."""
         leg = self.producer()
-        if leg is None or leg.server.is_dead:
-            return False
-        return leg.server.reachable or leg.server.state is not ServerState.SUSPECT
+        return leg is not None and not leg.server.is_dead and leg.server.reachable
 
     def movable_leg(self) -> PrefillLeg | None:
         """Its attempt, while another server could take it over: before the commit, and when it is

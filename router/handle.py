@@ -372,9 +372,11 @@ class ClientHandle:
         session.commit(options, seq, logged)
 
     async def _is_served(self) -> bool:
-        if self._session.attempts.is_kept_by_server:
+        attempts = self._session.attempts
+        if attempts.is_kept_by_server:
             return True
-        return await self._cluster.wait_for_prefill(self._session.place_wait_s)
+        is_served = await self._cluster.wait_for_prefill(self._session.place_wait_s)
+        return is_served or attempts.is_kept_by_server  # that has connected again
 
     def _place(self, splices: Sequence[Splice], *, is_complete: bool) -> None:
         """Before they are recorded and sent: the stream may still go to another server."""

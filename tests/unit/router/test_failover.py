@@ -16,6 +16,7 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids
 from streamfill.messages.common import Finish, FinishReason, StreamMode
+from streamfill.stream.ids import ServerId
 from streamfill.stream.state import StreamState
 from tests.unit.router.cluster_for_tests import (
     TestCluster,
@@ -487,6 +488,27 @@ async def test_a_commit_is_taken_while_the_only_server_is_silent(
     tokens, done = await answer_of(handle)
     assert [t.token_id for t in tokens] == expected_answer(PROMPT, 3, cluster.vocab_size)
     assert done.num_attempts == (1 if comes_back else 2)
+
+
+async def test_a_draining_server_that_is_gone_takes_no_commit(
+    cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is closed, and there is no other: the stream is kept, as with any server."""
+    monkeypatch.setattr(timing, "UNREACHABLE_DEAD_AFTER_S", 60.0)
+    first = await cluster.prefill(0)
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await first.send(s.Draining(server_id=first.server_id))
+    await until(lambda: cluster.state_of(first) == "draining")
+    await cluster.kill(first)
+    server = cluster.manager._cluster.registry.by_id(ServerId(first.server_id))
+    await until(lambda: not server.reachable)
+    with pytest.raises(UnavailableError, match="the stream is kept"):
+        await handle.commit(commit_of(3))
+    await cluster.prefill(1)
+    await handle.commit(commit_of(3))
+    tokens, _ = await answer_of(handle)
+    assert [t.token_id for t in tokens] == expected_answer(PROMPT, 3, cluster.vocab_size)
 
 
 async def test_draining_server_hands_its_open_streams_on(cluster: TestCluster) -> None:
