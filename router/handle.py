@@ -262,8 +262,10 @@ class ClientHandle:
         # open, so such an operation is finished in any case.
         task = asyncio.ensure_future(self._take_turn(client_seq, apply))
         self._tasks.add(task)
+        finished = asyncio.shield(task)
+        # Behind what wakes the caller: it says how its operation ended before the next one begins.
         task.add_done_callback(self._end_turn)
-        await asyncio.shield(task)
+        await finished
 
     def _end_turn(self, task: asyncio.Task[None]) -> None:
         self._lock.release()

@@ -156,6 +156,22 @@ async def test_operations_that_were_not_waited_for_keep_their_order(
     assert session.prompt.log.ids.tolist() == cluster.encode(long + "short")
 
 
+async def test_a_refusal_is_told_before_what_is_applied_behind_it(
+    cluster: TestCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the client would take the acknowledgement for that of the refused operation too, which was
+    in the tokenizer's thread when the next one came."""
+    monkeypatch.setattr(handle, "INLINE_CHARS", 100)
+    await make_room(cluster)
+    async with opened(cluster, pb.STREAM_MODE_APPEND) as call:
+        await call.write(append(1, "word " * 20_000))
+        await call.write(append(2, "short"))
+        event = await asyncio.wait_for(call.read(), PATIENCE_S)
+        assert isinstance(event, pb.StreamEvent)
+        assert event.error.seq == 1, event
+        assert (await read(call, "acknowledged")).acknowledged.seq == 2
+
+
 async def test_an_operation_that_the_service_refuses_behind_a_waiting_one_is_no_gap(
     cluster: TestCluster,
 ) -> None:
