@@ -192,10 +192,11 @@ class Lanes:
         """Of a call that takes no further streams."""
         self._is_finished = False
         """No further replies will come."""
-        self._replies: list[tuple[int, int, CallEvent | Lane]] = []
-        """That wait: lane, stream, event; a lane in its place is asked what it acknowledges."""
-        self._acknowledging: set[int] = set()
-        """Lanes whose newest reply that waits is an acknowledgement."""
+        self._replies: list[tuple[int, int, CallEvent | Lane | None]] = []
+        """That wait: lane, stream, event; a lane in its place is asked what it acknowledges. None:
+        it had nothing to say."""
+        self._acknowledging: dict[int, int] = {}
+        """Lanes whose newest reply that waits is an acknowledgement, with its place."""
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -239,6 +240,7 @@ class Lanes:
 
     async def write(self, number: int, event: CallEvent) -> None:
         """Tell the client of a lane, behind what it was told before."""
+        self._settle_acknowledgement(number)
         while not self.has_room:
             self._room.clear()
             await self._room.wait()
@@ -247,16 +249,23 @@ class Lanes:
     def write_now(self, number: int, event: CallEvent) -> None:
         """As ``write``, and in any case."""
         lane = self._lanes.get(number)
-        self._acknowledging.discard(number)
+        self._settle_acknowledgement(number)
         self._replies.append((number, 0 if lane is None else lane.stream_id, event))
         self._wake.set()
 
     def acknowledge(self, number: int, lane: Lane) -> None:
         """Tell the client of a lane how far its prompt is when the next message leaves."""
         if number not in self._acknowledging:
-            self._acknowledging.add(number)
+            self._acknowledging[number] = len(self._replies)
             self._replies.append((number, lane.stream_id, lane))
             self._wake.set()
+
+    def _settle_acknowledgement(self, number: int) -> None:
+        """What a lane acknowledges that waits is what it would now, whatever follows: it must not
+        acknowledge what is applied behind a refusal that is told behind it."""
+        place = self._acknowledging.pop(number, None)
+        if place is not None:
+            self._replies[place] = _settled(*self._replies[place])
 
     async def _read(
         self, requests: AsyncIterator[pb.StreamsRequest | Undecodable[pb.StreamsRequest]]
@@ -363,12 +372,13 @@ class Lanes:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            replies, self._replies = self._replies, []
+            # Before anything else happens, as in `_settle_acknowledgement`.
+            replies = [_settled(*each) for each in self._replies]
+            self._replies = []
             self._acknowledging.clear()
             self._room.set()
             reply, num_bytes = pb.StreamsReply(), 0
-            for number, stream_id, waiting in replies:
-                event = waiting.take_acknowledgement() if isinstance(waiting, Lane) else waiting
+            for number, stream_id, event in replies:
                 if event is None:
                     continue
                 told = call_event(event, stream_id)
@@ -380,3 +390,11 @@ class Lanes:
                 reply.replies.add(lane=number, event=told)
             if num_bytes:
                 await self._write(reply)
+
+
+def _settled(
+    number: int, stream_id: int, waiting: CallEvent | Lane | None
+) -> tuple[int, int, CallEvent | None]:
+    """A reply with what there is to tell now."""
+    event = waiting.take_acknowledgement() if isinstance(waiting, Lane) else waiting
+    return number, stream_id, event

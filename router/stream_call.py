@@ -263,7 +263,12 @@ class StreamCall:
                 assert_never(operation)
 
     def _on_acknowledged(self) -> bool:
-        return self._acknowledge_soon is not None and self._acknowledge_soon(False)
+        return self._will_acknowledge(is_answer=False)
+
+    def _will_acknowledge(self, *, is_answer: bool) -> bool:
+        """Whether the transport does it. It must not overtake a refusal that waits."""
+        soon = self._acknowledge_soon
+        return soon is not None and not self._write_lock.locked() and soon(is_answer)
 
     async def _acknowledge(self, handle: StreamHandle, *, is_answer: bool) -> None:
         """Say how far the prompt is now: one that waited for its turn would be out of date.
@@ -271,7 +276,7 @@ class StreamCall:
         Args:
             is_answer: to an operation; such a one is sent even when it says nothing new.
         """
-        if self._acknowledge_soon is not None and self._acknowledge_soon(is_answer):
+        if self._will_acknowledge(is_answer=is_answer):
             return
         async with self._write_lock:
             event = handle.acknowledged()

@@ -15,6 +15,7 @@ import pytest
 
 from router import service_lanes
 from router.refusals import Api, Note, Refusal, not_counted
+from router.service import StreamfillService
 from router.service_server import GrpcServer
 from router.traces import TRACE_PARENT
 from streamfill.api import streamfill_pb2 as pb
@@ -22,7 +23,7 @@ from streamfill.api.lanes import MAX_UNANSWERED
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from tests.unit.router.fake_manager import STEP_S, FakeManager, FakeStream, serve
 from tests.unit.router.lane_call import request_of
-from tests.unit.router.test_service_stream import append, commit
+from tests.unit.router.test_service_stream import append, commit, update
 
 OPEN = pb.StreamRequest(open=pb.Open(mode=pb.STREAM_MODE_APPEND))
 
@@ -109,6 +110,38 @@ async def test_what_is_due_together_travels_together() -> None:
             assert await call.read()
         assert len(stream.tokens) == 10
         assert len(call.told[1]) < 10
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_an_acknowledgement_does_not_overtake_a_refusal(at_once: bool) -> None:
+    """Or the client would take it for that of the refused operation too. Here it waits in front of
+    the refusal while the operation behind is applied."""
+    manager = FakeManager(changes_at_once=at_once)
+    steps: asyncio.Queue[pb.StreamsRequest] = asyncio.Queue()
+    may_write = asyncio.Event()
+    told: list[int] = []
+
+    async def said() -> AsyncIterator[pb.StreamsRequest]:
+        while True:
+            yield await steps.get()
+
+    class SlowWriter:
+        async def write(self, reply: pb.StreamsReply) -> None:
+            await may_write.wait()
+            events = [each.event for each in reply.replies]
+            told.extend(event.error.seq or event.acknowledged.seq for event in events)
+
+    call = asyncio.create_task(StreamfillService(manager).streams(said(), SlowWriter()))
+    for step in (OPEN, append("a", 1), update("b", 2), append("c", 3)):
+        steps.put_nowait(request_of(1, step))
+    while not manager.streams or streams_of(manager)[0].last_seq < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    may_write.set()
+    while not {2, 3} <= set(told):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert told == sorted(told)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
 
 
 async def test_one_stream_that_waits_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
