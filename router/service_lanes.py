@@ -131,7 +131,7 @@ class Lane:
             if is_applied:
                 self.acknowledge(True)
                 return
-        if len(self._queue) > MAX_UNANSWERED and not isinstance(message.operation, Cancel):
+        if len(self._queue) > MAX_UNANSWERED + isinstance(message.operation, Cancel):
             self.fail(
                 ResourceExhaustedError(
                     f"more than {MAX_UNANSWERED} operations of the stream were sent and are "

@@ -27,6 +27,9 @@ from tests.unit.router.test_service_stream import append, commit, update
 
 OPEN = pb.StreamRequest(open=pb.Open(mode=pb.STREAM_MODE_APPEND))
 
+CANCEL = pb.StreamRequest(cancel=pb.Cancel())
+MANY = 3 * MAX_UNANSWERED
+
 
 class SharedCall:
     """A ``Streams`` call; what each lane was told."""
@@ -168,8 +171,9 @@ async def test_one_stream_that_waits_holds_nobody_up(monkeypatch: pytest.MonkeyP
         assert len(streams_of(manager)[0].tokens) == MAX_UNANSWERED
 
 
+@pytest.mark.parametrize("kind", ["append", "cancel"])
 async def test_a_stream_that_is_sent_too_much_ends_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The call is read on in any case, so what waits in a lane has to have a limit."""
 
@@ -182,7 +186,10 @@ async def test_a_stream_that_is_sent_too_much_ends_and_the_others_go_on(
     async with shared(manager, lambda api, why: refused.append((api, why))) as call:
         await call.say(1, OPEN)
         await call.until(1, "opened")
-        await call.say(1, *[append("a", seq) for seq in range(1, 3 * MAX_UNANSWERED)])
+        if kind == "cancel":
+            await call.say(1, append("a", 1), append("a", 2))
+        more = [CANCEL if kind == "cancel" else append("a", n) for n in range(3, MANY)]
+        await call.say(1, *more)
         failed = (await call.until(1, "failed")).failed
         assert failed.code == pb.CODE_RESOURCE_EXHAUSTED
         assert failed.details["limit_value"] == str(MAX_UNANSWERED)
