@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from streamfill.engine.interface import Engine
 from streamfill.scheduling.plan import StepPlan, StreamRun
+from streamfill.serving.account import NEGLIGIBLE_TOKENS
 from streamfill.serving.deciding import Decider
 from streamfill.serving.records import Phase, StreamRecord, Streams
 from streamfill.serving.stream_kv import StreamKv
@@ -126,14 +127,14 @@ class Restoring:
             if (
                 victim is None
                 or stream_id not in to_save
-                or victim.num_computed <= victim.num_saved
+                or victim.num_computed - victim.num_saved < NEGLIGIBLE_TOKENS
             ):
                 continue
             ids = victim.ids[: victim.num_computed]
             num_saved = self._engine.copy_ahead(ids, namespace=victim.namespace)
             num_left -= max(0, num_saved - victim.num_saved)
             victim.num_saved = max(victim.num_saved, num_saved)
-            if num_saved < victim.num_computed:
+            if victim.num_computed - num_saved >= NEGLIGIBLE_TOKENS:
                 break  # host memory is full
             self._decider.touch(victim)
 

@@ -198,6 +198,23 @@ def test_who_would_go_next_is_copied_ahead() -> None:
     assert server.engine.host.num_present(_keys(server, 1)) == SIZE // 4
 
 
+class _HostBlocks(FakeEngine):
+    """Host memory keeps whole blocks of 16 tokens, as the swap engine's does."""
+
+    def copy_ahead(self, token_ids: array[int], *, namespace: str) -> int:
+        whole = len(token_ids) - len(token_ids) % 16
+        return super().copy_ahead(token_ids[:whole], namespace=namespace)
+
+
+def test_all_who_would_go_next_are_copied_ahead() -> None:
+    """What is less than a block at the end of the first one does not pass for full host memory."""
+    engine = _HostBlocks(pool_tokens=400, host_tokens=2000)
+    server = PrefillUnderTest(engine, mode=PreemptionMode.SWAP)
+    _fill(server, 1, 2, size=150)
+    server.turn()
+    assert [server.core._records[stream_id].num_saved for stream_id in (1, 2)] == [144, 144]
+
+
 @pytest.mark.parametrize("mode", [PreemptionMode.RECOMPUTE, PreemptionMode.NONE])
 def test_nothing_is_copied_ahead_without_copies(mode: PreemptionMode) -> None:
     server = _server(mode)
