@@ -408,9 +408,9 @@ class ServingCore:
         """What concerns the server as a whole."""
         match message:
             case r.FlushCache(request_id=request_id):
-                self._let_kept_go()
                 ok = self.num_streams == 0 and self.engine.flush()
                 if ok:
+                    self._let_kept_go()
                     self.decider.forget_experience()
                     self.kv_codec = NO_CODEC
                 self._send(s.CacheFlushed(request_id=request_id, ok=ok))

@@ -314,6 +314,15 @@ def test_emptying_the_caches_lets_the_kept_go() -> None:
     server.assert_nothing_is_left()
 
 
+def test_what_is_refused_lets_nobody_go() -> None:
+    """A stream is open, so the caches are not emptied, and the kept one is still expected."""
+    server = _server()
+    _answered(server, 1, 600.0)
+    server.run(opened(2), FlushCache(request_id=1))
+    assert not server.take(s.CacheFlushed)[0].ok
+    assert {telemetry.stream_id for telemetry in server.core.telemetry()} == {1, 2}
+
+
 class _Forgetful(FakeEngine):
     """Promises what it does not keep: host memory is lost just before it is needed."""
 
