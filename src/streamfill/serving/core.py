@@ -355,6 +355,7 @@ class ServingCore:
             if old.attempt >= message.attempt:
                 return
             self._drop(old)
+        self._drop_kept(message.stream_id)
         self._records[message.stream_id] = StreamRecord(
             stream_id=message.stream_id,
             attempt=message.attempt,
@@ -484,6 +485,7 @@ class ServingCore:
         record.answer = Answer(
             message.sampling, num_brought=len(output_ids), transfer_id=message.transfer_id
         )
+        self._drop_kept(message.stream_id)
         self._records[message.stream_id] = record
         self._place_answer(record)
         self._report_progress(record)
@@ -783,6 +785,13 @@ class ServingCore:
             return
         del self._records[record.stream_id]
         self._kept[record.stream_id] = record
+
+    def _drop_kept(self, stream_id: int) -> None:
+        """A new attempt begins of a stream that was kept: whatever goes by its id is the new one's
+        from now on. A router whose stream is not over yet does that behind ``DONE_RETENTION_S``."""
+        kept = self._kept.pop(stream_id, None)
+        if kept is not None:
+            self._drop(kept)
 
     def _let_kept_go(self, until_s: float = math.inf) -> None:
         """Nobody came back to the streams that were kept until then."""

@@ -12,6 +12,7 @@ from streamfill.engine.interface import ExportedKv
 from streamfill.messages import server_to_router as s
 from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
 from streamfill.messages.router_to_server import FlushCache
+from streamfill.serving.core import DONE_RETENTION_S
 from tests.support.fake_cache import CachedPage
 from tests.support.fake_engine import FakeEngine, predict
 from tests.unit.serving.builders import (
@@ -22,6 +23,7 @@ from tests.unit.serving.builders import (
     cancel,
     commit,
     forget,
+    generate,
     opened,
     splice,
     tokens,
@@ -321,6 +323,25 @@ def test_what_is_refused_lets_nobody_go() -> None:
     server.run(opened(2), FlushCache(request_id=1))
     assert not server.take(s.CacheFlushed)[0].ok
     assert {telemetry.stream_id for telemetry in server.core.telemetry()} == {1, 2}
+
+
+def test_a_kept_stream_that_is_taken_up_again_is_its_new_attempt() -> None:
+    """Its answer was long under way elsewhere, and goes on here; the end of the old one's time is
+    not its."""
+    server = _server()
+    server.run(opened(1), splice(tokens(SIZE, 1)))
+    message = commit(SIZE, stream_id=1, handoff=TO_DECODE)
+    server.run(msgspec.structs.replace(message, keep_s=DONE_RETENTION_S + 60.0))
+    (first,), _ = server.answer(1)
+    server.clock.now_s += DONE_RETENTION_S + 1.0
+    server.run()
+    sampling = msgspec.structs.replace(GREEDY, max_new_tokens=40)
+    server.step(generate(tokens(SIZE, 1), [first], attempt=2, sampling=sampling))
+    server.clock.now_s += 60.0
+    server.step()
+    assert server.core.num_streams == 1
+    server.step(cancel(1, attempt=2))
+    server.assert_nothing_is_left()
 
 
 class _Forgetful(FakeEngine):
