@@ -3,7 +3,8 @@
 Depends on ``managers.scheduler.Scheduler`` (``handle_generate_request``, ``abort_request``,
 ``waiting_queue``, ``running_batch``, ``flush_cache``, ``max_total_num_tokens``),
 ``managers.io_struct`` (``TokenizedGenerateReqInput``, ``AbortReq``), ``managers.schedule_batch``
-(``Req``, the ``FINISH_*`` reasons) and ``sampling.sampling_params.SamplingParams``.
+(``Req`` with its ``to_finish``, the ``FINISH_*`` reasons) and
+``sampling.sampling_params.SamplingParams``.
 
 Life of a request: ``start_*`` builds SGLang's request and puts it into the waiting queue → SGLang
 runs it → ``poll`` reads its outputs off the ``Req`` object → the poll after its end reports
@@ -161,8 +162,13 @@ class SchedulerEngine:
             self.breaks.allowed = allowed
 
     def abort(self, key: str) -> None:
-        if key in self._running:
-            self._scheduler.abort_request(AbortReq(rid=key))
+        running = self._running.get(key)
+        if running is None:
+            return
+        self._scheduler.abort_request(AbortReq(rid=key))
+        if running.aborted is None and not running.request.finished():
+            # In the middle of a step SGLang overlooks the batch that is being computed.
+            running.request.to_finish = FINISH_ABORT()
 
     def on_abort(self, message: AbortReq) -> None:
         """SGLang gave a request up; called from its output channel."""
