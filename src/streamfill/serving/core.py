@@ -384,8 +384,7 @@ class ServingCore:
         if old_ids is not None:
             self.engine.untag(record.stream_id, old_ids, namespace=record.namespace)
             if keep_tokens < num_saved:
-                first_token = max(keep_tokens, record.num_shared)
-                self.engine.release_host(old_ids, first_token, namespace=record.namespace)
+                self.kv.release_tail(record, old_ids, keep_tokens)
         self.kv.look_again(record)
         self._report_progress(record)
 

@@ -9,7 +9,8 @@ computed again is held against that price.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 
 from streamfill.engine.interface import CopyReport, Engine
 from streamfill.messages.control import PreemptionAction
@@ -17,6 +18,7 @@ from streamfill.observability.logging import log_event
 from streamfill.serving.account import NEGLIGIBLE_TOKENS
 from streamfill.serving.deciding import Decider
 from streamfill.serving.records import InFlight, Phase, StreamRecord, Streams
+from streamfill.stream.splice import lcp
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +178,27 @@ class StreamKv:
 
     def release_host(self, record: StreamRecord) -> None:
         """The stream is over: its copies in host memory may go, as soon as somebody needs room."""
-        num_others = sum(
-            (other.phase is not Phase.DONE or other.keep_s > 0) and other is not record
-            for other in (*self._streams.records.values(), *self._streams.kept.values())
-        )
-        # Copies of a prefix that others share stay, and the last stream leaves nothing.
-        first_token = record.num_shared if num_others else 0
-        ids = record.ids if num_others else None
-        self._engine.release_host(ids, first_token, namespace=record.namespace)
+        if any(True for _ in self._others(record)):
+            self.release_tail(record, record.ids, 0)
+        else:  # the last stream leaves nothing
+            self._engine.release_host(None, 0, namespace=record.namespace)
+
+    def release_tail(self, record: StreamRecord, token_ids: array[int], first_token: int) -> None:
+        """The stream has no use any more for copies of these tokens from ``first_token`` on. Those
+        of a prefix that others share stay, wherever its KV is."""
+        if not self._engine.host_room().num_tokens:
+            return
+        first_token = max(first_token, record.num_shared)
+        for other in self._others(record):
+            if other.namespace == record.namespace:
+                first_token = max(first_token, lcp(token_ids, other.ids))
+        self._engine.release_host(token_ids, first_token, namespace=record.namespace)
+
+    def _others(self, record: StreamRecord) -> Iterator[StreamRecord]:
+        """Streams that are not over, or are expected back."""
+        for other in (*self._streams.records.values(), *self._streams.kept.values()):
+            if other is not record and (other.phase is not Phase.DONE or other.keep_s > 0):
+                yield other
 
     def _note_seen(self, record: StreamRecord, num_cached: int, num_looked_at: int) -> bool:
         """A look at the tree for the first tokens of a stream. Returns whether it has lost some."""

@@ -180,6 +180,27 @@ def test_copies_of_what_an_update_replaced_make_room() -> None:
     assert server.engine.host_tokens(old, 0, namespace="") > SIZE / 2
 
 
+@pytest.mark.parametrize("end", ["nobody", "cancelled", "replaced"])
+def test_copies_of_a_prefix_stay_for_others(end: str) -> None:
+    """Also while its KV is in host memory alone, where no node of the tree says whose it is."""
+    server = _server(PreemptionMode.SWAP, host_tokens=400)
+    shared = tokens(160, 50)
+    for stream_id in (1, 2):
+        own = tokens(20, stream_id)
+        server.run(opened(stream_id), splice([*shared, *own], stream_id=stream_id))
+        server.clock.now_s += 1.0
+    _fill(server, 3, size=380)
+    assert server.core._records[2].num_computed < 40
+    if end == "cancelled":
+        server.run(cancel(1))
+    elif end == "replaced":
+        server.run(splice([], keep=0, seq=2))
+    for stream_id in (4, 5):
+        _fill(server, stream_id, size=380)
+    keys = block_keys(array("q", shared), server.engine.facts.page_size)
+    assert server.engine.host.num_present(keys) == len(keys)
+
+
 def test_the_mode_can_be_changed() -> None:
     server = _server()
     server.core.decider.set_preemption(PreemptionMode.RECOMPUTE)
