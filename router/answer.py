@@ -26,8 +26,10 @@ class Answer:
         skip_special_tokens: bool,
     ) -> None:
         self.token_ids = token_array()
+        # A model may know ids that its tokenizer does not, as padding. They have no text.
+        context_ids = [i for i in prompt_ids[-CONTEXT_TOKENS:] if i < tokenizer.vocab_size]
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, skip_special_tokens, context_ids=prompt_ids[-CONTEXT_TOKENS:]
+            tokenizer, skip_special_tokens, context_ids=context_ids
         )
         self._matcher = StopMatcher(stop) if stop else None
 

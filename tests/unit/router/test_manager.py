@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -296,6 +298,27 @@ async def test_stop_token_shows_no_text(cluster: TestCluster) -> None:
     assert (len(tokens), done.matched_stop, done.decode_server) == (1, 77, "")
     assert not done.decoded_by_prefill
     assert len(decode.of_type(r.Generate)) == 1
+
+
+async def test_a_prompt_may_end_with_ids_that_only_the_model_knows(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """The vocabulary of many a model is larger than that of its tokenizer."""
+    folder = tmp_path / "padded"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    prompt = [20, config["vocab_size"]]
+    config["vocab_size"] += 64
+    (folder / "config.json").write_text(json.dumps(config))
+    async with TestCluster(folder) as cluster:
+        server = await cluster.prefill()
+        server.finish_at[0] = Finish(reason=FinishReason.STOP, matched_token_id=21)
+        handle = await cluster.open()
+        await handle.append(ids(*prompt))
+        await handle.commit(commit_of(2))
+        tokens, done = await answer_of(handle)
+    assert [token.token_id for token in tokens] == [21]
+    assert done.usage.num_prompt_tokens == 2
 
 
 async def test_one_token_needs_no_decode_server(cluster: TestCluster) -> None:
