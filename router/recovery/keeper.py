@@ -152,7 +152,7 @@ class Keeper:
                 path=self._file.path,
                 consequence="its streams are dropped",
             )
-            # Before the file is signed for this model: a router that dies now takes none of them up.
+            # Before the file is signed for this model: a router that dies now takes none up.
             self._file.delete([row.row_id for row in self._file.rows()])
             return
         found = replay(self._file.rows())

@@ -21,6 +21,7 @@ def hangup() -> Iterator[None]:
 
 
 async def test_the_end_of_the_terminal_is_an_orderly_end() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         await asyncio.wait_for(stop.first.wait(), 5)

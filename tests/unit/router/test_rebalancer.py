@@ -90,9 +90,7 @@ async def test_streams_go_to_an_idle_server_and_stay_there(tiny_model: Path) -> 
         cluster.assert_no_load()
 
 
-async def test_a_server_alone_is_not_hot(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_alone_is_not_hot(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the other one goes, and another comes, the time without a break begins anew."""
     looks: list[int] = []
 
