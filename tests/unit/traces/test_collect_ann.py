@@ -166,7 +166,12 @@ def test_a_line_of_a_corpus_ends_at_a_line_feed_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 1: no valid JSON"), ('{"text": 3}', "line 1, text"), ("", "no passage")],
+    [
+        ("{", "line 1: no valid JSON"),
+        ('{"text": 3}', "line 1, text"),
+        ('{"text": "\\ud800"}', "line 1: has half a surrogate pair"),
+        ("", "no passage"),
+    ],
 )
 def test_a_bad_corpus_is_one_error(tmp_path: Path, line: str, message: str) -> None:
     """The error names the file, and the line and field where one is wrong."""

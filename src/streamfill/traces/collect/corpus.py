@@ -124,6 +124,11 @@ def _json_lines(path: Path, content: str) -> Iterator[_Source]:
         title = row.get("title", "")
         if not isinstance(title, str):
             raise TraceError(f"{path}, line {number}, title: must be a string")
+        try:
+            (title + text).encode()
+        except UnicodeEncodeError as error:
+            where = f"{path}, line {number}"
+            raise TraceError(f"{where}: has half a surrogate pair, no UTF-8 form") from error
         yield _Source(title=title, headings=(title,) if title else (), text=text)
 
 
