@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -87,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, name: str, least: int) -> None:
     value = getattr(args, name)
-    if not value >= least:
-        raise ConfigError(f"--{name.replace('_', '-')}", value, f"must be at least {least}")
+    if not least <= value < math.inf:
+        remedy = f"must be a number, at least {least}"
+        raise ConfigError(f"--{name.replace('_', '-')}", value, remedy)
 
 
 async def _measure(args: argparse.Namespace) -> int:

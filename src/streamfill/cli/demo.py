@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import sys
@@ -62,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the demonstration. Exit code 1 when the two answers differ."""
-    if args.delay < 0:
-        raise ConfigError("--delay", args.delay, "must not be negative")
+    if not 0 <= args.delay < math.inf:
+        raise ConfigError("--delay", args.delay, "must be a number of seconds, 0 or more")
     if args.max_tokens < 1:
         raise ConfigError("--max-tokens", args.max_tokens, "must be at least 1")
     document = demo_document() if args.document is None else read_text(args.document)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Final
 from streamfill.api import Answer, Client, Mode, Result, Stream
 from streamfill.cli.cluster_options import add_target_options, target_client
 from streamfill.cli.document import read_text
+from streamfill.errors import ConfigError
 
 _DEFAULT_MAX_TOKENS: Final = 128
 _SEPARATOR: Final = "\n\n"
@@ -71,12 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads all files before anything is sent, then streams them."""
+    if not 0 <= args.delay < math.inf:
+        raise ConfigError("--delay", args.delay, "must be a number of seconds, 0 or more")
     plan = Plan(
         mode=args.mode,
         texts=[read_text(path) for path in args.files],
         question=args.question,
         is_chat=not args.raw,
-        delay_s=max(0.0, args.delay),
+        delay_s=args.delay,
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         priority=args.priority,

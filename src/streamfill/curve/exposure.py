@@ -1,4 +1,5 @@
-"""May a ZeroMQ socket listen at an address? With keys, anywhere; without, on this machine only.
+"""May a ZeroMQ socket listen at an address? With keys, anywhere; without, on this machine only;
+in any case by IPv4.
 
 Needs the standard library only, so that a configuration is checked without ZeroMQ.
 """
@@ -27,8 +28,14 @@ def check_listening(settings: LinkSettings, option: str, host: str) -> None:
     """Whether a socket may listen at ``host``.
 
     Raises:
-        ConfigError: it may not; names ``option``, the address and both remedies.
+        ConfigError: it may not; names ``option``, the address and the remedies.
     """
+    if ":" in host:
+        remedy = (
+            "is an IPv6 address, and the links between processes use IPv4; give an IPv4 address or "
+            "a name (router.zmq_host leaves router.host to clients, who may use IPv6)"
+        )
+        raise ConfigError(option, host, remedy)
     if settings.zmq_keys_dir is None and not settings.allow_plain_zmq and not is_loopback(host):
         remedy = (
             "can be reached by other machines, and without keys whoever reaches it can be a server "

@@ -206,3 +206,20 @@ def test_model_command(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     """`model --model PATH` checks a folder and prints it."""
     assert main(["model", "--model", str(model)]) == 0
     assert capsys.readouterr().out == f"{model}\n"
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--delay", ["run", "no-such-file"]),
+        ("--delay", ["demo"]),
+        ("--seconds", ["bench", "router"]),
+    ],
+)
+def test_a_wait_without_an_end_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], option: str, value: str
+) -> None:
+    """By the option and the value, before anything starts."""
+    assert main([*words, f"{option}={value}"]) == 2
+    assert f"{option} = {float(value)}" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def settings(**values: Any) -> RouterConfig:
     return RouterConfig(model_path="m", host="h", grpc_port=0, zmq_port=0, **values)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "10.0.0.7", "host.example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "10.0.0.7", "host.example.org"])
 def test_others_need_keys(folder: str, host: str) -> None:
     """Where other machines can reach it nobody listens without, unless that is said to be meant."""
     with pytest.raises(ConfigError) as caught:
@@ -118,10 +118,19 @@ def test_others_need_keys(folder: str, host: str) -> None:
     assert keys_to_listen(settings(zmq_keys_dir=folder), "router.zmq_host", host) is not None
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_this_machine_needs_none(host: str) -> None:
     """And has none unless they are given."""
     assert keys_to_listen(settings(), "router.zmq_host", host) is None
+
+
+@pytest.mark.parametrize("host", ["::", "::1", "[::1]", "fd00::7"])
+def test_links_use_ipv4(host: str) -> None:
+    """With leave to listen anywhere too. Clients may come by IPv6."""
+    with pytest.raises(ConfigError, match=r"router\.zmq_host.* IPv4 address or a name"):
+        keys_to_listen(settings(allow_plain_zmq=True), "router.zmq_host", host)
+    router = RouterSection(host="::", zmq_host="127.0.0.1")
+    check_cluster(ClusterConfig(router=router))
 
 
 @pytest.mark.parametrize(
