@@ -135,14 +135,14 @@ def test_a_transfer_does_not_wait_for_every_question_to_an_unreachable_receiver(
     """The KV that it lends out would stay locked meanwhile."""
     sender = make_sender(timeouts=replace(QUICK, session_s=0.4))
     nowhere = PeerAddress("d0", HOST, 1)
-    for stream_id in range(10):
+    for stream_id in range(100):
         sender.ask(nowhere, stream_id, 0, [1])
     sender.submit(nowhere, transfer(1, 4))
     begun_s = time.monotonic()
     outcome = outcomes_of(sender)[1]
     assert outcome.status is TransferStatus.FAILED
     assert "did not answer" in outcome.reason
-    assert time.monotonic() - begun_s < 1.5
+    assert time.monotonic() - begun_s < 15  # a hundred questions of 0.4 s each are 40
     assert set(sender.poll_held()) == {ReceiverLost("d0")}
 
 
