@@ -27,7 +27,8 @@ class Answer:
     ) -> None:
         self.token_ids = token_array()
         # A model may know ids that its tokenizer does not, as padding. They have no text.
-        context_ids = [i for i in prompt_ids[-CONTEXT_TOKENS:] if i < tokenizer.vocab_size]
+        self._num_texts = tokenizer.vocab_size
+        context_ids = [i for i in prompt_ids[-CONTEXT_TOKENS:] if i < self._num_texts]
         self._detokenizer = IncrementalDetokenizer(
             tokenizer, skip_special_tokens, context_ids=context_ids
         )
@@ -48,11 +49,9 @@ class Answer:
 
         Args:
             silent: a stop token, which ends the answer and shows no text.
-
-        Raises:
-            InvalidArgumentError: the id is outside the vocabulary.
         """
-        text = "" if silent else self._detokenizer.push((token_id,))
+        has_text = not silent and token_id < self._num_texts
+        text = self._detokenizer.push((token_id,)) if has_text else ""
         if self._matcher is not None and text:
             text = self._matcher.push(text).text
         index = len(self.token_ids)

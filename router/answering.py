@@ -115,8 +115,7 @@ class Answering:
         """Give the client what it does not have yet of these tokens; returns how they end.
 
         Raises:
-            ProtocolError: these are no tokens.
-            InvalidArgumentError: an id is outside the vocabulary.
+            ProtocolError: these are no tokens, or none of the model's.
         """
         finish = output.finish
         if finish is not None and self._is_only_first(leg, finish):
@@ -124,6 +123,9 @@ class Answering:
         if output.account is not None:
             self._work.add(leg.server.server_id, leg.attempt, output.account, now_s)
         ids = unpack_ids(output.token_ids)
+        vocab_size = self._cluster.limits().vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise ProtocolError(f"{list(ids)} are not all in the vocabulary of {vocab_size}")
         answer = self.answer
         if finish is not None and not ids and not answer.num_tokens:
             raise ProtocolError("an end without a token")

@@ -418,10 +418,7 @@ class StreamManager(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for, as UTF-8, perhaps a part of a character; markup by its name.
-
-        Raises:
-            InvalidArgumentError: the id is outside the vocabulary.
-        """
+        Nothing for one that only the model knows, and its tokenizer does not."""
         ...
 
     async def wait_readiness_change(self) -> bool:

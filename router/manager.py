@@ -328,6 +328,8 @@ class Manager:
 
     def token_bytes(self, token_id: int) -> bytes:
         """See `interface.StreamManager`."""
+        if token_id >= self._tokenizer.vocab_size:
+            return b""  # padding of the model's
         found = self._tokenizer.token_bytes(token_id)
         if found:
             return found

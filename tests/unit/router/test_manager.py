@@ -21,6 +21,7 @@ from streamfill.errors import (
     DeadlineExceededError,
     ErrorCode,
     FailedPreconditionError,
+    InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
     StreamError,
@@ -32,6 +33,7 @@ from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Finish, FinishReason, Sampling, StreamMode
 from streamfill.observability.lifetime import LifetimeEvent, token_times_s
 from streamfill.stream.state import StreamState
+from streamfill.stream.tokenizer import load_tokenizer
 from tests.unit.router.cluster_for_tests import (
     PATIENCE_S,
     TestCluster,
@@ -300,17 +302,22 @@ async def test_stop_token_shows_no_text(cluster: TestCluster) -> None:
     assert len(decode.of_type(r.Generate)) == 1
 
 
-async def test_a_prompt_may_end_with_ids_that_only_the_model_knows(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    """The vocabulary of many a model is larger than that of its tokenizer."""
+@pytest.fixture
+def padded_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The vocabulary of many a model is larger than that of its tokenizer; here it is twice as
+    large."""
     folder = tmp_path / "padded"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
-    prompt = [20, config["vocab_size"]]
-    config["vocab_size"] += 64
+    config["vocab_size"] *= 2
     (folder / "config.json").write_text(json.dumps(config))
-    async with TestCluster(folder) as cluster:
+    return folder
+
+
+async def test_a_prompt_may_end_with_ids_that_only_the_model_knows(padded_model: Path) -> None:
+    """It is answered like any other."""
+    prompt = [20, load_tokenizer(padded_model).vocab_size]
+    async with TestCluster(padded_model) as cluster:
         server = await cluster.prefill()
         server.finish_at[0] = Finish(reason=FinishReason.STOP, matched_token_id=21)
         handle = await cluster.open()
@@ -319,6 +326,34 @@ async def test_a_prompt_may_end_with_ids_that_only_the_model_knows(
         tokens, done = await answer_of(handle)
     assert [token.token_id for token in tokens] == [21]
     assert done.usage.num_prompt_tokens == 2
+
+
+async def test_an_answer_may_have_ids_that_only_the_model_knows(padded_model: Path) -> None:
+    """They are tokens without a text."""
+    tokenizer = load_tokenizer(padded_model)
+    async with TestCluster(padded_model) as cluster:
+        await cluster.prefill()
+        handle = await cluster.open()
+        await handle.append(ids(20, 21))
+        await handle.commit(commit_of(16))
+        tokens, done = await answer_of(handle)
+        assert cluster.manager.token_bytes(tokenizer.vocab_size) == b""
+    known = [each.token_id for each in tokens if each.token_id < tokenizer.vocab_size]
+    of_known = tokenizer.decode(known, skip_special_tokens=True)
+    assert 0 < len(known) < len(tokens) == 16
+    shown = "".join(each.text for each in tokens) + done.text_tail
+    assert shown.strip() == of_known.strip()
+
+
+async def test_an_answer_has_no_ids_that_the_model_does_not_know(cluster: TestCluster) -> None:
+    """A server that sends them is broken."""
+    prefill = await cluster.prefill()
+    prefill.vocab_size = 10**6
+    handle = await cluster.open()
+    await handle.append(ids(20))
+    await handle.commit(commit_of(4))
+    with pytest.raises(InternalError, match="vocabulary of"):
+        await answer_of(handle)
 
 
 async def test_one_token_needs_no_decode_server(cluster: TestCluster) -> None:
