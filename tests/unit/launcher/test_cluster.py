@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,16 +188,38 @@ async def test_error_inside_the_block(bench: Bench) -> None:
             raise ZeroDivisionError
 
 
+class _Reader:
+    """Reads what is written to a terminal or a pipe, until it ends."""
+
+    def __init__(self, read_end: int) -> None:
+        self._read_end = read_end
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ends.set()
+        self._thread.join()
+        os.close(self._read_end)
+
+    def _run(self) -> None:
+        with suppress(OSError):  # nobody writes any more
+            while not self._ends.is_set():
+                if select.select([self._read_end], [], [], 0.01)[0]:
+                    os.read(self._read_end, 65536)
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 async def test_it_stops_in_order_when_nobody_reads_what_is_said(
     bench: Bench, *, is_terminal: bool
 ) -> None:
     """Ctrl-C ends the `tee` behind a pipe before the cluster; a terminal may have been closed."""
     read_end, write_end = os.openpty() if is_terminal else os.pipe()
+    reader = _Reader(read_end)
     with os.fdopen(write_end, "w") as out, process_view(out) as view:
         bench.on_change = view.show
         async with bench.running():
-            os.close(read_end)
+            reader.end()
             view.say("Draining")
     journal = (bench.folder / "journal").read_text()
     assert [journal.count(event) for event in ("sigterm", "end")] == [2, 2]
