@@ -197,14 +197,15 @@ class Client:
         **sampling: Unpack[SamplingOptions],
     ) -> Answer:
         """The answer to a whole prompt: exactly one of text, token ids and chat messages."""
-        request = requests.generate_request(
-            prompt=requests.segment(prompt, token_ids, messages),
-            sampling=requests.sampling(sampling),
-            priority=priority,
-            request_id=request_id,
-            deadline_s=deadline_s,
-            ttft_slo_ms=ttft_slo_ms,
-        )
+        with requests.sendable():
+            request = pb.GenerateRequest(
+                prompt=requests.segment(prompt, token_ids, messages),
+                sampling=requests.sampling(sampling),
+                priority=priority,
+                request_id=request_id,
+                deadline_s=deadline_s,
+                ttft_slo_ms=ttft_slo_ms,
+            )
         return Answer(GenerateSource(self.stub, request))
 
     def _open_call(self) -> Call:

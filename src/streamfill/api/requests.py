@@ -6,7 +6,8 @@ that every client gets the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 from streamfill.api import streamfill_pb2 as pb
@@ -14,6 +15,20 @@ from streamfill.api.types import Mode, SamplingOptions
 from streamfill.errors import InvalidArgumentError
 
 _MODES = {"append": pb.STREAM_MODE_APPEND, "update": pb.STREAM_MODE_UPDATE}
+
+
+@contextmanager
+def sendable(what: str = "") -> Iterator[None]:
+    """Messages are made inside the block. protobuf has its own errors for values that they cannot
+    hold.
+
+    Raises:
+        InvalidArgumentError: it is such a value; begins with ``what``.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidArgumentError(f"{what} cannot be sent: {error}".lstrip()) from error
 
 
 def open_message(
@@ -33,7 +48,7 @@ def open_message(
     if mode not in _MODES:
         known = " or ".join(repr(name) for name in get_args(Mode))
         raise InvalidArgumentError(f"mode is {mode!r}; it must be {known}")
-    try:
+    with sendable():
         return pb.Open(
             mode=_MODES[mode],
             priority=priority,
@@ -42,35 +57,6 @@ def open_message(
             ttft_slo_ms=ttft_slo_ms,
             messages=None if messages is None else [chat_message(one) for one in messages],
         )
-    except ValueError as error:
-        raise InvalidArgumentError(f"cannot be sent: {error}") from error
-
-
-def generate_request(
-    *,
-    prompt: pb.Segment,
-    sampling: pb.Sampling,
-    priority: int,
-    request_id: str,
-    deadline_s: float | None,
-    ttft_slo_ms: float | None,
-) -> pb.GenerateRequest:
-    """A whole prompt.
-
-    Raises:
-        InvalidArgumentError: a value that no request can have.
-    """
-    try:
-        return pb.GenerateRequest(
-            prompt=prompt,
-            sampling=sampling,
-            priority=priority,
-            request_id=request_id,
-            deadline_s=deadline_s,
-            ttft_slo_ms=ttft_slo_ms,
-        )
-    except ValueError as error:
-        raise InvalidArgumentError(f"cannot be sent: {error}") from error
 
 
 def segment(
@@ -140,10 +126,8 @@ def sampling(options: SamplingOptions) -> pb.Sampling:
     if isinstance(options.get("stop"), str):
         raise TypeError("stop must be a sequence of strings, not one string")
     given = {name: value for name, value in options.items() if value is not None}
-    try:
+    with sendable("a sampling option"):
         return pb.Sampling(**given)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise InvalidArgumentError(f"a sampling option cannot be sent: {error}") from error
 
 
 def _surrogate(error: UnicodeEncodeError) -> InvalidArgumentError:

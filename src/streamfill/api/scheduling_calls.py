@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.requests import sendable
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.types import PolicyResult, ServerStreams, StreamDecision
 from streamfill.errors import InvalidArgumentError
@@ -27,12 +28,10 @@ async def set_policy(
     timeout_s: float,
 ) -> dict[str, PolicyResult]:
     """As ``Client.set_policy``."""
-    try:
+    with sendable("the policy"):
         request = pb.SetPolicyRequest(
             policy=name, options=options, server_id=server_id, timeout_s=timeout_s
         )
-    except ValueError as error:
-        raise InvalidArgumentError(f"the policy cannot be sent: {error}") from error
     try:
         reply = await stub.SetPolicy(request, timeout=timeout_s + REPLY_TIMEOUT_S)
     except grpc.aio.AioRpcError as error:

@@ -8,9 +8,9 @@ import grpc.aio
 
 from streamfill.api import replies
 from streamfill.api import streamfill_pb2 as pb
+from streamfill.api.requests import sendable
 from streamfill.api.status_details import from_rpc_error
 from streamfill.api.types import Server
-from streamfill.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from streamfill.api.streamfill_pb2_grpc import StreamfillStub
@@ -23,12 +23,10 @@ async def drain_server(
     stub: StreamfillStub, server_id: str, move_answers_after_s: float | None, *, force: bool
 ) -> Server:
     """As ``Client.drain_server``."""
-    try:
+    with sendable("the server's id"):
         request = pb.DrainServerRequest(
             server_id=server_id, move_answers_after_s=move_answers_after_s, force=force
         )
-    except ValueError as error:
-        raise _unsendable(error) from error
     try:
         return replies.server(await stub.DrainServer(request, timeout=REPLY_TIMEOUT_S))
     except grpc.aio.AioRpcError as error:
@@ -37,15 +35,9 @@ async def drain_server(
 
 async def resume_server(stub: StreamfillStub, server_id: str) -> Server:
     """As ``Client.resume_server``."""
-    try:
+    with sendable("the server's id"):
         request = pb.ResumeServerRequest(server_id=server_id)
-    except ValueError as error:
-        raise _unsendable(error) from error
     try:
         return replies.server(await stub.ResumeServer(request, timeout=REPLY_TIMEOUT_S))
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
-
-
-def _unsendable(error: ValueError) -> InvalidArgumentError:
-    return InvalidArgumentError(f"the server's id cannot be sent: {error}")
