@@ -12,6 +12,7 @@ import random
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import zmq
 import zmq.asyncio
@@ -38,6 +39,8 @@ HANDOFF_BYTES_PER_TOKEN = 8
 HANDOFF_S = 0.25
 FIRST_TEXT_ID = 10
 """Ids below are special tokens."""
+
+M = TypeVar("M", bound=r.RouterToServer)
 
 _num_incarnations = 0
 
@@ -149,9 +152,9 @@ class FakeServer:
     def server_id(self) -> str:
         return self.register.server_id
 
-    def of_type(self, *kinds: type) -> list[r.RouterToServer]:
-        """What was received of these types."""
-        return [message for message in self.received if isinstance(message, kinds)]
+    def of_type(self, kind: type[M]) -> list[M]:
+        """What was received of this type."""
+        return [message for message in self.received if isinstance(message, kind)]
 
     async def start(self) -> FakeServer:
         self._spawn(self._receive())
