@@ -11,7 +11,7 @@ import asyncio
 import random
 import zlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import zmq
@@ -35,6 +35,8 @@ from streamfill.messages.common import (
 )
 
 HEARTBEAT_INTERVAL_S = 0.1
+REGISTER_PATIENCE_S = 60.0
+"""It takes milliseconds; what does not has failed."""
 HANDOFF_BYTES_PER_TOKEN = 8
 HANDOFF_S = 0.25
 FIRST_TEXT_ID = 10
@@ -107,7 +109,7 @@ class FakeServer:
             engine_version="fake",
         )
         self.received: list[r.RouterToServer] = []
-        """Every message but heartbeats, before any fault."""
+        """Every message but heartbeats, also what is said again, before any fault."""
         self.streams: dict[int, FakeStream] = {}
         self.refused: str | None = None
         self.registered = asyncio.Event()
@@ -153,13 +155,18 @@ class FakeServer:
         return self.register.server_id
 
     def of_type(self, kind: type[M]) -> list[M]:
-        """What was received of this type."""
-        return [message for message in self.received if isinstance(message, kind)]
+        """What was received of this type, each message once: the router says again what was not
+        acknowledged in time, and on a busy machine that may be anything."""
+        found: dict[Hashable, M] = {}
+        for message in self.received:
+            if isinstance(message, kind):
+                found.setdefault(_identity(message), message)
+        return list(found.values())
 
     async def start(self) -> FakeServer:
         self._spawn(self._receive())
         self._spawn(self._beat())
-        await asyncio.wait_for(self.registered.wait(), 5)
+        await asyncio.wait_for(self.registered.wait(), REGISTER_PATIENCE_S)
         return self
 
     async def stop(self) -> None:
@@ -439,6 +446,17 @@ class FakeServer:
             await self._send_output(
                 message.stream_id, stream, message.from_index, missing, stream.finish
             )
+
+
+def _identity(message: r.RouterToServer) -> Hashable:
+    """The same for a message and its repetitions."""
+    match message:
+        case r.Splice(stream_id=stream_id, attempt=attempt, seq=seq):
+            return r.Splice, stream_id, attempt, seq
+        case r.OpenStream() | r.Commit() | r.Generate() | r.Cancel() | r.Forget():
+            return type(message), message.stream_id, message.attempt
+        case _:
+            return id(message)
 
 
 def random_ids(seed: int, num_tokens: int, vocab_size: int) -> list[int]:

@@ -46,8 +46,8 @@ def splices(server: FakeServer, stream: StreamHandle) -> list[tuple[int, int, li
     """What the server was sent of the stream."""
     return [
         (each.seq, each.keep_tokens, list(unpack_ids(each.token_ids)))
-        for each in server.received
-        if isinstance(each, r.Splice) and each.stream_id == stream.stream_id
+        for each in server.of_type(r.Splice)
+        if each.stream_id == stream.stream_id
     ]
 
 

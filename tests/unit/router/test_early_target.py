@@ -34,12 +34,11 @@ async def cluster(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 def _targets(prefill: FakeServer) -> list[str]:
     """Decode servers that were announced, in order."""
-    announced = [message for message in prefill.received if isinstance(message, r.PushTo)]
-    return [message.peer.server_id for message in announced]
+    return [message.peer.server_id for message in prefill.of_type(r.PushTo)]
 
 
 def _handoffs(prefill: FakeServer) -> list[str | None]:
-    commits = [message for message in prefill.received if isinstance(message, r.Commit)]
+    commits = prefill.of_type(r.Commit)
     return [None if commit.handoff is None else commit.handoff.server_id for commit in commits]
 
 

@@ -239,7 +239,7 @@ async def test_prefill_server_dies_before_the_first_token(
     tokens, done = await answer_of(handle)
     assert [t.token_id for t in tokens] == expected_answer(PROMPT, 5, cluster.vocab_size)
     assert (done.prefill_server, done.num_attempts) == (second.server_id, 2)
-    commits = [m for m in [*first.received, *second.received] if isinstance(m, r.Commit)]
+    commits = [*first.of_type(r.Commit), *second.of_type(r.Commit)]
     transfers = [m.handoff.transfer_id for m in commits if m.handoff is not None]
     assert len(transfers) == len(set(transfers)) == 1 + committed
 
