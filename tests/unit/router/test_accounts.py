@@ -106,8 +106,8 @@ async def test_the_work_of_both_servers_is_told(cluster: TestCluster) -> None:
     prefill.num_copies = decode.num_copies = 3
     handle = await cluster.open()
     await handle.append(ids(*PROMPT))
-    await handle.commit(commit_of(8))
     decode.output_limit = 7
+    await handle.commit(commit_of(8))
     entries = cluster.manager._sessions[StreamId(handle.stream_id)].lifetime.entries
     await until(lambda: any(each.event is LifetimeEvent.HANDOFF_DONE for each in entries))
     decode.output_limit = 8

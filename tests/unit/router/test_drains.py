@@ -55,6 +55,12 @@ def num_streams(cluster: TestCluster, server: FakeServer) -> int:
     return infos[server.server_id].num_assigned_streams
 
 
+def reason_of(cluster: TestCluster, server: FakeServer) -> str:
+    """Why it drains."""
+    infos = {each.server_id: each for each in cluster.manager.info().servers}
+    return infos[server.server_id].state_reason
+
+
 async def expect_answer(cluster: TestCluster, handle: StreamHandle, prompt: list[int]) -> str:
     """The whole answer is right; returns the prefill server that the client was told."""
     tokens, done = await answer_of(handle)
@@ -193,8 +199,7 @@ async def test_kv_that_went_ahead_is_not_lost(cluster: TestCluster) -> None:
     second = await cluster.prefill(1)
     await drain(cluster, first)
     await until(lambda: second.of_type(r.PushTo))
-    peers = [m.peer.server_id for m in second.received if isinstance(m, r.PushTo)]
-    assert peers == ["decode-0"]
+    assert [message.peer.server_id for message in second.of_type(r.PushTo)] == ["decode-0"]
     await handle.commit(commit_of(3))
     _, done = await answer_of(handle)
     assert (done.prefill_server, done.decode_server) == ("prefill-1", "decode-0")
@@ -299,6 +304,7 @@ async def test_a_drained_server_that_crashes_comes_back_drained(cluster: TestClu
     again = await cluster.prefill(0)
     assert cluster.state_of(again) == "draining"
     await again.send(s.Draining(server_id=again.server_id))
+    await until(lambda: reason_of(cluster, again) == "it is stopping")
     await cluster.kill(again)
     await until(lambda: [x.server_id for x in cluster.manager.info().servers] == ["prefill-1"])
     fresh = await cluster.prefill(0)
@@ -346,6 +352,7 @@ async def test_streams_wait_for_a_server_that_can_take_them(
     first = await cluster.prefill(0, pool_tokens=4096)
     handle = await cluster.open()
     await handle.append(ids(*range(20, 90)))
+    await until(lambda: handle.stream_id in first.streams)
     await cluster.prefill(1, pool_tokens=64)
     await drain(cluster, first)
     await asyncio.sleep(0.1)

@@ -15,7 +15,14 @@ from router.fair_waiting import FairWaiting
 from streamfill.errors import ResourceExhaustedError
 from streamfill.messages.common import NO_SHARE, Share
 from streamfill.stream.ids import StreamId
-from tests.unit.router.cluster_for_tests import TestCluster, answer_of, commit_of, ids, until
+from tests.unit.router.cluster_for_tests import (
+    PATIENCE_S,
+    TestCluster,
+    answer_of,
+    commit_of,
+    ids,
+    until,
+)
 
 A, B = Share(tenant="a"), Share(tenant="b")
 
@@ -154,7 +161,7 @@ async def test_through_the_whole_router(tiny_model: Path) -> None:
     """A tenant with many streams fills cap and queue of a server; another's single stream gets its
     context in at once and its answer, while those of the first wait on, and one is refused for
     it."""
-    limits = {"max_uncommitted_tokens": 40, "max_waiting_segments": 4, "admission_wait_s": 5.0}
+    limits = {"max_uncommitted_tokens": 40, "max_waiting_segments": 4}
     async with TestCluster(tiny_model, **limits) as cluster:
         await cluster.prefill()
         crowd = [await cluster.open(share=A, tenant="a") for _ in range(7)]
@@ -170,7 +177,7 @@ async def test_through_the_whole_router(tiny_model: Path) -> None:
         with pytest.raises(ResourceExhaustedError):
             await crowd[6].append(ids(*range(10, 30)))
         alone = await cluster.open(share=B, tenant="b")
-        await asyncio.wait_for(alone.append(ids(*range(10, 30))), 2.0)
+        await asyncio.wait_for(alone.append(ids(*range(10, 30))), PATIENCE_S)
         large = asyncio.create_task(alone.append(ids(*range(30, 50))))
         await until(lambda: sum(task.done() for task in tasks) == 1)
         assert not large.done()
@@ -180,7 +187,7 @@ async def test_through_the_whole_router(tiny_model: Path) -> None:
         assert tasks.index(refused) == 3, "the newest"
         for handle in crowd:
             await handle.cancel("enough")
-        await asyncio.wait_for(large, 2.0)
+        await asyncio.wait_for(large, PATIENCE_S)
         await alone.commit(commit_of(3))
         assert len((await answer_of(alone))[0]) == 3
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -94,7 +94,7 @@ async def test_update_replaces_the_context(cluster: TestCluster) -> None:
     tokens, _ = await answer_of(handle)
     prompt = cluster.encode("one two three four FIVE six")
     assert [token.token_id for token in tokens] == expected_answer(prompt, 4, cluster.vocab_size)
-    second = [m for m in prefill.received if isinstance(m, r.Splice)][1]
+    second = prefill.of_type(r.Splice)[1]
     assert second.keep_tokens > 0
 
 
@@ -453,13 +453,22 @@ async def test_cancel_is_repeated_until_confirmed(
     monkeypatch.setattr("router.timing.RETRANSMIT_AFTER_S", 0.05)
     prefill = await cluster.prefill()
     handle = await cluster.open()
-    prefill.drop_incoming = lambda message: (
-        isinstance(message, r.Cancel) and len(prefill.of_type(r.Cancel)) < 2
-    )
+
+    def num_cancels() -> int:
+        return sum(isinstance(message, r.Cancel) for message in prefill.received)
+
+    prefill.drop_incoming = lambda message: isinstance(message, r.Cancel) and num_cancels() < 2
+    await until(lambda: prefill.streams)
     await handle.cancel("enough")
     await until(lambda: not prefill.streams)
     await until(lambda: not len(cluster.manager._cluster.cancels))
-    assert len(prefill.of_type(r.Cancel)) == 2
+    # What was on its way to the server before it confirmed comes before this does.
+    await cluster.open()
+    await until(lambda: prefill.streams)
+    confirmed = num_cancels()
+    assert confirmed >= 2
+    await asyncio.sleep(0.2)
+    assert num_cancels() == confirmed
 
 
 async def test_deadline_ends_the_stream(cluster: TestCluster) -> None:
@@ -490,10 +499,10 @@ async def test_without_a_prefill_server_opening_is_unavailable(cluster: TestClus
     started_s = time.monotonic()
     with pytest.raises(UnavailableError):
         await cluster.open()
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 10
     change = asyncio.ensure_future(cluster.manager.wait_readiness_change())
     await cluster.prefill()
-    assert await asyncio.wait_for(change, 5) is True
+    assert await asyncio.wait_for(change, PATIENCE_S) is True
 
 
 async def test_commit_without_a_prefill_server_leaves_the_stream_unharmed(
@@ -627,7 +636,7 @@ async def test_drain_waits_then_cancels(cluster: TestCluster) -> None:
     assert not cluster.manager.info().ready
     with pytest.raises(UnavailableError, match="shutting down"):
         await cluster.open()
-    await asyncio.wait_for(draining, 5)
+    await asyncio.wait_for(draining, PATIENCE_S)
     assert not prefill.streams
     assert handle.status().state is StreamState.ABORTED
 
@@ -664,5 +673,5 @@ async def test_caches_are_flushed_where_no_stream_is(cluster: TestCluster) -> No
     prefill, decode = await cluster.prefill(), await cluster.decode()
     await cluster.open()
     await until(lambda: prefill.streams)
-    flushed = await cluster.manager.flush_caches(5.0)
+    flushed = await cluster.manager.flush_caches(PATIENCE_S)
     assert flushed == {prefill.server_id: False, decode.server_id: True}

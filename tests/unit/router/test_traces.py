@@ -19,7 +19,9 @@ from router.traces import TRACE_PARENT, StreamTraces, span_of, start_traces
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.streamfill_pb2_grpc import StreamfillStub
 from streamfill.errors import ConfigError
+from streamfill.observability.lifetime import LifetimeEvent
 from streamfill.observability.spans import Span
+from streamfill.stream.ids import StreamId
 from tests.unit.router.cluster_for_tests import (
     PATIENCE_S,
     TestCluster,
@@ -64,11 +66,16 @@ async def cluster(tiny_model: Path, exporter: FakeExporter) -> AsyncIterator[Tes
 
 async def test_a_stream_becomes_a_trace(cluster: TestCluster, exporter: FakeExporter) -> None:
     """With a span for each segment, for the hand-off and the answer, and who did the work."""
-    await cluster.prefill(), await cluster.decode()
+    await cluster.prefill()
+    decode = await cluster.decode()
+    decode.output_limit = 3  # a short answer may overtake the report of the hand-off
     handle = await cluster.open(request_id="mine")
     await handle.append(text("The quick brown fox"))
     await handle.append(text(" jumps"))
     await handle.commit(commit_of(4, final_segment=text(" over.")))
+    entries = cluster.manager._sessions[StreamId(handle.stream_id)].lifetime.entries
+    await until(lambda: any(each.event is LifetimeEvent.HANDOFF_DONE for each in entries))
+    decode.output_limit = 100
     _, done = await answer_of(handle)
     await until(lambda: exporter.exported)
     ((root, parent),) = exporter.exported
