@@ -24,6 +24,7 @@ from streamfill.messages import server_to_router as s
 from streamfill.messages.common import Role, StreamDecision
 from streamfill.stream.ids import ServerId
 from tests.unit.router.cluster_for_tests import (
+    PATIENCE_S,
     TestCluster,
     answer_of,
     commit_of,
@@ -33,7 +34,7 @@ from tests.unit.router.cluster_for_tests import (
 )
 from tests.unit.router.fake_server import FakeServer
 
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = PATIENCE_S
 NEWEST: Final = {"order": "newest"}
 
 
@@ -72,6 +73,16 @@ def policies(cluster: TestCluster) -> dict[str, str]:
 
 def done(policy: str) -> PolicyOutcome:
     return PolicyOutcome(ok=True, policy=policy, reason="")
+
+
+async def settled(server: FakeServer, kind: type[r.RouterToServer]) -> int:
+    """How many messages of this kind a server has got once nobody sends it further ones; what is on
+    its way when an answer comes is not one of those."""
+    await asyncio.sleep(timing.POLICY_REPEAT_S)
+    before = len(server.of_type(kind))
+    await asyncio.sleep(3 * timing.POLICY_REPEAT_S)
+    assert len(server.of_type(kind)) == before
+    return before
 
 
 async def test_every_prefill_server_changes_its_policy(
@@ -116,10 +127,7 @@ async def test_the_policy_of_a_server_is_known_before_anybody_sets_one(
     await server.start()
     assert policies(cluster) == {"prefill-0": ""}
     await until(lambda: policies(cluster)["prefill-0"] == "lcas(order=oldest)")
-    num_questions = len(server.of_type(r.DescribeStreams))
-    assert num_questions == 2
-    await asyncio.sleep(3 * timing.POLICY_REPEAT_S)
-    assert len(server.of_type(r.DescribeStreams)) == num_questions
+    assert await settled(server, r.DescribeStreams) >= 2
 
 
 async def test_one_server_alone_can_be_changed(cluster: TestCluster) -> None:
@@ -176,9 +184,9 @@ async def test_what_one_server_accepted_stays_and_the_others_say_why_not(
     later.known_policies = ("fcfs", "edf")
     await later.start()
     await until(lambda: policies(cluster)["prefill-2"])
-    await asyncio.sleep(3 * timing.POLICY_REPEAT_S)
-    assert [message.policy for message in policy_messages(later)] == ["edf"]
-    assert len(policy_messages(old)) <= 2
+    for server in (old, later):
+        await settled(server, r.SetPolicy)
+    assert {message.policy for message in policy_messages(later)} == {"edf"}
 
 
 async def test_a_restarted_server_does_not_fall_back(cluster: TestCluster) -> None:
@@ -214,15 +222,13 @@ async def test_a_slow_server_is_told_again(cluster: TestCluster) -> None:
     await cluster.prefill(0)
     slow = await cluster.prefill(1)
     slow.drop_incoming = lambda message: isinstance(message, r.SetPolicy)
-    outcomes = await set_policy(cluster, "lcas", timeout_s=0.05)
+    outcomes = await set_policy(cluster, "lcas", timeout_s=1.5)
     assert outcomes["prefill-0"] == done("lcas")
     assert not outcomes["prefill-1"].ok
-    assert "did not answer within 0.05 s" in outcomes["prefill-1"].reason
+    assert "did not answer within 1.5 s" in outcomes["prefill-1"].reason
     slow.drop_incoming = lambda message: False
     await until(lambda: policies(cluster)["prefill-1"] == "lcas")
-    num_messages = len(policy_messages(slow))
-    await asyncio.sleep(3 * timing.POLICY_REPEAT_S)
-    assert len(policy_messages(slow)) == num_messages
+    await settled(slow, r.SetPolicy)
 
 
 async def test_an_answer_after_the_timeout_counts(cluster: TestCluster) -> None:
@@ -239,6 +245,7 @@ async def test_an_answer_after_the_timeout_counts(cluster: TestCluster) -> None:
     server.drop_outgoing = hold
     outcomes = await set_policy(cluster, "lcas", timeout_s=0.05)
     assert not outcomes["prefill-0"].ok
+    await until(lambda: held)
     server.drop_outgoing = lambda message: False
     await server.send(held[0])
     await until(lambda: policies(cluster)["prefill-0"] == "lcas")
@@ -265,7 +272,7 @@ async def test_nobody_waits_for_a_server_that_died(cluster: TestCluster) -> None
     """The outcome says so long before the time-out."""
     server = await cluster.prefill()
     server.drop_incoming = lambda message: isinstance(message, r.SetPolicy)
-    call = asyncio.create_task(set_policy(cluster, "lcas", timeout_s=60.0))
+    call = asyncio.create_task(set_policy(cluster, "lcas", timeout_s=2 * TIMEOUT_S))
     await until(lambda: policy_messages(server))
     await cluster.kill(server)
     outcomes = await asyncio.wait_for(call, TIMEOUT_S)
@@ -337,12 +344,10 @@ async def test_the_wished_ttft_goes_to_each_server_of_the_stream(cluster: TestCl
 
 def slo_of(server: FakeServer, stream_id: int) -> float | None:
     (opened,) = [
-        message
-        for message in server.received
-        if isinstance(message, r.OpenStream) and message.stream_id == stream_id
+        message for message in server.of_type(r.OpenStream) if message.stream_id == stream_id
     ]
     return opened.ttft_slo_s
 
 
 def policy_messages(server: FakeServer) -> list[r.SetPolicy]:
-    return [message for message in server.received if isinstance(message, r.SetPolicy)]
+    return server.of_type(r.SetPolicy)
