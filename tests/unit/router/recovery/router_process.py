@@ -6,11 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from streamfill.config import ClusterConfig, RouterSection
+from streamfill.launcher.ports import Ports, choose_ports
 from streamfill.messages.common import Role
 from streamfill.models.describe import describe_model
 from tests.unit.router.fake_server import FakeServer
@@ -21,24 +22,19 @@ START_S = 60.0
 """A second on a quiet machine."""
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody uses now, and that outgoing connections do not take."""
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for each in sockets:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def free_ports() -> Ports:
+    """Chosen as the launcher does: the system gives them to nobody who asks for any free one, while
+    the router is not there."""
+    return choose_ports(ClusterConfig(router=RouterSection(grpc_port=0, http_port=0)))
 
 
 class RouterProcess:
     """`start` and `kill` as often as wanted: it comes back at the same ports."""
 
     def __init__(self, folder: Path, model: Path, **config: Any) -> None:
-        self.grpc_port, self.zmq_port, self.metrics_port, self.http_port = free_ports(4)
+        ports = free_ports()
+        self.grpc_port, self.zmq_port = ports.router_grpc, ports.router_zmq
+        self.metrics_port, self.http_port = ports.metrics["router"], ports.router_http
         self.log_file = folder / "router_log.sqlite"
         self.output = folder / "router.log"
         self.ready_s = 0.0

@@ -37,6 +37,8 @@ from tests.unit.router.recovery.log_in_memory import LogInMemory
 
 LIMITS = PromptLimits(vocab_size=1000, context_tokens=100_000, pool_tokens=None)
 STREAM_ID = 7
+PATIENCE_S = 60.0
+SLOW_IS_WELL = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 TEXTS = st.text(alphabet="ab \n1é日\U0001f600<|im_end|>", max_size=12)
 SEGMENTS = st.one_of(
@@ -88,9 +90,7 @@ def apply(prompt: Prompt, mode: StreamMode, segment: Segment) -> list[Any] | Non
 
 @pytest.mark.parametrize("mode", list(StreamMode))
 @pytest.mark.parametrize("is_rewritten", [False, True])
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW_IS_WELL)
 @given(before=st.lists(SEGMENTS, max_size=8), behind=st.lists(SEGMENTS, max_size=4))
 def test_a_crash_between_any_two_records(
     model: Model,
@@ -239,10 +239,10 @@ async def test_nothing_is_told_before_it_is_durable(model: Model) -> None:
     assert not said
     assert queue.end is None
     log.make_durable()
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, PATIENCE_S)
     assert said == ["ended"]
     assert journal.durable_seq == 1
-    first, second = await asyncio.wait_for(reading, 5)
+    first, second = await asyncio.wait_for(reading, PATIENCE_S)
     assert (first, second.finish_reason) == (token(0), "stop")
 
 
@@ -335,7 +335,7 @@ async def test_a_call_that_is_taken_over_takes_no_token_of_the_new_one() -> None
     queue.rewind(1)
     queue.put_token(token(3))
     with pytest.raises(FailedPreconditionError, match="took over"):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, PATIENCE_S)
     assert await events_of(queue, 3) == [token(1), token(2), token(3)]
 
 

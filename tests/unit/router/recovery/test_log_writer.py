@@ -18,7 +18,7 @@ from router.recovery.log_writer import LogMetrics, LogWriter
 from streamfill.errors import ConfigError
 from streamfill.observability.metric_values import MetricSet
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def opened(path: Path) -> LogFile:

@@ -161,13 +161,13 @@ async def test_whom_nobody_comes_back_to(
         visited = await cluster.open(is_resumable=True, needs_call=True)
         await lonely.append(ids(20), 1)
         await crash(cluster)
-    monkeypatch.setattr(timing, "RESUME_WAIT_S", 0.3)
+    monkeypatch.setattr(timing, "RESUME_WAIT_S", 3.0)
     async with logged(tiny_model, file) as cluster:
         get = cluster.manager.get
         get(visited.stream_id).resume(ResumePoint())
         await until(lambda: lonely.stream_id in cluster.servers[0].streams)
         await until(lambda: get(lonely.stream_id).status().state is StreamState.ABORTED)
-        with pytest.raises(StreamError, match=r"did not come back within 0\.3 s of a restart"):
+        with pytest.raises(StreamError, match=r"did not come back within 3\.0 s of a restart"):
             await answer_of(get(lonely.stream_id))
         await until(lambda: lonely.stream_id not in cluster.servers[0].streams)
         states = [get(each.stream_id).status().state for each in (unary, visited)]
@@ -453,7 +453,7 @@ async def test_drains_are_answered_when_a_log_began_again(
             (drained, cluster.manager.drain_server(drained, None, force=False)),
             (ServerId("prefill-1"), cluster.manager.resume_server(ServerId("prefill-1"))),
         ):
-            assert (await asyncio.wait_for(wish, 5.0)).server_id == server_id
+            assert (await asyncio.wait_for(wish, PATIENCE_S)).server_id == server_id
 
 
 async def test_a_damaged_log_is_set_aside(tiny_model: Path, tmp_path: Path) -> None:
@@ -468,6 +468,7 @@ async def test_a_damaged_log_is_set_aside(tiny_model: Path, tmp_path: Path) -> N
                 await router.start()
                 with pytest.raises(StreamNotFoundError):
                     await asyncio.wait_for(stream.append("def"), PATIENCE_S)
+            await client.wait_ready(PATIENCE_S)  # servers find the new router by and by
             async with client.stream() as stream:
                 assert (await stream.append("abc")).num_received_tokens > 0
         assert "stream_log_damaged" in router.output.read_text()
