@@ -312,12 +312,12 @@ async def test_a_client_that_says_nothing_is_not_kept(monkeypatch: pytest.Monkey
 
 async def test_a_call_without_streams_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not while it has one, however long that says nothing."""
-    monkeypatch.setattr(service_lanes, "FIRST_MESSAGE_S", 0.05)
+    monkeypatch.setattr(service_lanes, "FIRST_MESSAGE_S", 1.0)
     monkeypatch.setattr(service_lanes, "IDLE_S", 0.05)
     async with shared(FakeManager()) as call:
         await call.say(1, OPEN)
         await call.until(1, "opened")
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.3)
         assert not call.call.done()
         await call.say(1, append("abc", 1), commit(2))
         await call.until(1, "done")

@@ -139,16 +139,17 @@ async def test_http_that_never_becomes_a_request(
     key: str, url: str, refusals: Refusals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes that are no HTTP, a head that does not end, a body that does not."""
-    monkeypatch.setitem(protocol._LIMITS_S, protocol._Wait.HEAD, 0.2)
-    monkeypatch.setattr(bodies, "BODY_SILENCE_S", 0.2)
     async with connected(url) as (reader, writer):
         writer.write(b"\x16\x03\x01\r\n\r\n")
         await asyncio.wait_for(reader.read(), STEP_S)
     assert refusals.of(Api.HTTP) == {Refusal.MALFORMED: 1}
-    async with connected(url) as (reader, writer):
-        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n")
-        await asyncio.wait_for(reader.read(), STEP_S)
+    with monkeypatch.context() as limits:
+        limits.setitem(protocol._LIMITS_S, protocol._Wait.HEAD, 0.2)
+        async with connected(url) as (reader, writer):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            await asyncio.wait_for(reader.read(), STEP_S)
     assert refusals.of(Api.HTTP) == {Refusal.TOO_SLOW: 1}
+    monkeypatch.setattr(bodies, "BODY_SILENCE_S", 0.2)
     async with connected(url) as (reader, writer):
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nauthorization: Bearer {key}\r\n"
         writer.write(f"{head}Content-Length: 9\r\n\r\n{{".encode())

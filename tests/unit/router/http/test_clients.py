@@ -67,6 +67,7 @@ async def test_a_client_that_reads_nothing_is_waited_for() -> None:
         writer.write(with_length(b'{"prompt": "abc", "stream": true}'))
         await until(lambda: manager.streams)
         (stream,) = manager.streams.values()
+        await until(lambda: stream.num_fetched_events)
         before = -1
         while before != stream.num_fetched_events:
             before = stream.num_fetched_events
