@@ -482,16 +482,17 @@ async def test_waiting_until_ready(client: Client, manager: FakeManager) -> None
 
 async def test_no_router_is_unavailable(one_call: bool) -> None:
     """A stream, a one-shot call and the wait all say so."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        target = f"127.0.0.1:{free.getsockname()[1]}"
-    async with Client(target, one_call=one_call) as client:
-        with pytest.raises(UnavailableError):
-            await client.complete("abc")
-        with pytest.raises(UnavailableError):
-            async with client.stream():
-                pass
-        with pytest.raises(UnavailableError, match=f"{target} is not ready after 0 s"):
-            await client.wait_ready(0.0)
+    with socket.socket() as deaf:  # it is held, so that nobody else listens there
+        deaf.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{deaf.getsockname()[1]}"
+        async with Client(target, one_call=one_call) as client:
+            with pytest.raises(UnavailableError):
+                await client.complete("abc")
+            with pytest.raises(UnavailableError):
+                async with client.stream():
+                    pass
+            with pytest.raises(UnavailableError, match=f"{target} is not ready after 0 s"):
+                await client.wait_ready(0.0)
 
 
 async def test_a_router_that_stops_ends_its_streams(manager: FakeManager, one_call: bool) -> None:

@@ -262,6 +262,7 @@ async def test_what_the_router_says_itself_is_final() -> None:
 @pytest.mark.parametrize("way", ["leave", "cancel"])
 async def test_a_stream_may_be_left_while_its_router_is_away(way: str) -> None:
     """At once, and whoever waits for an answer is told."""
+    is_looked_for = asyncio.Event()
 
     async def first(call: Call) -> None:
         await call.read("open")
@@ -271,17 +272,18 @@ async def test_a_stream_may_be_left_while_its_router_is_away(way: str) -> None:
 
     async def second(call: Call) -> None:
         await call.read("resume")
+        is_looked_for.set()
         await asyncio.sleep(PATIENCE_S)  # it never answers
 
     async with client_of(first, second) as client:
         began_s = 0.0
         async with client.stream() as stream:
             waiting = asyncio.create_task(stream.append("1"))
-            await asyncio.sleep(0.3)
+            await asyncio.wait_for(is_looked_for.wait(), PATIENCE_S)
             began_s = time.monotonic()
             if way == "cancel":
                 await stream.cancel("enough")
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < PATIENCE_S / 2
         with pytest.raises(StreamError):
             await asyncio.wait_for(waiting, PATIENCE_S)
 

@@ -142,7 +142,7 @@ async def target_of(engine: Engine, model_path: Path, tmp_path: Path) -> AsyncIt
     finally:
         await target.close()
         server.close()
-        await asyncio.wait_for(asyncio.gather(*handling), 10)
+        await asyncio.wait_for(asyncio.gather(*handling), 60)
 
 
 async def test_whole_prompts(model_path: Path, tokens: PromptTokens, tmp_path: Path) -> None:
