@@ -203,7 +203,7 @@ async def test_many_streams_share_one_connection() -> None:
     """Two hundred are open at the same time."""
     num = 200
     scripts = [
-        script(f"q{number}", pieces=("a", "b"), dues_s=(0.0, 0.6), max_output_tokens=1)
+        script(f"q{number}", pieces=("a", "b"), dues_s=(0.0, 3.0), max_output_tokens=1)
         for number in range(num)
     ]
     async with connected() as (target, service):

@@ -46,13 +46,13 @@ async def test_every_part_measures_what_it_says(bench: Bench) -> None:
         text = await measure.text_throughput(bench, router, "One word, and another one. ")
         assert text["num_segments"] > 50
         paced = await measure.latency(bench, router, 40.0)
-        assert 20 <= paced["segments_per_s"] <= 60
+        assert 10 <= paced["segments_per_s"] <= 120
         assert 0 < paced["under_way_p50_ms"] <= paced["computed_p99_ms"]
         shared = await measure.throughput(bench, router, lanes=True)
         assert shared["num_segments"] > 50
         assert shared["num_streams_ended"] >= shared["num_segments"] // 5 - 20
         paced = await measure.latency(bench, router, 40.0, lanes=True)
-        assert 20 <= paced["segments_per_s"] <= 60
+        assert 10 <= paced["segments_per_s"] <= 120
         found = await measure.idle(bench, router, (20, 200), 64)
         assert [row["num_streams"] for row in found["steps"]] == [20, 200]
         assert found["steps"][1]["rss_bytes"] > found["steps"][0]["rss_bytes"] > 10e6
