@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import select
 import time
 from collections.abc import Callable
@@ -46,6 +47,9 @@ LAYOUT = KvLayout(
     page_size=1,
 )
 
+CALM = TransportTimeouts(ping_s=0.1)
+"""For what must end well: on a busy machine short time-outs would be faults of their own."""
+
 QUICK = TransportTimeouts(
     session_s=3.0,  # on a busy machine two endpoints may find each other late
     reply_s=1.0,
@@ -55,9 +59,11 @@ QUICK = TransportTimeouts(
     silence_s=0.6,
     parts_s=1.0,
 )
+"""For what must be given up."""
 
 PATIENCE_S = 20.0
-"""Far beyond every time-out of `QUICK`; a test that waits this long has failed."""
+"""Far beyond every time-out of `QUICK`, and beyond those of `CALM`; a test that waits this long has
+failed."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -118,6 +124,31 @@ def bytes_of(sent: OutgoingTransfer) -> torch.Tensor:
     content = torch.empty(sent.kv.num_bytes, dtype=torch.uint8)
     sent.kv.read(0, content)
     return content
+
+
+class SlowKv:
+    """KV that is read so slowly that its transfer is under way for as long as a test needs, however
+    late the test's own thread comes to it."""
+
+    def __init__(self, content: torch.Tensor, pause_s: float) -> None:
+        self.num_bytes = content.numel()
+        self.cuts = ()
+        self._content = content
+        self._pause_s = pause_s
+
+    def piece(self, begin: int, end: int) -> torch.Tensor | None:
+        time.sleep(self._pause_s)
+        return self._content[begin:end]
+
+    def read(self, begin: int, out: torch.Tensor) -> None:
+        time.sleep(self._pause_s)
+        out.copy_(self._content[begin : begin + out.numel()])
+
+
+def slow_transfer(transfer_id: int, num_tokens: int) -> OutgoingTransfer:
+    """A hundred chunks a second."""
+    made = transfer(transfer_id, num_tokens)
+    return dataclasses.replace(made, kv=SlowKv(bytes_of(made), 0.01))
 
 
 def send_all(pair: Pair, content: torch.Tensor) -> None:
@@ -199,7 +230,7 @@ class RawSender:
             store=store,
             local_host=HOST,
             device=torch.device("cpu"),
-            timeouts=QUICK,
+            timeouts=CALM,
             layout=LAYOUT,
             same_host=True,
         )

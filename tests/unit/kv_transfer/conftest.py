@@ -13,7 +13,7 @@ import torch
 
 from streamfill.kv_transfer.receiver import KvReceiver
 from streamfill.kv_transfer.sender import KvSender
-from tests.unit.kv_transfer.builders import HOST, LAYOUT, PATIENCE_S, QUICK
+from tests.unit.kv_transfer.builders import CALM, HOST, LAYOUT, PATIENCE_S
 
 
 class MakeReceiver(Protocol):
@@ -58,7 +58,7 @@ def make_receiver(endpoints: ExitStack, *, same_host: bool) -> MakeReceiver:
             "layout": LAYOUT,
             "bind_host": HOST,
             "memory_limit_bytes": 1 << 24,
-            "timeouts": QUICK,
+            "timeouts": CALM,
             "same_host": same_host,
         }
         receiver = KvReceiver(server_id, **(settings | options))
@@ -71,7 +71,7 @@ def make_receiver(endpoints: ExitStack, *, same_host: bool) -> MakeReceiver:
 @pytest.fixture
 def make_sender(endpoints: ExitStack) -> MakeSender:
     def make(server_id: str = "p0", **options: Any) -> KvSender:
-        settings: dict[str, Any] = {"layout": LAYOUT, "timeouts": QUICK}
+        settings: dict[str, Any] = {"layout": LAYOUT, "timeouts": CALM}
         sender = KvSender(server_id, **(settings | options))
         endpoints.callback(sender.close)
         return sender

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from streamfill.kv_transfer.inbound_lane import InboundLane
 from streamfill.kv_transfer.interface import TransferStatus
 from streamfill.messages.handoff import Abort, Accept, Complete, Hello, Offer, Reject, Welcome
 from tests.unit.kv_transfer.builders import (
+    CALM,
     LAYOUT,
     QUICK,
     RawReceiver,
@@ -23,6 +25,7 @@ from tests.unit.kv_transfer.builders import (
     offer,
     outcomes_of,
     send_all,
+    slow_transfer,
     transfer,
     wait_until,
 )
@@ -31,7 +34,7 @@ from tests.unit.kv_transfer.conftest import MakeReceiver, MakeSender
 
 def test_nobody_listens(make_sender: MakeSender) -> None:
     """All that waits for that peer fails together, others are not concerned."""
-    sender = make_sender()
+    sender = make_sender(timeouts=QUICK)
     with RawReceiver() as gone:
         address = gone.address
     for number in (1, 2, 3):
@@ -43,7 +46,7 @@ def test_nobody_listens(make_sender: MakeSender) -> None:
 
 def test_no_answer_to_an_offer(make_sender: MakeSender) -> None:
     """The session ends: the next transfer asks for a new one."""
-    sender = make_sender()
+    sender = make_sender(timeouts=replace(CALM, reply_s=1.0))
     with RawReceiver() as peer:
         sender.submit(peer.address, transfer(1, 4))
         first = peer.welcome()
@@ -61,17 +64,18 @@ def test_no_answer_to_an_offer(make_sender: MakeSender) -> None:
 def test_who_waited_behind_a_time_out_waits_for_no_other(make_sender: MakeSender) -> None:
     """Transfers to a peer that hangs fail after one time-out, not one each. What was submitted just
     before is carried, as is what is behind a failure that was noticed at once."""
-    sender = make_sender()
+    reply_s = 2.0
+    sender = make_sender(timeouts=replace(CALM, reply_s=reply_s))
     with RawReceiver() as peer:
         begun_s = time.monotonic()
         for number in (1, 2, 3):
             sender.submit(peer.address, transfer(number, 0))
         peer.welcome()
-        time.sleep(0.8 * QUICK.reply_s)
+        time.sleep(0.8 * reply_s)
         for number in (4, 5):
             sender.submit(peer.address, transfer(number, 0))
         ended = outcomes_of(sender, 3)
-        assert time.monotonic() - begun_s < 2 * QUICK.reply_s
+        assert time.monotonic() - begun_s < 2.5 * reply_s
         assert ended.keys() == {1, 2, 3}
         assert {outcome.status for outcome in ended.values()} == {TransferStatus.FAILED}
         assert "let the one before it wait: no reply within" in ended[3].reason
@@ -94,7 +98,7 @@ def _welcome_again(peer: RawReceiver, *, epoch: int) -> None:
 
 def test_no_group_comes_up_at_the_sender(make_sender: MakeSender) -> None:
     """A receiver that accepts, and then hangs with all its connections open."""
-    sender = make_sender()
+    sender = make_sender(timeouts=replace(CALM, group_setup_s=1.0))
     with RawReceiver() as peer:
         sender.submit(peer.address, transfer(1, 4))
         peer.welcome()
@@ -109,7 +113,7 @@ def test_a_sender_that_goes_silent_in_mid_transfer(
     make_receiver: MakeReceiver, make_sender: MakeSender
 ) -> None:
     """Its staging is freed after the chunk's time-out, and meanwhile others are served."""
-    receiver, other = make_receiver(), make_sender("p1")
+    receiver, other = make_receiver(timeouts=replace(CALM, chunk_s=2.0)), make_sender("p1")
     with RawSender(receiver.port) as peer:
         welcome = peer.open(hello())
         given = offer(1, epoch=welcome.epoch, num_tokens=100)
@@ -138,7 +142,7 @@ def test_a_sender_that_closes_in_mid_transfer(
     """What was pending fails, and the receiver frees its staging."""
     receiver, sender = make_receiver(), make_sender(chunk_bytes=1000)
     for number in (1, 2):
-        sender.submit(address_of(receiver), transfer(number, 60_000))
+        sender.submit(address_of(receiver), slow_transfer(number, 10_000))
     wait_until(lambda: receiver.stats().num_active == 1)
     sender.close()
     ended = sender.poll()
@@ -153,9 +157,10 @@ def test_a_receiver_that_closes_in_mid_transfer(
     make_receiver: MakeReceiver, make_sender: MakeSender
 ) -> None:
     """The sender's chunk has nobody to take it: failed, and a new receiver is served."""
-    receiver, sender = make_receiver(), make_sender(chunk_bytes=1000)
+    timeouts = replace(CALM, chunk_s=2.0, reply_s=2.0)
+    receiver, sender = make_receiver(), make_sender(chunk_bytes=1000, timeouts=timeouts)
     # Far more chunks than can be sent before the close.
-    sender.submit(address_of(receiver), transfer(1, 60_000))
+    sender.submit(address_of(receiver), slow_transfer(1, 10_000))
     wait_until(lambda: receiver.stats().num_active == 1)
     receiver.close()
     assert outcomes_of(sender)[1].status is TransferStatus.FAILED
@@ -221,7 +226,7 @@ def test_silent_sessions_end_on_both_sides(
     make_receiver: MakeReceiver, make_sender: MakeSender
 ) -> None:
     """A sender without pings loses its session; pings alone keep one for ever."""
-    receiver, sender = make_receiver(), make_sender()
+    receiver, sender = make_receiver(timeouts=replace(CALM, silence_s=2.0)), make_sender()
     sender.submit(address_of(receiver), transfer(1, 4))
     assert outcomes_of(sender)[1].ok
     with RawSender(receiver.port) as peer:
@@ -251,7 +256,7 @@ def test_cancel_before_the_offer(make_sender: MakeSender) -> None:
 def test_cancel_after_the_offer(make_receiver: MakeReceiver, make_sender: MakeSender) -> None:
     """The chunks still travel, nothing is delivered, and the same group serves the next one."""
     receiver, sender = make_receiver(), make_sender(chunk_bytes=1000)
-    sender.submit(address_of(receiver), transfer(1, 2_000))
+    sender.submit(address_of(receiver), slow_transfer(1, 1_000))
     wait_until(lambda: receiver.stats().num_active == 1)
     sender.cancel(1)
     outcome = outcomes_of(sender)[1]

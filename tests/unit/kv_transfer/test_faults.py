@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.source import paged_kv
 from streamfill.kv_transfer.timeouts import TransportTimeouts
 from tests.unit.kv_transfer.builders import (
+    CALM,
     LAYOUT,
-    QUICK,
     address_of,
     arrivals_of,
     bytes_of,
@@ -77,7 +78,7 @@ class _Bench:
         make_receiver: MakeReceiver,
         make_sender: MakeSender,
         plan: FaultPlan,
-        timeouts: TransportTimeouts = QUICK,
+        timeouts: TransportTimeouts = CALM,
     ):
         self.faults = Faults(plan), Faults(plan)
         self.receiver: KvReceiver = make_receiver(faults=self.faults[1], timeouts=timeouts)
@@ -124,8 +125,7 @@ def test_each_fault_that_is_noticed_at_once(
 ) -> None:
     """The transfer has one outcome and nothing wrong is delivered; the next one is well."""
     plan = FaultPlan(every=2, seed=1, kinds=(fault,))
-    # On a busy machine short time-outs would be faults of their own.
-    bench = _Bench(make_receiver, make_sender, plan, TransportTimeouts())
+    bench = _Bench(make_receiver, make_sender, plan)
     before, spoiled, after = (
         _pool_transfer(number, 400, pool) if is_paged else transfer(number, 400)
         for number in (1, 2, 3)
@@ -157,7 +157,9 @@ def test_each_fault_that_takes_a_time_out(
     make_receiver: MakeReceiver, make_sender: MakeSender, fault: Fault
 ) -> None:
     """As above; what comes after the time-out finds nobody who waits for it."""
-    bench = _Bench(make_receiver, make_sender, FaultPlan(every=2, seed=1, kinds=(fault,)))
+    plan = FaultPlan(every=2, seed=1, kinds=(fault,))
+    timeouts = replace(CALM, reply_s=2.0, chunk_s=2.0)
+    bench = _Bench(make_receiver, make_sender, plan, timeouts)
     sent = [transfer(number, 400) for number in (1, 2, 3)]
     assert [bench.carry(each).status for each in sent] == [
         TransferStatus.DELIVERED,
@@ -301,14 +303,14 @@ def test_faults_happen_only_while_the_file_is_there(tmp_path: Path) -> None:
 )
 def test_a_malformed_plan_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the variable, its value and how it is written; nothing is started."""
-    num_threads = threading.active_count()
+    before = set(threading.enumerate())
     monkeypatch.setenv(VARIABLE, text)
     wanted = f"{VARIABLE} = {text!r}: .*write every=N,seed=N"
     with pytest.raises(ConfigError, match=re.sub(r"([=+])", r"\\\1", wanted)):
         KvSender("p0", LAYOUT)
     with pytest.raises(ConfigError, match="unset it"):
         KvReceiver("d0", LAYOUT, "127.0.0.1", memory_limit_bytes=1 << 20)
-    assert threading.active_count() == num_threads
+    assert set(threading.enumerate()) <= before
 
 
 def test_chunks_are_small_enough_for_a_middle() -> None:

@@ -20,10 +20,10 @@ from streamfill.kv_transfer.rendezvous import RendezvousStore
 from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.source import PagedKv, StagedKv, paged_kv
 from tests.unit.kv_transfer.builders import (
+    CALM,
     HOST,
     LAYOUT,
     PATIENCE_S,
-    QUICK,
     address_of,
     arrivals_of,
     bytes_of,
@@ -60,7 +60,7 @@ def _connect() -> _Ends:
             store=stores[rank],
             local_host=HOST,
             device=torch.device("cpu"),
-            timeouts=QUICK,
+            timeouts=CALM,
         )
 
     thread = threading.Thread(target=meet, args=(RECEIVER_RANK,))

@@ -25,10 +25,11 @@ from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.shared_memory import SharedMemoryPair
 from streamfill.kv_transfer.slices import HeadShare
 from streamfill.kv_transfer.source import KvSource, paged_kv
+from streamfill.kv_transfer.timeouts import TransportTimeouts
 from tests.unit.kv_transfer.builders import (
+    CALM,
     LAYOUT,
     PATIENCE_S,
-    QUICK,
     address_of,
     bytes_of,
     outcomes_of,
@@ -39,8 +40,10 @@ from tests.unit.kv_transfer.conftest import MakeReceiver, MakeSender
 
 NUM_TOKENS = 100
 POISON = 0xEE
-PATIENT = dataclasses.replace(QUICK, chunk_s=5.0, reply_s=0.5)
-"""Lanes wait for a zombie as long as a test needs; a zombie is not heard for long."""
+PATIENT = dataclasses.replace(CALM, chunk_s=15.0)
+"""Lanes wait for a zombie as long as a test needs."""
+ZOMBIE = dataclasses.replace(PATIENT, reply_s=2.0)
+"""Who is not heard any more does not wait for long."""
 
 
 class _Hook:
@@ -138,8 +141,8 @@ def _write_after_being_replaced(
     _hook_pairs(monkeypatch, receiving.set)
     receiver = make_receiver(timeouts=PATIENT)
     old, new = (
-        make_sender("p0", incarnation=number, timeouts=PATIENT, same_host=same_host)
-        for number in (1, 2)
+        make_sender("p0", incarnation=number, timeouts=timeouts, same_host=same_host)
+        for number, timeouts in ((1, ZOMBIE), (2, PATIENT))
     )
     zombie = _Hook()
     given, taken = transfer(1, NUM_TOKENS), transfer(2, NUM_TOKENS)
@@ -199,17 +202,17 @@ def test_a_late_write_of_a_part_ends_all_parts(
     receiver = make_receiver(timeouts=PATIENT)
     half = layout_of_heads(LAYOUT, 1)
 
-    def make_rank(rank: int, incarnation: int) -> KvSender:
+    def make_rank(rank: int, incarnation: int, timeouts: TransportTimeouts = PATIENT) -> KvSender:
         share = HeadShare(2, 2, rank)
         return make_sender(
             layout=half,
             share=share,
             incarnation=incarnation,
-            timeouts=PATIENT,
+            timeouts=timeouts,
             same_host=same_host,
         )
 
-    old, new, other = make_rank(0, 1), make_rank(0, 2), make_rank(1, 1)
+    old, new, other = make_rank(0, 1, ZOMBIE), make_rank(0, 2), make_rank(1, 1)
     given = transfer(1, NUM_TOKENS, layout=half)
     other.submit(address_of(receiver), given)
     assert outcomes_of(other)[1].ok
@@ -244,7 +247,7 @@ def _pages_change_after_giving_up(
     # The sender's word that it gave up comes later than the bytes, as it well may.
     monkeypatch.setattr(ReceptionDesk, "give_up", lambda desk, session, transfer_id: False)
     receiver = make_receiver(timeouts=PATIENT)
-    sender = make_sender(timeouts=dataclasses.replace(QUICK, chunk_s=0.3))
+    sender = make_sender(timeouts=dataclasses.replace(CALM, chunk_s=1.0))
     pool = SharedBuffers(LAYOUT, NUM_TOKENS)
     buffers = (*pool.k_buffers, *pool.v_buffers)
     for number, buffer in enumerate(buffers):

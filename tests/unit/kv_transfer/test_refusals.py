@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 import zmq
@@ -19,6 +21,7 @@ from streamfill.messages.handoff import (
     Reject,
 )
 from tests.unit.kv_transfer.builders import (
+    CALM,
     HOST,
     LAYOUT,
     RawReceiver,
@@ -129,7 +132,7 @@ def test_offers_that_make_no_sense(
 
 def test_one_transfer_of_a_session_at_a_time(make_receiver: MakeReceiver) -> None:
     """The order on the group is agreed by Accept; a second one would have none."""
-    receiver = make_receiver()
+    receiver = make_receiver(timeouts=replace(CALM, group_setup_s=2.0))
     with RawSender(receiver.port) as peer:
         epoch = peer.open(hello()).epoch
         peer.send(offer(1, epoch=epoch))

@@ -24,12 +24,13 @@ from streamfill.kv_transfer.shared_buffers import SharedBuffers
 from streamfill.kv_transfer.slices import HeadShare
 from streamfill.kv_transfer.source import StagedKv, paged_kv
 from streamfill.kv_transfer.staging import gather
+from streamfill.kv_transfer.timeouts import TransportTimeouts
 from streamfill.messages.handoff import Abort, Accept, Complete, Hello, Refuse, Reject
 from tests.unit.kv_transfer.builders import (
+    CALM,
     HOST,
     LAYOUT,
     PATIENCE_S,
-    QUICK,
     RawSender,
     arrivals_of,
     hello,
@@ -281,9 +282,14 @@ class _Halves:
 
 
 @pytest.fixture
-def halves(make_receiver: MakeReceiver) -> Iterator[_Halves]:
-    # A bare socket says nothing by itself for longer than what is waited for here.
-    receiver = make_receiver(timeouts=dataclasses.replace(QUICK, silence_s=4.0))
+def timeouts() -> TransportTimeouts:
+    """Of the receiver."""
+    return CALM
+
+
+@pytest.fixture
+def halves(make_receiver: MakeReceiver, timeouts: TransportTimeouts) -> Iterator[_Halves]:
+    receiver = make_receiver(timeouts=timeouts)
     left, right = RawSender(receiver.port), RawSender(receiver.port)
     with left, right:
         yield _Halves(receiver, left, right)
@@ -320,6 +326,9 @@ def test_parts_that_differ_are_given_up(halves: _Halves) -> None:
     assert halves.receiver.poll() == []
 
 
+@pytest.mark.parametrize(
+    "timeouts", [dataclasses.replace(CALM, group_setup_s=1.0)], ids=["short set-up"]
+)
 def test_a_part_that_fails_gives_up_all(halves: _Halves) -> None:
     """The staging of all is free, and what is offered later is refused."""
     halves.begin(0)
@@ -350,6 +359,7 @@ def test_a_part_that_its_sender_gives_up_ends_the_others(halves: _Halves) -> Non
     assert halves.receiver.stats().num_aborted == 1
 
 
+@pytest.mark.parametrize("timeouts", [dataclasses.replace(CALM, parts_s=2.0)], ids=["short wait"])
 def test_a_part_that_never_comes_is_not_waited_for(halves: _Halves) -> None:
     """After ``parts_s`` the staging of the one that came is free."""
     halves.begin(0)
@@ -393,7 +403,7 @@ def test_cancelling_reaches_every_part(
 ) -> None:
     """A transfer that is queued for two ranks ends for both."""
     layout = msgspec.structs.replace(LAYOUT, num_kv_heads=1)
-    sender = make_sender(timeouts=dataclasses.replace(QUICK, session_s=20.0))
+    sender = make_sender(timeouts=dataclasses.replace(CALM, session_s=20.0))
     ends = [make_receiver(layout=layout, share=HeadShare(2, 2, rank)) for rank in range(2)]
     for end in ends:
         end.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from streamfill.kv_transfer.slices import HeadShare
 from streamfill.kv_transfer.source import paged_kv
 from streamfill.messages.handoff import Abort, Accept, Offer, Refuse, ToSender
 from tests.unit.kv_transfer.builders import (
+    CALM,
     HOST,
     LAYOUT,
     RawSender,
@@ -145,7 +147,8 @@ class _Halves:
 
 @pytest.fixture
 def halves(make_receiver: MakeReceiver) -> Iterator[_Halves]:
-    receiver = make_receiver(memory_limit_bytes=2 * BLOCK_BYTES + 191)
+    timeouts = replace(CALM, group_setup_s=2.0)
+    receiver = make_receiver(memory_limit_bytes=2 * BLOCK_BYTES + 191, timeouts=timeouts)
     with ExitStack() as stack:
         left, right = (stack.enter_context(RawSender(receiver.port)) for _ in range(2))
         yield _Halves(receiver, left, right)

@@ -21,8 +21,11 @@ from streamfill.kv_transfer.shared_memory import (
     offer_shared_memory,
     take_shared_memory,
 )
+from streamfill.kv_transfer.timeouts import TransportTimeouts
 from tests.unit.kv_transfer.builders import (
+    CALM,
     LAYOUT,
+    PATIENCE_S,
     QUICK,
     RawSender,
     address_of,
@@ -47,23 +50,25 @@ def _stores() -> tuple[RendezvousStore, RendezvousStore]:
     def publish(key: str, value: bytes) -> None:
         senders.put(key, value)
 
-    receivers = RendezvousStore(publish=publish, timeout_s=1.0)
-    senders = RendezvousStore(publish=receivers.put, timeout_s=1.0)
+    receivers = RendezvousStore(publish=publish, timeout_s=PATIENCE_S)
+    senders = RendezvousStore(publish=receivers.put, timeout_s=PATIENCE_S)
     return receivers, senders
 
 
-def _meet(*, offered: bool = True, taken: bool = True) -> list[SharedMemoryPair | None]:
+def _meet(
+    *, offered: bool = True, taken: bool = True, timeouts: TransportTimeouts = CALM
+) -> list[SharedMemoryPair | None]:
     """The receiver's pair and the sender's."""
     receivers, senders = _stores()
     found: list[SharedMemoryPair | None] = [None, None]
 
     def receive() -> None:
         receivers.adopt()
-        found[0] = offer_shared_memory(receivers, QUICK, LAYOUT, CPU, wanted=offered)
+        found[0] = offer_shared_memory(receivers, timeouts, LAYOUT, CPU, wanted=offered)
 
     thread = threading.Thread(target=receive)
     thread.start()
-    found[1] = take_shared_memory(senders, QUICK, LAYOUT, CPU, wanted=taken)
+    found[1] = take_shared_memory(senders, timeouts, LAYOUT, CPU, wanted=taken)
     thread.join()
     return found
 
@@ -120,19 +125,20 @@ def test_a_sender_on_another_machine_says_no() -> None:
     """Nobody listens there under the address."""
     receivers, senders = _stores()
     senders.put("shared", b"\0streamfill-kv-somewhere-else")
-    assert take_shared_memory(senders, QUICK, LAYOUT, CPU, wanted=True) is None
+    assert take_shared_memory(senders, CALM, LAYOUT, CPU, wanted=True) is None
     assert receivers.get("shared_answer") == b"no"
 
 
 def test_a_sender_connects_to_nothing_else() -> None:
     """Whatever its peer names, such as the socket of another service."""
     receivers, senders = _stores()
+    name = b"\0another-service-%d" % os.getpid()
     with socket.socket(socket.AF_UNIX) as service:
-        service.bind(b"\0another-service")
+        service.bind(name)
         service.listen()
         service.settimeout(0.05)
-        senders.put("shared", b"\0another-service")
-        assert take_shared_memory(senders, QUICK, LAYOUT, CPU, wanted=True) is None
+        senders.put("shared", name)
+        assert take_shared_memory(senders, CALM, LAYOUT, CPU, wanted=True) is None
         with pytest.raises(TimeoutError):
             service.accept()
     assert receivers.get("shared_answer") == b"no"
@@ -149,12 +155,12 @@ def test_the_end_of_a_peer_is_noticed_at_once(size: int) -> None:
     for _ in range(2):
         with pytest.raises(TransportError):
             send_all(sender, torch.zeros(size, dtype=torch.uint8))
-    assert time.monotonic() - begun_s < QUICK.chunk_s
+    assert time.monotonic() - begun_s < CALM.chunk_s
     sender.close()
 
 
 def test_a_silent_peer_is_given_up() -> None:
-    receiver, sender = _meet()
+    receiver, sender = _meet(timeouts=QUICK)
     assert receiver is not None
     assert sender is not None
     with pytest.raises(TransportError, match=r"Timed out.*1\.0 s"):
