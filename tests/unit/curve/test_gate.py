@@ -8,7 +8,7 @@ import socket as sockets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
@@ -44,10 +44,15 @@ class Listener:
         self.context.term()
 
     def until_refused(self, *failures: HandshakeFailure) -> None:
-        deadline_s = time.monotonic() + PATIENCE_MS / 1000
-        while not any(self.refused[failure] for failure in failures):
-            assert time.monotonic() < deadline_s, self.refused
-            time.sleep(0.01)
+        until(lambda: any(self.refused[failure] for failure in failures))
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Of the gate's thread."""
+    deadline_s = time.monotonic() + PATIENCE_MS / 1000
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -138,6 +143,7 @@ def test_others_neither_send_nor_read(  # noqa: PLR0917  fixtures
         listener.until_refused(*failures)
         assert not listener.socket.poll(QUIET_MS)
         assert not stranger.poll(0)
+        until(lambda: "handshake_refused" in caplog.text)  # counted first
     (record,) = [each for each in caplog.records if "handshake_refused" in each.message]
     assert any(f"reason={failure.value} " in record.message for failure in failures)
     with connected(context, listener, read_connect_keys(folder)):
