@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,14 @@ def plan(config: ClusterConfig, ports: Ports = PORTS) -> ClusterPlan:
     )
 
 
+def two_free_ports() -> int:
+    """The first of two neighbours, of which the system gives none away by itself."""
+    while True:
+        port = choose_ports(FREE).metrics["prefill-0"]
+        with suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return port
+
+
 def test_every_process_has_a_free_port_by_default() -> None:
     """All different, and different from the others."""
     ports = choose_ports(with_changes(FREE, {"prefill.count": 2}))
@@ -52,7 +61,7 @@ def test_every_process_has_a_free_port_by_default() -> None:
 
 def test_a_port_given_is_that_of_the_first_server() -> None:
     """The others have the next ones; "off" has none."""
-    port = choose_ports(FREE).metrics["prefill-0"]
+    port = two_free_ports()
     config = ClusterConfig(
         router=RouterSection(grpc_port=0, http_port="off", metrics_port="off"),
         controller=ControllerSection(metrics_port="off"),
@@ -65,8 +74,8 @@ def test_a_port_given_is_that_of_the_first_server() -> None:
 
 def test_a_port_in_use_stops_the_start() -> None:
     """Named with its key, also where it is the second server's."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+    port = two_free_ports() + 1
+    with socket.create_server(("127.0.0.1", port)):
         config = with_changes(FREE, {"prefill.count": 2, "prefill.metrics_port": port - 1})
         with pytest.raises(ConfigError, match="in use") as caught:
             choose_ports(config)

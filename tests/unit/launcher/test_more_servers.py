@@ -15,7 +15,7 @@ from streamfill.config import ClusterConfig, RouterSection, ServerConfig, Server
 from streamfill.errors import ConfigError
 from streamfill.launcher.more_servers import ServerPlanner
 from streamfill.launcher.plan import ProcessSpec, plan_cluster
-from streamfill.launcher.ports import Ports
+from streamfill.launcher.ports import Ports, choose_ports
 from streamfill.messages.common import Role
 
 PORTS = Ports(router_grpc=1001, router_http=1004, router_zmq=1002, controller_zmq=1003)
@@ -125,8 +125,8 @@ def test_its_metrics_have_a_port_of_their_own() -> None:
 @pytest.mark.parametrize("is_given", [False, True])
 def test_its_metrics_port_is_looked_for_where_metrics_listen(*, is_given: bool) -> None:
     """The other address is the one that servers are reached at, and need not be of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        base = free.getsockname()[1] if is_given else 0
+    # A port that the system does not give to somebody else meanwhile.
+    base = choose_ports(ClusterConfig()).metrics["decode-0"] if is_given else 0
     asked = ClusterConfig(prefill=ServerSection(host="192.0.2.1", metrics_port=base))
     assert config_of(planner(asked).plan(Role.PREFILL, {}, (), ())).metrics_port is not None
     elsewhere = ClusterConfig(metrics_host="192.0.2.1", prefill=ServerSection(metrics_port=base))

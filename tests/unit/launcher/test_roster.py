@@ -19,6 +19,7 @@ import pytest
 
 from router.interface import ClusterInfo
 from streamfill.config import ClusterConfig, LauncherSection
+from streamfill.launcher import managed_process, roster
 from streamfill.launcher.control_client import ask_launcher
 from streamfill.launcher.control_messages import (
     CONTROL_SOCKET,
@@ -45,11 +46,14 @@ from streamfill.launcher.state import (
 )
 from streamfill.launcher.supervisor import Supervisor
 from streamfill.messages.common import Role
+from tests.support.shifted_time import shifted_time
 from tests.unit.router.fake_manager import FakeManager, serve
 
 FAKE = Path(__file__).parents[2] / "fixtures" / "launcher" / "fake_process.py"
 WAIT_S = 20.0
 """Far more than anything here takes, also on a busy machine."""
+READY_S = 600.0
+"""Time-out that no process meets, unless a test sets a clock forward."""
 
 
 @dataclass
@@ -105,9 +109,16 @@ def script(run_dir: Path, name: str, *options: str) -> ProcessSpec:
 class Cluster:
     """A launcher with a router and one prefill server, and its control socket in a deep folder."""
 
-    def __init__(self, run_dir: Path, folder: Path, router: FakeRouter, address: str) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        folder: Path,
+        router: FakeRouter,
+        address: str,
+        drain_timeout_s: float,
+    ) -> None:
         self.run_dir, self.folder, self.router = run_dir, folder, router
-        settings = LauncherSection(ready_timeout_s=2.0, drain_timeout_s=1.0)
+        settings = LauncherSection(ready_timeout_s=READY_S, drain_timeout_s=drain_timeout_s)
         specs = (script(run_dir, "router"), script(run_dir, "prefill-0"))
         self.supervisor = Supervisor(
             ClusterPlan(name="t", address=address, processes=specs),
@@ -178,12 +189,12 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running_cluster(folder: Path) -> AsyncIterator[Cluster]:
+async def running_cluster(folder: Path, drain_timeout_s: float = WAIT_S) -> AsyncIterator[Cluster]:
     deep = folder / ("x" * 100) / ("y" * 100)
     deep.mkdir(parents=True)
     router = FakeRouter(states={"prefill-0": "alive"})
     async with serve(router) as address:
-        cluster = Cluster(folder, deep, router, address)
+        cluster = Cluster(folder, deep, router, address, drain_timeout_s)
         await cluster.supervisor.start()
         try:
             async with control_socket(deep, cluster.roster):
@@ -237,11 +248,12 @@ async def test_a_server_is_removed(cluster: Cluster) -> None:
     assert cluster.events("prefill-0") == ["start", "sigterm", "end"]
 
 
-async def test_a_server_that_does_not_end_is_killed(cluster: Cluster) -> None:
+async def test_a_server_that_does_not_end_is_killed(tmp_path: Path) -> None:
     """After the launcher's drain time-out."""
     settings = {"options": ["--ignore-sigterm"]}
-    await cluster.ask(AddServer(role=Role.DECODE, settings=settings))
-    removed = await cluster.ask(RemoveServer(server_id="decode-0"))
+    async with running_cluster(tmp_path, drain_timeout_s=0.5) as cluster:
+        await cluster.ask(AddServer(role=Role.DECODE, settings=settings))
+        removed = await cluster.ask(RemoveServer(server_id="decode-0"))
     assert removed == ServerRemoved(server_id="decode-0", ended="was ended by SIGKILL")
 
 
@@ -266,30 +278,44 @@ async def test_what_is_no_server_is_not_removed(cluster: Cluster, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("option", "words"),
     [
-        (["--die-before-ready"], "decode-0 ended with exit code 2 before it was ready.*nowhere"),
-        (["--never-ready"], "decode-0 was not ready within 2 s"),
+        ("--die-before-ready", "decode-0 ended with exit code 2 before it was ready.*nowhere"),
+        ("--never-ready", "decode-0 was not ready within 600 s"),
     ],
 )
 async def test_a_server_that_does_not_get_ready_is_gone_again(
-    cluster: Cluster, options: list[str], words: str
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, option: str, words: str
 ) -> None:
     """The reason is told, and the cluster is as before."""
+    clock = shifted_time(monkeypatch, managed_process)
+    request = AddServer(role=Role.DECODE, settings={"options": [option]})
+    asking = asyncio.ensure_future(cluster.ask(request))
+    await until(lambda: cluster.events("decode-0"))
+    if option == "--never-ready":
+        clock.shift_s += READY_S
     with pytest.raises(LaunchError, match=f"(?s){words}"):
-        await cluster.ask(AddServer(role=Role.DECODE, settings={"options": options}))
+        await asking
     assert set(cluster.states()) == {"router", "prefill-0"}
     assert cluster.events("decode-0") == ["start"]
 
 
 @pytest.mark.parametrize("dies", [True, False])
-async def test_a_server_that_the_router_does_not_take_in(cluster: Cluster, dies: bool) -> None:
+async def test_a_server_that_the_router_does_not_take_in(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
     """It is ended again, and the reason is told: its own, if it died of it."""
+    clock = shifted_time(monkeypatch, roster)
     cluster.router.registers = False
     options = ["--die-in-lives", "99"] if dies else []
-    words = "decode-0 ended with exit code 7" if dies else "after 2 s the router has not got it"
+    words = "decode-0 ended with exit code 7" if dies else "after 600 s the router has not got it"
+    request = AddServer(role=Role.DECODE, settings={"options": options})
+    asking = asyncio.ensure_future(cluster.ask(request))
+    if not dies:
+        await until(lambda: cluster.states().get("decode-0") is ProcessState.READY)
+        clock.shift_s += READY_S
     with pytest.raises(LaunchError, match=words):
-        await cluster.ask(AddServer(role=Role.DECODE, settings={"options": options}))
+        await asking
     assert set(cluster.states()) == {"router", "prefill-0"}
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from streamfill.config import LauncherSection
+from streamfill.launcher import managed_process
 from streamfill.launcher.errors import LaunchError
 from streamfill.launcher.managed_process import ProcessState, ProcessStatus
 from streamfill.launcher.plan import ClusterPlan, ProcessKind, ProcessSpec
 from streamfill.launcher.restart_policy import RestartPolicy
 from streamfill.launcher.state import start_ticks
 from streamfill.launcher.supervisor import Supervisor
+from tests.support.shifted_time import shifted_time
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "launcher"
 WAIT_S = 20.0
@@ -76,6 +78,14 @@ class Cluster:
         deadline = time.monotonic() + WAIT_S
         while not any(s.name == name and s.state is state for s in self.supervisor.statuses):
             assert time.monotonic() < deadline, self.supervisor.statuses
+            await asyncio.sleep(0.01)
+
+    async def until_said(self, name: str) -> None:
+        """Returns when the process has written a line."""
+        log = self.journal_file.parent / "logs" / f"{name}.log"
+        deadline = time.monotonic() + WAIT_S
+        while not (log.exists() and "\n" in log.read_text()):
+            assert time.monotonic() < deadline, f"{name} says nothing"
             await asyncio.sleep(0.01)
 
 
@@ -156,12 +166,17 @@ async def test_death_before_readiness_stops_the_start(tmp_path: Path) -> None:
     wait_gone(cluster.pids())
 
 
-async def test_ready_timeout_shows_the_log(tmp_path: Path) -> None:
+async def test_ready_timeout_shows_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that never says READY stops the start with its last log lines, and is killed."""
-    settings = LauncherSection(ready_timeout_s=1.5)
+    clock = shifted_time(monkeypatch, managed_process)
+    settings = LauncherSection(ready_timeout_s=600.5)
     cluster = Cluster(tmp_path, settings, router="", prefill_0="--never-ready")
-    with pytest.raises(LaunchError, match=r"not ready within 1\.5 s") as caught:
-        await cluster.supervisor.start()
+    starting = asyncio.create_task(cluster.supervisor.start())
+    await cluster.until("router", ProcessState.READY)
+    await cluster.until_said("prefill-0")
+    clock.shift_s += 601.0
+    with pytest.raises(LaunchError, match=r"prefill-0 was not ready within 600\.5 s") as caught:
+        await starting
     assert caught.value.log_tail == ("hello from prefill-0",)
     assert "hello from prefill-0" in str(caught.value)
     await cluster.supervisor.drain()
