@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from streamfill.cli import bench_policies
+from streamfill.cli import bench_compare_run, bench_policies
 from streamfill.cli.bench_policies_run import BETWEEN_RUNS_S, about
 from streamfill.cli.main import main
 from streamfill.launcher.signals import StopRequest
+from streamfill.loadgen.arrivals import make_arrivals
 from streamfill.loadgen.cluster_target import OpenTarget, RunningCluster
+from streamfill.loadgen.runner import replay
 from streamfill.loadgen.targets.fake import FakeTarget, FakeTimes
 from tests.unit.loadgen.command_builders import result_of, trace
 
@@ -84,17 +87,23 @@ def test_one_cluster_for_all_cells(run: Run, capsys: pytest.CaptureFixture[str])
     assert last.endswith(" ms")
 
 
-def test_all_runs_of_a_cell_meet_the_same_arrivals(run: Run) -> None:
+def test_all_runs_of_a_cell_meet_the_same_arrivals(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also drawn ones: the requests of each mode and repetition are as far from each other."""
     engines = FakeEngines()
+    asked: list[Sequence[float]] = []
+
+    def noting(
+        target: Any, scripts: Any, starts_s: Sequence[float], *rest: Any, **more: Any
+    ) -> Any:
+        asked.append(starts_s)
+        return replay(target, scripts, starts_s, *rest, **more)
+
+    monkeypatch.setattr(bench_compare_run, "replay", noting)
     assert run(engines, "--arrivals", "poisson", "--runs", "2", "--seed", "3") == 0
-    opened = [each.at_s for each in engines.fake.sent if each.kind == "open"]
-    runs = [opened[n : n + 4] for n in range(0, len(opened), 4)]
-    gaps = [[later - times[0] for later in times] for times in runs]
-    assert len(gaps) == 12
-    for each in gaps[1:]:
-        assert each == pytest.approx(gaps[0], abs=0.02)
-    assert gaps[0][-1] > 0
+    drawn = make_arrivals("poisson", 4, rate=100.0, seed=3)
+    assert [list(starts_s) for starts_s in asked] == 20 * [drawn]
 
 
 def test_a_signal_shows_what_there_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,9 +159,10 @@ def test_no_such_cluster(capsys: pytest.CaptureFixture[str], command: str) -> No
 
 def test_status_of_an_address_without_a_router(capsys: pytest.CaptureFixture[str]) -> None:
     """An address where nobody listens is an error of one line."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    assert "UNAVAILABLE" in fails(capsys, "status", "--address", f"127.0.0.1:{port}")
+    with socket.socket() as held:  # so that nobody else does
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        assert "UNAVAILABLE" in fails(capsys, "status", "--address", address)
 
 
 def test_run_checks_all_files_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
