@@ -47,12 +47,12 @@ def test_converts_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 def test_two_processes_convert_once(home: Path) -> None:
     """Of processes that come together one converts, the others wait and use its folder."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=call_in_process) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0] * 4
     assert (home / "models" / "calls").read_text() == "x"
 

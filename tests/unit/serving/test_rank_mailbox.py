@@ -12,6 +12,7 @@ from streamfill.serving import rank_mailbox
 from streamfill.serving.rank_mailbox import PARTIAL_TIMEOUT_S, RankMailbox
 
 NUM_RANKS = 3
+PATIENCE_MS = 20_000
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def _collect(root: RankMailbox, transfer_ids: list[int], num_wanted: int) -> lis
     complete = root.complete(transfer_ids, 0.0)
     while len(complete) < num_wanted:
         (source,) = root.wake_sources()
-        assert source.poll(5000), "nothing came"
+        assert source.poll(PATIENCE_MS), "nothing came"
         complete += root.complete([], 0.0)
     return complete
 
@@ -57,6 +58,8 @@ def test_a_rank_that_does_not_start_is_named(
     """The others do not wait for it for ever."""
     monkeypatch.setattr(rank_mailbox, "START_TIMEOUT_S", 0.2)
     ranks[2].exchange_ports(12)
+    (source,) = ranks[0].wake_sources()
+    assert source.poll(PATIENCE_MS)
     with pytest.raises(TransportError, match=r"ranks \[1\] did not start"):
         ranks[0].exchange_ports(10)
 
@@ -100,6 +103,6 @@ def test_what_comes_after_a_transfer_was_given_up_is_given_up_too(
     assert ranks[0].give_up(PARTIAL_TIMEOUT_S) == [7]
     ranks[1].report([7])
     (source,) = ranks[0].wake_sources()
-    assert source.poll(5000)
+    assert source.poll(PATIENCE_MS)
     assert ranks[0].complete([], 100.0) == []
     assert ranks[0].give_up(100.0 + PARTIAL_TIMEOUT_S) == [7]
