@@ -150,7 +150,7 @@ def _stories(tokenizer: TextTokenizer) -> list[Story]:
 async def _both_ways(address: str, stories: list[Story], tokenizer: TextTokenizer) -> list[Outcome]:
     async with Client(address) as client:
         streamed = await play_all(client, stories, num_at_once=_NUM_AT_ONCE, **_GREEDY)
-        await wait_until_at_rest(client, within_s=5.0)
+        await wait_until_at_rest(client)
         await empty_caches(client)
         # Two, so that the prefill server works on one while the other is decoded.
         whole = await one_shots(client, stories, tokenizer, num_at_once=2, **_WITH_TIES)

@@ -153,4 +153,4 @@ def test_a_message_as_large_as_can_be_is_refused_soon(field: bytes) -> None:
     begun_s = time.monotonic()
     found = decoder(pb.GenerateRequest)(raw)
     assert isinstance(found, Undecodable)
-    assert time.monotonic() - begun_s < 2.0
+    assert time.monotonic() - begun_s < 10.0  # a quarter of a second on a quiet machine

@@ -83,7 +83,7 @@ async def check_answer(method: str, url: str, **request: Any) -> None:
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(4.0):
+        async with asyncio.timeout(20.0):
             await work()
 
     asyncio.run(bounded())

@@ -40,6 +40,7 @@ POOL_TOKENS = 600
 """Of the small cluster, far below the tiny model's context of 8,192."""
 
 READINESS = pb.DESCRIPTOR.services_by_name["Streamfill"].full_name
+NOTICED_S = 30.0
 RESTART_S = 90.0
 """A server is back after about ten seconds on two quiet cores."""
 
@@ -388,7 +389,7 @@ async def test_no_decode_server(client: Client, small: RunningCluster) -> None:
     async with Client(small.address) as small_client:
         await whole(small_client)
         kill(small, "decode-0")
-        await until("no decode server", lambda: decode_is(small_client, False), 10.0)
+        await until("no decode server", lambda: decode_is(small_client, False), NOTICED_S)
         async with small_client.stream() as stream:
             await stream.append(PROMPT)
             answer = stream.commit(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
@@ -413,7 +414,7 @@ async def test_no_prefill_server(client: Client, small: RunningCluster) -> None:
         await whole(small_client)
         await stream.append(PROMPT)
         kill(small, "prefill-0")
-        await until("not ready", lambda: is_ready(small_client, False), 10.0)
+        await until("not ready", lambda: is_ready(small_client, False), NOTICED_S)
         assert await health(small, READINESS) == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await health(small, "") == health_pb2.HealthCheckResponse.SERVING
         delays_s = []

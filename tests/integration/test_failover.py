@@ -28,11 +28,7 @@ NUM_EACH = 2
 """Prefill servers and decode servers."""
 BACK_S = 120.0
 """A server is back after ten seconds on two quiet cores; three at once after half a minute."""
-NOTICED_S = 10.0
-STOPPED_S = 3.0
-"""Longer than what makes a server suspect, shorter than what makes it dead."""
-DEAD_S = 6.5
-"""Longer than what makes it dead."""
+NOTICED_S = 30.0
 NUM_TOKENS = 500
 """An answer of more than a second, with time for a kill in its middle."""
 LONG_PROMPT = [token % 900 + 20 for token in range(7_000)]
@@ -158,9 +154,9 @@ async def test_prefill_server_of_an_open_stream(client: Client, pairs: RunningCl
     await assert_right(client, tokens, head + tail)
 
 
-@pytest.mark.parametrize("silent_s", [STOPPED_S, DEAD_S], ids=["suspect", "dead"])
+@pytest.mark.parametrize("taken_for", ["suspect", "dead"])
 async def test_decode_server_that_stands_still(
-    client: Client, pairs: RunningCluster, silent_s: float
+    client: Client, pairs: RunningCluster, taken_for: str
 ) -> None:
     """A decode server that is stopped in mid-answer and goes on later spoils nothing, whether or
     not it was taken for dead meanwhile."""
@@ -174,14 +170,16 @@ async def test_decode_server_that_stands_still(
         pid = pid_of(pairs, name)
         os.kill(pid, signal.SIGSTOP)
         try:
-            await asyncio.sleep(silent_s)
-            seen = await state_of(client, name)
+
+            async def is_seen() -> bool:
+                return await state_of(client, name) == taken_for
+
+            await until(f"{name} is {taken_for}", is_seen, NOTICED_S)
         finally:
             os.kill(pid, signal.SIGCONT)
         await read_on(answer, tokens, NUM_TOKENS)
         assert await anext(answer, None) is None
-    assert seen == ("suspect" if silent_s == STOPPED_S else "dead")
-    assert (stream.result.metadata.num_attempts > 1) is (seen == "dead")
+    assert (stream.result.metadata.num_attempts > 1) is (taken_for == "dead")
     await assert_right(client, tokens, prompt)
     await alive(client, prefill=1, decode=2)
     assert pid_of(pairs, name) == pid, "it was not started again"
@@ -320,7 +318,7 @@ async def test_router(client: Client, pairs: RunningCluster) -> None:
     await alive(client, prefill=NUM_EACH, decode=NUM_EACH)
     assert pairs.address == address
     assert await one_shot(client, prompt) == usual
-    await wait_until_at_rest(client, 5.0)
+    await wait_until_at_rest(client)
     after = {record.name: record.pid for record in pairs.state.processes}
     assert after.pop("router") != old_pid == pids.pop("router")
     assert after == pids, "only the router was started again"
@@ -333,4 +331,4 @@ async def test_all_of_it_came_back(client: Client, pairs: RunningCluster) -> Non
     records = pairs.state.processes
     assert all(record.state == "ready" for record in records)
     assert sum(record.num_restarts for record in records) >= 7
-    await wait_until_at_rest(client, 5.0)
+    await wait_until_at_rest(client)

@@ -35,7 +35,7 @@ from tests.unit.kv_transfer.builders import RawReceiver
 
 pytestmark = pytest.mark.integration
 
-COUNTED_S = 10.0
+COUNTED_S = 30.0
 """Counters come with heartbeats, four in a second."""
 FLOOD = 3_000
 NUM_TOKENS = 600

@@ -61,7 +61,7 @@ async def test_answers_are_the_same(cluster: RunningCluster, tiny_model: Path) -
         await empty_caches(client)
         before = await _num_interruptions(client)
         together = await asyncio.wait_for(_play(client, contexts, prompts), _WAIT_S)
-        await wait_until_at_rest(client, within_s=5.0)
+        await wait_until_at_rest(client)
         assert await _num_interruptions(client) > before, "nothing was interrupted"
         await empty_caches(client)
         whole = [*prompts, *(f"{context}And then?" for context in contexts)]
@@ -80,7 +80,7 @@ async def test_the_option_turns_it_off(cluster: RunningCluster, tiny_model: Path
         try:
             before = await _num_interruptions(client)
             await asyncio.wait_for(_play(client, contexts, prompts), _WAIT_S)
-            await wait_until_at_rest(client, within_s=5.0)
+            await wait_until_at_rest(client)
             assert await _num_interruptions(client) == before
         finally:
             await client.set_policy("adaptive")

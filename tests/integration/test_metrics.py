@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 OWNERS = {
     "router": Owner.ROUTER,
     "controller": Owner.CONTROLLER,

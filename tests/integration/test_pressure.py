@@ -148,7 +148,7 @@ async def test_pages_of_16_tokens(
         streamed = await play_all(client, stories, num_at_once=6, max_tokens=24, temperature=0.0)
         await empty_caches(client)
         whole = await one_shots(client, stories, tokenizer, max_tokens=24, temperature=0.0)
-        await wait_until_at_rest(client, within_s=5.0)
+        await wait_until_at_rest(client)
     for number, (ours, theirs) in enumerate(zip(streamed, whole, strict=True)):
         assert_same(ours, theirs, f"story {number}")
         if ours.usage.num_prompt_tokens >= 16:
@@ -180,7 +180,7 @@ async def test_answers_that_outgrow_the_pool(
                 for client in (lone, ample)
             )
         )
-        await wait_until_at_rest(lone, within_s=5.0)
+        await wait_until_at_rest(lone)
         for (_, sampling), ours, theirs in zip(requests, together, whole, strict=True):
             assert_same(ours, theirs, f"{sampling}")
             for left, right in zip(ours.tokens, theirs.tokens, strict=True):
@@ -204,7 +204,7 @@ async def _assert_all_finish(
     async with Client(tight.address) as client:
         before = await client.server_info()
         streamed = await _stream_all(client, prompts)
-        await wait_until_at_rest(client, within_s=5.0)
+        await wait_until_at_rest(client)
         after = await client.server_info()
     assert sum(result.usage.num_prompt_tokens for result in streamed) >= 3 * before.pool_tokens
     assert _counted(before, after, "num_evicted_tokens") > 0, "there was no pressure"

@@ -53,11 +53,11 @@ async def test_the_decode_server_finds_every_prompt(
         streamed = await play_all(
             client, stories, num_at_once=3, max_tokens=_MAX_TOKENS, temperature=0.0
         )
-        await wait_until_at_rest(client, within_s=10.0)
+        await wait_until_at_rest(client)
         after = await client.server_info()
         await empty_caches(client)
         whole = await one_shots(client, stories, tokenizer, max_tokens=_MAX_TOKENS, temperature=0.0)
-        await wait_until_at_rest(client, within_s=10.0)
+        await wait_until_at_rest(client)
     for number, (ours, theirs) in enumerate(zip(streamed, whole, strict=True)):
         assert ours.metadata.handoff == theirs.metadata.handoff == "done", f"story {number}"
         assert_same(ours, theirs, f"story {number}")

@@ -11,6 +11,9 @@ from streamfill.api.types import ClusterInfo, Server
 FRESH_S = 0.6
 """Counters come with heartbeats, several in this time: what is unchanged after it is news."""
 
+REST_WITHIN_S = 30.0
+"""A second or two on a quiet machine; what is left for longer than this is left for good."""
+
 _ZERO_AT_REST = (
     "num_streams",
     "num_waiting",
@@ -33,7 +36,7 @@ def what_is_held(info: ClusterInfo) -> list[str]:
     return held
 
 
-async def wait_until_at_rest(client: Client, within_s: float) -> None:
+async def wait_until_at_rest(client: Client, within_s: float = REST_WITHIN_S) -> None:
     """Returns when nothing is held, as servers said twice.
 
     Raises:
@@ -54,7 +57,7 @@ async def wait_until_at_rest(client: Client, within_s: float) -> None:
         await asyncio.sleep(0.1)
 
 
-async def empty_caches(client: Client, within_s: float = 5.0) -> None:
+async def empty_caches(client: Client, within_s: float = 30.0) -> None:
     """Empty the caches of all servers; one that is still busy with the end of a stream refuses, and
     is asked again.
 

@@ -29,7 +29,7 @@ async def main(address: str, num_streams: int, seed: int) -> None:
     """All streams at once."""
     random = Random(seed)
     async with Client(address) as client:
-        await client.wait_ready(20.0)  # another fault may just be over
+        await client.wait_ready(60.0)  # another fault may just be over
         await asyncio.gather(*(keep_busy(client, random, number) for number in range(num_streams)))
 
 

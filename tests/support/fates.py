@@ -14,7 +14,7 @@ from streamfill.api.stream import Stream
 from streamfill.errors import StreamError
 from tests.support import doomed_client
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0
 """For a client process to import the client and open its streams on a busy machine."""
 
 

@@ -110,7 +110,7 @@ def talk_another_protocol(port: int) -> None:
 
 def speaks_zeromq(port: int) -> bool:
     """Whether who listens there greets as ZeroMQ does, which speaks first."""
-    with socket.create_connection((HOST, port), timeout=0.3) as connection:
+    with socket.create_connection((HOST, port), timeout=1.0) as connection:
         try:
             return connection.recv(1) == b"\xff"
         except TimeoutError:

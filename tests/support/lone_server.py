@@ -22,7 +22,7 @@ from streamfill.messages.codec import encode
 from streamfill.messages.common import Role
 
 START_S = 180.0
-REPLY_S = 20.0
+REPLY_S = 60.0
 HEARTBEAT_S = 0.25
 ROUTER_INCARNATION = 77
 
