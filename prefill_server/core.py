@@ -91,7 +91,7 @@ class PrefillCore(ServingCore):
         self._push_streams: dict[int, int] = {}
         """By transfer id, of pushes under way."""
         self._may_push: set[int] = set()
-        """Streams of which more may have become worth sending."""
+        """Streams of which more may have become worth sending, or may be sent after a pause."""
         # The router's own ids leave the uppermost bit alone.
         first = secrets.randbits(62) if first_transfer_id is None else first_transfer_id
         self._push_ids = itertools.count((1 << 63) | first)
@@ -211,7 +211,10 @@ class PrefillCore(ServingCore):
             if record is None or push is None or record.phase not in (Phase.OPEN, Phase.COMMITTED):
                 continue
             self._ask(record, push)
-            if not push.may_push(self._clock()):
+            now_s = self._clock()
+            if push.is_paused(now_s):
+                self._may_push.add(stream_id)
+            if not push.may_push(now_s):
                 continue
             end = self._num_worth(record, push)
             first = self._whole_pages(push.num_held)

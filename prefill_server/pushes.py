@@ -86,8 +86,12 @@ class StreamPush:
 
     def may_push(self, now_s: float) -> bool:
         """Whether another push may begin now."""
+        return self.transfer_id is None and not self.is_paused(now_s)
+
+    def is_paused(self, now_s: float) -> bool:
+        """Whether another push has to wait until time has passed, which nobody tells."""
         is_waiting = self.answer_due_s is not None and now_s < self.answer_due_s
-        return self.transfer_id is None and not is_waiting and now_s >= self.not_before_s
+        return is_waiting or now_s < self.not_before_s
 
     def push(self, transfer_id: int, num_tokens: int) -> None:
         """KV up to ``num_tokens`` is on its way."""

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from decode_server.early import EARLY_SHARE, KEEP_S
-from prefill_server.pushes import REFUSED_PAUSE_S, EarlyPush
+from prefill_server.pushes import ANSWER_S, REFUSED_PAUSE_S, EarlyPush
 from streamfill.kv_transfer.interface import ReceiverLost, SenderLost
 from streamfill.links.server_link import RouterLost
 from streamfill.messages import router_to_server as r
@@ -247,6 +247,35 @@ def test_what_is_gone_on_both_sides_is_recomputed() -> None:
     assert "cheaper to compute" in reports[1].reason
 
 
+def test_a_decode_server_that_does_not_answer_gets_it_when_the_time_is_over() -> None:
+    """Though nothing else happens to the stream meanwhile."""
+    pair = Pair()
+    pair.prefill.run(
+        msgspec.structs.replace(opened(), mode=StreamMode.APPEND),
+        r.PushTo(stream_id=1, attempt=1, peer=TO_DECODE.peer),
+        splice(PROMPT[:100]),
+    )
+    pair.decode.receiver.poll_notes()  # lost
+    assert pair.num_held == 0
+    pair.prefill.clock.now_s += ANSWER_S
+    pair.run()
+    assert pair.num_held == 100
+
+
+def test_what_was_refused_goes_when_the_pause_is_over() -> None:
+    """Though nothing else happens to the stream meanwhile."""
+    pair = Pair(decode_engine=FakeEngine(pool_tokens=300))
+    for stream_id in (1, 2):
+        pair.open(stream_id=stream_id)
+        pair.run(splice(tokens(100, start=stream_id), stream_id=stream_id))
+    second = ids_array(tokens(100, start=2))
+    assert pair.decode.engine.cached_tokens(second, namespace="") < 100
+    pair.run(cancel(stream_id=1))
+    pair.prefill.clock.now_s += REFUSED_PAUSE_S
+    pair.run()
+    assert pair.decode.engine.cached_tokens(second, namespace="") == 100
+
+
 def test_early_kv_is_bounded() -> None:
     """Half of the decode server's pool; more is refused, and comes with the commit."""
     engine = FakeEngine(pool_tokens=300)
@@ -256,8 +285,8 @@ def test_early_kv_is_bounded() -> None:
         pair.run(splice(tokens(100, start=stream_id), stream_id=stream_id))
     limit = EARLY_SHARE * engine.memory().total_tokens
     assert 100 <= pair.decode.core.counters(0).num_cached_tokens <= limit
+    pair.run(cancel(stream_id=1), cancel(stream_id=2))
     pair.prefill.clock.now_s += REFUSED_PAUSE_S
-    pair.run(cancel(stream_id=1))
     pair.run(splice(tokens(150, start=3)[100:], keep=100, seq=2, stream_id=3))
     assert engine.cached_tokens(ids_array(tokens(150, start=3)), namespace="") == 150
 
