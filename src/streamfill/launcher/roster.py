@@ -8,6 +8,7 @@ finishes what it has, its end, and no restart.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +79,9 @@ class Roster:
             await self._registered(process, began_s + self._ready_timeout_s)
         except BaseException:
             process.kill()
-            await asyncio.shield(self._supervisor.remove(spec.name))
-            self._on_change()
+            with contextlib.suppress(KeyError):  # another request has removed it
+                await asyncio.shield(self._supervisor.remove(spec.name))
+                self._on_change()
             raise
         status = process.status
         logger.info("server added name=%s pid=%s", spec.name, status.pid)
@@ -98,16 +100,26 @@ class Roster:
             StreamError: the router does not answer.
         """
         name = request.server_id
-        kinds = {spec.name: spec.kind for spec in self._supervisor.specs}
-        if kinds.get(name) not in (ProcessKind.PREFILL, ProcessKind.DECODE):
-            raise ConfigError("ID", name, f"this launcher runs no such server; {_ours(kinds)}")
-        if kinds[name] is ProcessKind.PREFILL and not request.force:
-            check_not_last((await self._info()).servers, name)
+        if self._kind_of(name) is ProcessKind.PREFILL and not request.force:
+            servers = (await self._info()).servers
+            self._kind_of(name)  # another request may have removed it meanwhile
+            check_not_last(servers, name)
         tell(f"ending {name}")
         ended = await self._supervisor.remove(name)
         self._on_change()
         logger.info("server removed name=%s: %s", name, ended)
         return ServerRemoved(server_id=name, ended=ended or "was not running")
+
+    def _kind_of(self, name: str) -> ProcessKind:
+        """Of a server that runs here.
+
+        Raises:
+            ConfigError: there is none of this id.
+        """
+        kinds = {spec.name: spec.kind for spec in self._supervisor.specs}
+        if kinds.get(name) not in (ProcessKind.PREFILL, ProcessKind.DECODE):
+            raise ConfigError("ID", name, f"this launcher runs no such server; {_ours(kinds)}")
+        return kinds[name]
 
     async def _registered(self, process: ManagedProcess, deadline_s: float) -> None:
         name = process.spec.name
@@ -115,6 +127,8 @@ class Roster:
             if process.last_death is not None:
                 raise process.last_death
             states = {server.server_id: server.state for server in (await self._info()).servers}
+            if process.spec not in self._supervisor.specs:
+                raise LaunchError(name, "was removed before the router had taken it in")
             if states.get(name) == "alive":
                 return
             if time.monotonic() > deadline_s:

@@ -114,7 +114,7 @@ class Supervisor:
                 return process
             if self._draining:
                 raise LaunchError(spec.name, "was stopped before it was ready, with the cluster")
-            raise process.failure or LaunchError(spec.name, "ended before it was ready")
+            raise process.failure or LaunchError(spec.name, "was removed before it was ready")
         except BaseException:
             if not self._draining:
                 process.kill()

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from router.interface import ClusterInfo
+from streamfill import api
 from streamfill.config import ClusterConfig, LauncherSection
 from streamfill.launcher import managed_process, roster
 from streamfill.launcher.control_client import ask_launcher
@@ -317,6 +318,38 @@ async def test_a_server_that_the_router_does_not_take_in(
     with pytest.raises(LaunchError, match=words):
         await asking
     assert set(cluster.states()) == {"router", "prefill-0"}
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_a_server_that_is_removed_while_it_is_added(cluster: Cluster, ready: bool) -> None:
+    """Both are answered at once: one that it has ended, the other one that it was removed."""
+    cluster.router.registers = False
+    request = AddServer(role=Role.DECODE, settings={"options": [] if ready else ["--never-ready"]})
+    adding = asyncio.ensure_future(cluster.ask(request))
+    wanted = ProcessState.READY if ready else ProcessState.STARTING
+    await until(lambda: cluster.states().get("decode-0") is wanted)
+    await until(lambda: cluster.events("decode-0"))
+    began_s = time.monotonic()
+    removed = await cluster.ask(RemoveServer(server_id="decode-0"))
+    assert isinstance(removed, ServerRemoved)
+    with pytest.raises(LaunchError, match="decode-0 was removed before"):
+        await adding
+    assert time.monotonic() - began_s < WAIT_S
+    assert set(cluster.states()) == {"router", "prefill-0"}
+
+
+async def test_a_server_that_is_gone_when_the_router_has_answered(cluster: Cluster) -> None:
+    """Two remove it at once: the later one is told that there is no such server."""
+    await cluster.ask(AddServer(role=Role.PREFILL))
+    info = cluster.roster._info
+
+    async def late() -> api.ClusterInfo:
+        await cluster.supervisor.remove("prefill-1")
+        return await info()
+
+    cluster.roster._info = late  # type: ignore[method-assign]
+    with pytest.raises(LaunchError, match=r"'prefill-1'.*no such server; its servers are: prefill"):
+        await cluster.ask(RemoveServer(server_id="prefill-1"))
 
 
 async def test_two_at_once(cluster: Cluster) -> None:
