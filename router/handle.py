@@ -29,7 +29,6 @@ from router.interface import (
     StreamStatus,
 )
 from router.recovery.journal import Journal
-from router.sampling import check_sampling
 from router.session import Session
 from streamfill.errors import FailedPreconditionError, StreamError, UnavailableError
 from streamfill.messages.common import StreamMode
@@ -350,7 +349,6 @@ class ClientHandle:
         self._check_open()
         session.lifetime.record(LifetimeEvent.COMMIT_RECEIVED)
         limits = self._cluster.limits()
-        check_sampling(options.sampling, options.stop, limits.vocab_size)
         if not await self._is_served():
             raise UnavailableError("no prefill server is alive; the stream is kept, commit again")
         self._check_open()

@@ -92,7 +92,8 @@ class OpenOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CommitOptions:
-    """How the answer is generated."""
+    """How the answer is generated. Both services make it by ``request_checks``, so its values are
+    valid."""
 
     sampling: Sampling = field(default_factory=Sampling)
     stop: Sequence[str] = ()
@@ -350,7 +351,7 @@ class StreamHandle(Protocol):
 
         Raises:
             FailedPreconditionError: already committed.
-            InvalidArgumentError: the prompt is empty, or a sampling value is wrong.
+            InvalidArgumentError: the prompt is empty, or the final segment is as in ``append``.
             UnavailableError: no prefill server is alive.
         """
         ...

@@ -48,7 +48,8 @@ SAMPLING_RANGES: Sequence[tuple[str, Callable[[float], bool], str]] = (
     ("seed", lambda value: value >= 0, "0 or more"),
     ("logprobs", lambda value: 0 <= value <= MAX_LOGPROBS, f"in 0 .. {MAX_LOGPROBS}"),
 )
-"""Names of clients, what fits, and that as words."""
+"""Names of clients, what fits, and that as words. Within those of SGLang's
+``SamplingParams.verify``."""
 
 MAX_INT = 2**63 - 1
 """What servers can take."""

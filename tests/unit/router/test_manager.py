@@ -30,7 +30,7 @@ from streamfill.errors import (
 )
 from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
-from streamfill.messages.common import Finish, FinishReason, Sampling, StreamMode
+from streamfill.messages.common import Finish, FinishReason, StreamMode
 from streamfill.observability.lifetime import LifetimeEvent, token_times_s
 from streamfill.stream.state import StreamState
 from streamfill.stream.tokenizer import load_tokenizer
@@ -204,8 +204,8 @@ async def test_wrong_operations_leave_the_stream_unharmed(cluster: TestCluster) 
         await handle.update(ids(22))
     with pytest.raises(InvalidArgumentError, match=f"{cluster.vocab_size}"):
         await handle.append(ids(cluster.vocab_size))
-    with pytest.raises(InvalidArgumentError, match="temperature is -1"):
-        await handle.commit(CommitOptions(sampling=Sampling(temperature=-1.0)))
+    with pytest.raises(InvalidArgumentError, match="-1 is outside"):
+        await handle.commit(CommitOptions(final_segment=ids(-1)))
     with pytest.raises(InvalidArgumentError, match="surrogate"):
         await handle.append(text("\ud800"))
     await handle.commit(commit_of(2))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
-from router.sampling import MAX_STOP_STRINGS, check_sampling, fit_max_new_tokens
+from router.request_checks import MAX_STOP_STRINGS, checked_sampling, checked_stop
+from router.sampling import fit_max_new_tokens
 from streamfill.errors import InvalidArgumentError
 from streamfill.messages.common import Sampling
+
+
+def _checked(given: dict[str, float], stop_token_ids: Sequence[int] = ()) -> Sampling:
+    return checked_sampling(
+        given, ignore_eos=False, stop_token_ids=stop_token_ids, vocab_size=100, prefix="sampling."
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,35 +32,44 @@ from streamfill.messages.common import Sampling
         ("frequency_penalty", 2.5),
         ("presence_penalty", -2.5),
         ("repetition_penalty", 0.0),
-        ("max_new_tokens", 0),
-        ("min_new_tokens", -1),
-        ("min_new_tokens", 129),
-        ("num_logprobs", -1),
-        ("stop_token_ids", (100,)),
-        ("stop_token_ids", (-1,)),
+        ("max_tokens", 0),
+        ("min_tokens", -1),
+        ("min_tokens", 129),
+        ("logprobs", -1),
+        ("logprobs", 21),
+        ("seed", -1),
+        ("seed", 2**63),
     ],
 )
-def test_wrong_value_is_named(name: str, value: Any) -> None:
+def test_wrong_value_is_named(name: str, value: float) -> None:
     """The error has the parameter's name and its value."""
-    shown = str(value[0] if isinstance(value, tuple) else value)
-    with pytest.raises(InvalidArgumentError, match=name) as refused:
-        check_sampling(Sampling(**{name: value}), (), vocab_size=100)
-    assert shown in refused.value.message
+    with pytest.raises(InvalidArgumentError, match=f"sampling.{name}") as refused:
+        _checked({name: value})
+    assert str(value) in refused.value.message
+
+
+@pytest.mark.parametrize("token_id", [100, -1])
+def test_wrong_stop_token_is_named(token_id: int) -> None:
+    """The error has its place and its value."""
+    with pytest.raises(InvalidArgumentError, match=rf"sampling.stop_token_ids\[1\] is {token_id}"):
+        _checked({}, (5, token_id))
 
 
 @pytest.mark.parametrize("stop", [("a", ""), ("x",) * (MAX_STOP_STRINGS + 1)])
 def test_wrong_stop_strings_are_refused(stop: tuple[str, ...]) -> None:
     """An empty one would match at once; too many cost time for every token."""
     with pytest.raises(InvalidArgumentError, match="stop"):
-        check_sampling(Sampling(), stop, vocab_size=100)
+        checked_stop(stop, "stop")
 
 
 def test_ends_of_the_ranges_are_valid() -> None:
-    """Nothing that SGLang takes is refused."""
-    low = Sampling(temperature=0.0, top_p=0.01, top_k=1, frequency_penalty=-2.0, max_new_tokens=1)
-    high = Sampling(temperature=9.0, min_p=1.0, presence_penalty=2.0, repetition_penalty=2.0)
-    for sampling in (low, high):
-        check_sampling(sampling, ("stop",), vocab_size=100)
+    """Nothing that SGLang takes and can be computed is refused."""
+    for given in (
+        {"temperature": 0.0, "top_p": 0.01, "top_k": 1, "frequency_penalty": -2.0, "max_tokens": 1},
+        {"temperature": 9.0, "min_p": 1.0, "presence_penalty": 2.0, "repetition_penalty": 2.0},
+    ):
+        _checked(given, (0, 99))
+    assert checked_stop(("stop",), "stop") == ("stop",)
 
 
 @pytest.mark.parametrize(

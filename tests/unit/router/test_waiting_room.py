@@ -19,7 +19,7 @@ from streamfill.errors import (
     UnavailableError,
 )
 from streamfill.messages import server_to_router as s
-from streamfill.messages.common import Sampling, StreamMode
+from streamfill.messages.common import StreamMode
 from streamfill.stream.state import StreamState
 from tests.unit.router.cluster_for_tests import (
     PATIENCE_S,
@@ -238,7 +238,7 @@ async def test_a_refused_commit_holds_the_next_segment_back_again(
     growth = grow(handle, 3)
     await waiting(cluster, growth)
     with pytest.raises(StreamError, match="-1"):
-        await handle.commit(CommitOptions(sampling=Sampling(temperature=-1.0)))
+        await handle.commit(CommitOptions(final_segment=Segment(token_ids=[-1])))
     assert growth.result().num_received_tokens == 3
     assert counters(cluster).num_uncommitted_tokens == 13
     growth = grow(handle, 1)
@@ -257,7 +257,7 @@ async def test_an_update_in_front_of_a_refused_commit_makes_room_too(
     shrink = asyncio.create_task(shrinks.update(Segment(text="a")))
     await asyncio.sleep(0)
     with pytest.raises(StreamError, match="-1"):
-        await shrinks.commit(CommitOptions(sampling=Sampling(temperature=-1.0)))
+        await shrinks.commit(CommitOptions(final_segment=Segment(token_ids=[-1])))
     assert (await soon(shrink)).num_received_tokens == 1
     assert (await soon(growth)).num_received_tokens == 3
 
