@@ -41,7 +41,8 @@ class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]]
-    """The token itself is always among them."""
+    """The token itself is always among them. A part of a character is written as its bytes,
+    ``bytes:\\xe2``, and what has no text as its id, ``token_id:7``."""
     text_offset: list[int]
     """Characters of the answer's text before the token."""
 
@@ -75,8 +76,7 @@ class LogprobWriter:
                 shown = self._shown(event.logprob.token_id)
                 written.tokens.append(shown)
                 written.token_logprobs.append(event.logprob.logprob)
-                top = {self._shown(token_id): value for token_id, value in event.logprob.top}
-                written.top_logprobs.append({**top, shown: event.logprob.logprob})
+                written.top_logprobs.append(self._top(event.logprob))
                 written.text_offset.append(num_chars_before)
             num_chars_before += len(event.text)
         return written if written.tokens else None
@@ -94,9 +94,19 @@ class LogprobWriter:
         data = self._token_bytes(token_id)
         return TopLogprob(token=data.decode("utf-8", "replace"), logprob=logprob, bytes=list(data))
 
+    def _top(self, logprob: TokenLogprob) -> dict[str, float]:
+        """Of several tokens that are written alike, the token itself stays, or the likeliest."""
+        top = {self._shown(logprob.token_id): logprob.logprob}
+        for token_id, value in sorted(logprob.top, key=lambda pair: -pair[1]):
+            top.setdefault(self._shown(token_id), value)
+        return top
+
     def _shown(self, token_id: int) -> str:
-        """Keys of an object must differ, so a part of a character is shown by its bytes."""
+        """Keys of an object must differ, so a part of a character is shown by its bytes, and what
+        has no text, since the model alone knows it, by its id."""
         data = self._token_bytes(token_id)
+        if not data:
+            return f"token_id:{token_id}"
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
