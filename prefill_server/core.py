@@ -499,14 +499,14 @@ class PrefillCore(ServingCore):
             )
         )
 
-    def _drop(self, record: StreamRecord) -> None:
+    def _stop(self, record: StreamRecord) -> None:
         for transfer_id, pending in self._pending.items():
             if pending.stream_id == record.stream_id and pending.attempt <= record.attempt:
                 self._sender.cancel(transfer_id)
         push = self._pushes.pop(record.stream_id, None)
         if push is not None:
             self._let_go(record.stream_id, push)
-        super()._drop(record)
+        super()._stop(record)
 
     def _whole_pages(self, num_tokens: int) -> int:
         return num_tokens - num_tokens % self.engine.facts.page_size

@@ -4,8 +4,8 @@
    to which KV may go ahead of the commit (`handoff`).
 2. `commit`: the prefill server is told what to make of it. Without one, a server is looked for.
 3. `first_token_out`: the decode server goes on with the answer (`decoding`).
-4. `leave`: the stream has ended; `Forget` goes to servers that are through with it, `Cancel` to
-   those that may not be.
+4. `leave`: the stream has ended; `Forget` goes to servers that are through with it or are to keep
+   its KV, `Cancel` to the others.
 
 An attempt that fails in between is followed by another one, elsewhere if possible: before the first
 token by giving the prompt to a prefill server, afterwards by giving prompt and answer so far to any
@@ -261,6 +261,8 @@ class Attempts:
         if through is not None:
             through.is_through = True
         if self.answering is not None:
+            if self.answering.keep_s:
+                self._prefilling.kept()
             self._decoding.finished(self.answering, self._prefilling.log.num_tokens)
 
     # Moves.

@@ -165,6 +165,12 @@ class Prefilling:
             self.leg.is_through = True
             self.leg.load.release()
 
+    def kept(self) -> None:
+        """The answer is complete, and its server is to keep the KV: whatever it still does ends
+        with `Forget`, since `Cancel` would let the KV go."""
+        if self.leg is not None:
+            self.leg.is_through = True
+
     def begin_move(self, reason: MoveReason, now_s: float) -> Server:
         """The leg becomes the old one of a move; `begin` follows. Returns its server."""
         old = self.leg

@@ -6,7 +6,7 @@
 3. The prefill server's first `Output` goes to the client at once; then `Generate` goes to the
    decode server, which goes on with the second token when the KV is there, or recomputes.
 4. The last token, a stop string, an error, the client or the deadline end it: `Forget` goes to
-   servers that are through with it, `Cancel` to those that may not be.
+   servers that are through with it or are to keep its KV, `Cancel` to the others.
 
 Whatever breaks in between, a new attempt follows (`attempts`).
 

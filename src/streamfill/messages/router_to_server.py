@@ -156,8 +156,8 @@ class ResendOutput(_Message, frozen=True, kw_only=True, tag="resend_output"):
 
 
 class Forget(_Message, frozen=True, kw_only=True, tag="forget"):
-    """The router has the whole answer: the server may drop the stream's record. Answered with
-    ``Closed``, always."""
+    """The router has the whole answer: the server stops what it still does for it, and drops the
+    stream's record; its KV stays for ``Commit.keep_s``. Answered with ``Closed``, always."""
 
     stream_id: int
     attempt: int

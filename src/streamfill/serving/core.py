@@ -325,7 +325,7 @@ class ServingCore:
             case r.ResendOutput():
                 self._resend(message)
             case r.Forget():
-                record = self._records.get(message.stream_id)
+                record = self._streams.find(message.stream_id)
                 if record is not None and record.attempt <= message.attempt:
                     self._forget(record)
                 self._close(message)
@@ -502,7 +502,7 @@ class ServingCore:
         del message
 
     def _cancel(self, message: r.Cancel) -> None:
-        record = self._records.get(message.stream_id)
+        record = self._streams.find(message.stream_id)
         if record is not None and record.attempt <= message.attempt:
             self._drop(record)
         self._close(message)
@@ -596,11 +596,18 @@ class ServingCore:
         self._send_output(record, first_index)
         if update.finish is not None:
             self._on_answered(record, answer)
-            self.decider.forget(record)
-            record.advance(Phase.DONE)
-            record.done_s = self._clock()
-            if not record.keep_s:
-                self.kv.release_host(record)
+            self._done(record)
+
+    def _done(self, record: StreamRecord) -> None:
+        """This server has done its part. What the stream computed since its commit is its own like
+        the rest, if it is expected back."""
+        self.decider.forget(record)
+        record.advance(Phase.DONE)
+        record.done_s = self._clock()
+        if record.keep_s:
+            self.kv.computed(record, record.num_prompt)
+        else:
+            self.kv.release_host(record)
 
     def _step_end_s(self) -> float:
         """When the engine's newest step ended; now, where nobody says."""
@@ -767,28 +774,37 @@ class ServingCore:
         """Forget a stream and stop its work. Its KV stays in the tree, as ordinary evictable
         cache."""
         self._records.pop(record.stream_id, None)
+        self._kept.pop(record.stream_id, None)
         # Or the tags of all streams that ever used a shared prefix would pile up on it.
         self.engine.untag(record.stream_id, record.ids, namespace=record.namespace)
         self.kv.release_host(record)
+        self._stop(record)
+        self.decider.forget(record)
+
+    def _stop(self, record: StreamRecord) -> None:
+        """Nobody wants any more what is under way for the stream."""
         if record.in_flight is not None:
             self._by_key.pop(record.in_flight.key, None)
             self.engine.abort(record.in_flight.key)
             record.in_flight = None
-        self.decider.forget(record)
 
     def _forget(self, record: StreamRecord) -> None:
-        """The router needs the record no more. Its KV stays tagged while it is expected back."""
-        keep_until_s = record.keep_until_s()
-        if keep_until_s is None or keep_until_s <= self._clock():
+        """The router has the whole answer, here or from elsewhere: nothing is computed for it any
+        more. From now on its KV stays tagged for as long as it is expected back."""
+        if record.answer is None or not record.keep_s:
             self._drop(record)
             return
-        del self._records[record.stream_id]
+        self._stop(record)
+        if record.phase is not Phase.DONE:
+            self._done(record)
+        record.done_s = self._clock()
+        self._records.pop(record.stream_id, None)
         self._kept[record.stream_id] = record
 
     def _drop_kept(self, stream_id: int) -> None:
         """A new attempt begins of a stream that was kept: whatever goes by its id is the new one's
         from now on. A router whose stream is not over yet does that behind ``DONE_RETENTION_S``."""
-        kept = self._kept.pop(stream_id, None)
+        kept = self._kept.get(stream_id)
         if kept is not None:
             self._drop(kept)
 
@@ -797,7 +813,6 @@ class ServingCore:
         for record in list(self._kept.values()):
             keep_until_s = record.keep_until_s()
             if keep_until_s is None or keep_until_s <= until_s:
-                del self._kept[record.stream_id]
                 self._drop(record)
 
     def _expire(self) -> None:

@@ -281,6 +281,31 @@ async def test_stop_string_ends_the_text_before_it(cluster: TestCluster) -> None
     await until(lambda: not decode.streams)
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "hand-off not reported"])
+async def test_a_server_that_is_to_keep_the_kv_is_not_cancelled(
+    cluster: TestCluster, alone: bool
+) -> None:
+    """The answer ends at a stop string before the prefill server knows: `Forget`, behind which it
+    keeps what the commit asked for."""
+    prefill = await cluster.prefill()
+    prefill.drop_outgoing = lambda message: isinstance(message, s.HandoffReport)
+    decode = None if alone else await cluster.decode()
+    prompt = [20, 21, 22]
+    answer = expected_answer(prompt, 30, cluster.vocab_size)
+    whole = cluster.tokenizer.decode(answer, skip_special_tokens=True)
+    handle = await cluster.open()
+    await handle.append(ids(*prompt))
+    stop = next(whole[i : i + 3] for i in range(12, 30) if whole[i : i + 3].isprintable())
+    await handle.commit(commit_of(1000, stop=[stop], keep_s=60.0))
+    _, done = await answer_of(handle)
+    assert done.matched_stop == stop
+    await until(lambda: not prefill.streams)
+    assert prefill.of_type(r.Forget)
+    assert not prefill.of_type(r.Cancel)
+    if decode is not None:
+        await until(lambda: decode.of_type(r.Cancel))
+
+
 async def test_stop_token_shows_no_text(cluster: TestCluster) -> None:
     """The token that ends the answer is an event without text, and the end names it."""
     prefill, decode = await cluster.prefill(), await cluster.decode()

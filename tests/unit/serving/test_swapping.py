@@ -9,7 +9,9 @@ import pytest
 
 from prefill_server.host_index import block_keys
 from streamfill.engine.interface import ExportedKv
+from streamfill.kv_transfer.fake import FakeKvReceiver
 from streamfill.messages import server_to_router as s
+from streamfill.messages.common import HandoffTarget
 from streamfill.messages.control import PreemptionAction, PreemptionMode, Residency
 from streamfill.messages.router_to_server import FlushCache
 from streamfill.serving.core import DONE_RETENTION_S
@@ -298,6 +300,76 @@ def _answered(server: PrefillUnderTest, stream_id: int, keep_s: float) -> None:
     server.run(forget(stream_id))
 
 
+@pytest.mark.parametrize("handoff", [None, TO_DECODE])
+def test_a_kept_stream_may_be_forgotten_before_its_server_is_through(
+    handoff: HandoffTarget | None,
+) -> None:
+    """The router ended the answer at a stop string, or a short one came before the end of the
+    hand-off. What is under way ends, and the KV is kept."""
+    server = _server(host_tokens=2 * SIZE)
+    server.network.is_holding = True
+    receiver = FakeKvReceiver("d0", server.network)
+    sampling = msgspec.structs.replace(GREEDY, max_new_tokens=100)
+    server.run(opened(1), splice(tokens(SIZE, 1), stream_id=1))
+    message = commit(SIZE, stream_id=1, sampling=sampling, handoff=handoff)
+    server.step(msgspec.structs.replace(message, keep_s=600.0))
+    server.step()
+    server.step(forget(1))
+    server.run()
+    counters = server.core.counters(0)
+    assert (counters.num_streams, counters.num_running, counters.num_transfers) == (0, 0, 0)
+    _fill(server, 2, 3)
+    server.run(cancel(2), cancel(3))
+    assert _comes_back(server, 4, 1) <= 12
+    server.clock.now_s += 601.0
+    server.run(cancel(4))
+    server.assert_nothing_is_left()
+    receiver.close()
+
+
+def test_what_a_commit_computed_is_kept_too() -> None:
+    """All of a prompt that came in one piece with its commit."""
+    server = _server(host_tokens=2 * SIZE)
+    message = commit(SIZE, stream_id=1, handoff=None)
+    server.run(
+        opened(1),
+        splice(tokens(SIZE, 1), stream_id=1, commit_follows=True),
+        msgspec.structs.replace(message, keep_s=600.0),
+    )
+    server.run(forget(1))
+    (telemetry,) = server.core.telemetry()
+    assert telemetry.num_computed_tokens == SIZE
+    _fill(server, 2, 3)
+    server.run(cancel(2), cancel(3))
+    assert _comes_back(server, 4, 1) <= 12
+
+
+def test_the_time_to_keep_begins_when_the_whole_answer_is_there() -> None:
+    """A decode server wrote on it for longer than that."""
+    server = _server()
+    server.run(opened(1), splice(tokens(SIZE, 1)))
+    message = commit(SIZE, stream_id=1, handoff=TO_DECODE)
+    server.run(msgspec.structs.replace(message, keep_s=60.0))
+    for silence_s in (100.0, DONE_RETENTION_S, 30.0):
+        server.clock.now_s += silence_s
+        server.run()
+    server.run(forget(1))
+    server.clock.now_s += 59.0
+    server.run()
+    (telemetry,) = server.core.telemetry()
+    assert telemetry.expected_next_s is not None
+    server.clock.now_s += 2.0
+    server.run()
+    server.assert_nothing_is_left()
+
+
+def test_a_kept_stream_that_is_cancelled_is_let_go() -> None:
+    server = _server()
+    _answered(server, 1, 600.0)
+    server.run(cancel(1))
+    server.assert_nothing_is_left()
+
+
 def _comes_back(server: PrefillUnderTest, stream_id: int, old_id: int) -> int:
     """A prompt that begins with the old one; returns how many tokens were computed for it."""
     before = server.core.num_computed_tokens
@@ -358,7 +430,7 @@ def test_a_kept_stream_that_is_taken_up_again_is_its_new_attempt() -> None:
     server.run()
     sampling = msgspec.structs.replace(GREEDY, max_new_tokens=40)
     server.step(generate(tokens(SIZE, 1), [first], attempt=2, sampling=sampling))
-    server.clock.now_s += 60.0
+    server.clock.now_s += DONE_RETENTION_S + 60.0
     server.step()
     assert server.core.num_streams == 1
     server.step(cancel(1, attempt=2))
