@@ -126,5 +126,5 @@ class Decoding:
 
     def end(self) -> None:
         """The stream has ended, and its servers know."""
-        self.handoff.release_target()
+        self.handoff.end()
         self.leg = None

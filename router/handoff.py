@@ -4,7 +4,8 @@
 2. `aim`: the commit names one, the same one unless another is far better.
 3. `take_target`: the first token is out, and the answer goes on there. The target is the answer's
    leg from then on.
-4. `reported`: whether the KV has arrived, which may be heard before or behind 3.
+4. `reported`: whether the KV has arrived, which may be heard before or behind 3, and otherwise once
+   more: where the decode server had lost what it goes on behind, it is sent again or given up.
 5. `aim_again`: the answer goes on at another decode server, which gets the KV as well.
 
 A decode server that waits for KV which will not come is told so by `decoding`, not from here.
@@ -40,7 +41,7 @@ class Target:
 class Handoff:
     """Owned by `decoding`. Owns the target's share of load."""
 
-    __slots__ = ("_cluster", "_lifetime", "_stream_id", "outcome", "report", "target")
+    __slots__ = ("_cluster", "_heard", "_lifetime", "_stream_id", "outcome", "report", "target")
 
     def __init__(self, cluster: Cluster, stream_id: StreamId, lifetime: Lifetime) -> None:
         self.target: Target | None = None
@@ -52,6 +53,8 @@ class Handoff:
         self._cluster = cluster
         self._stream_id = stream_id
         self._lifetime = lifetime
+        self._heard: s.HandoffReport | None = None
+        """The newest report of the newest hand-off."""
 
     def aim_ahead(self, num_tokens: int, avoid: Collection[ServerId]) -> KvPeer | None:
         """Where KV may go ahead of the commit. None: no decode server can take it.
@@ -111,7 +114,7 @@ class Handoff:
             self.target = None
 
     def reported(self, report: s.HandoffReport, taken: int | None) -> bool:
-        """Whether the report is of the newest hand-off; if so, `note` is to follow.
+        """Whether the report says something new of the newest hand-off; if so, `note` is to follow.
 
         Args:
             taken: of the transfer that the answer's leg waits for.
@@ -120,12 +123,15 @@ class Handoff:
             self.target.transfer_failed = not report.ok
         elif taken != report.transfer_id:
             return False
+        if report == self._heard:
+            return False  # its frame came twice
+        self._heard = report
         self.report = report if report.ok else None
         return True
 
     def note(self, outcome: str) -> None:
         """What became of the newest hand-off: ``done``, or why it failed."""
-        self._set(outcome)
+        self.outcome = outcome
         if outcome == "done":
             self._lifetime.record(LifetimeEvent.HANDOFF_DONE)
         else:
@@ -134,18 +140,25 @@ class Handoff:
     def overtaken(self, *, found_prompt: bool) -> None:
         """A short answer overtakes the report, and tells as well whether the KV was there."""
         if found_prompt:
-            self._set("done")
+            self.outcome = "done"
         else:
-            self._set("failed: not reported before the end of the answer")
+            self.outcome = "failed: not reported before the end of the answer"
+
+    def end(self) -> None:
+        """The stream has ended."""
+        self.release_target()
+        self._count()
 
     def _begin(self) -> None:
+        self._count()
         self.outcome = "none"
-        self.report = None
+        self.report = self._heard = None
 
-    def _set(self, outcome: str) -> None:
-        self.outcome = outcome
+    def _count(self) -> None:
+        """How the newest hand-off ended, if there was one: once, when nothing more comes of it."""
         metrics = self._cluster.metrics
-        (metrics.handoffs_done if outcome == "done" else metrics.handoffs_failed).inc()
+        if self.outcome != "none":
+            (metrics.handoffs_done if self.outcome == "done" else metrics.handoffs_failed).inc()
 
 
 def _target_with(server: Server, num_tokens: int, transfer_id: TransferId | None = None) -> Target:

@@ -12,6 +12,8 @@ from router.accounts import WorkRecord
 from router.interface import DoneEvent, Usage
 from router.service_replies import stream_event
 from streamfill.api.replies import AnswerBuilder
+from streamfill.messages import router_to_server as r
+from streamfill.messages import server_to_router as s
 from streamfill.messages.common import ComputeRun, Preemption, StreamAccount
 from streamfill.observability.lifetime import (
     ComputeInterval,
@@ -117,7 +119,54 @@ async def test_the_work_of_both_servers_is_told(cluster: TestCluster) -> None:
     assert done.handoff == "done"
     assert done.handoff_bytes == HANDOFF_BYTES_PER_TOKEN * len(PROMPT)
     assert done.handoff_s == HANDOFF_S
+    assert _handoffs(cluster) == (1, 0)
+    assert [each.event for each in entries].count(LifetimeEvent.HANDOFF_DONE) == 1
     assert [run.num_tokens for run in compute_intervals(done.lifetime.entries)] == [9, 2]
+
+
+async def test_a_hand_off_that_was_given_up_behind_its_report_is_a_failed_one(
+    cluster: TestCluster,
+) -> None:
+    """The decode server had lost what it goes on behind, and computing that is cheaper than sending
+    it again: two reports of one hand-off."""
+    prefill, decode = await cluster.prefill(), await cluster.decode()
+    decode.output_limit = 1
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await handle.commit(commit_of(8))
+    entries = cluster.manager._sessions[StreamId(handle.stream_id)].lifetime.entries
+    await until(lambda: any(each.event is LifetimeEvent.HANDOFF_DONE for each in entries))
+    (sent,) = prefill.of_type(r.Commit)
+    assert sent.handoff is not None
+    await prefill.send(
+        s.HandoffReport(
+            stream_id=sent.stream_id,
+            attempt=sent.attempt,
+            transfer_id=sent.handoff.transfer_id,
+            ok=False,
+            reason="cheaper to compute",
+            num_tokens=0,
+            num_bytes=0,
+            seconds=0.0,
+        )
+    )
+    await until(lambda: decode.of_type(r.HandoffFailed))
+    decode.output_limit = 8
+    _, done = await answer_of(handle)
+    assert (done.handoff, done.handoff_bytes) == ("failed: cheaper to compute", None)
+    assert _handoffs(cluster) == (0, 1)
+
+
+def _handoffs(cluster: TestCluster) -> tuple[float, float]:
+    """That went well, and that failed, by the router's metrics."""
+    name = "streamfill_router_handoffs_total"
+    registry = cluster.manager.metrics.set.registry
+    done, failed = (
+        registry.get_sample_value(name, {"outcome": outcome}) for outcome in ("done", "failed")
+    )
+    assert done is not None
+    assert failed is not None
+    return done, failed
 
 
 async def test_an_attempt_that_died_leaves_no_account(cluster: TestCluster) -> None:
