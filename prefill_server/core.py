@@ -102,6 +102,12 @@ class PrefillCore(ServingCore):
         super().step(messages)
         self._push_early()
 
+    @property
+    def is_through(self) -> bool:
+        """Hand-offs are over too: what a decode server waits for it would compute again."""
+        is_handing_off = any(each.handoff_id is not None for each in self._pending.values())
+        return super().is_through and not is_handing_off
+
     def poll_transfers(self) -> None:
         """Take transfers back that ended. Called in every turn, on every rank by itself."""
         for part in self._sender.poll():

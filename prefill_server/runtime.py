@@ -39,6 +39,9 @@ there beside 2.5 ms per token, so steps of 256 tokens would be a tenth faster.""
 GPU_SEGMENT_TOKENS = 2048
 """Some 0.1 s of an 8-billion-parameter model on an H200 (docs/benchmarks/preemption.md), which
 larger steps would use hardly better; the published engine has steps as large for its crawler."""
+LAST_TRANSFERS_S = 3.0
+"""For transfers of ranks whose rank 0 is through with its own. Less than rank 0 waits for these
+processes to end."""
 TELEMETRY_INTERVAL_S = 0.5
 """A plan stands until the next; half a second is short beside the seconds between segments."""
 
@@ -201,7 +204,16 @@ class PrefillRuntime(SchedulerRuntime):
         return num_frames + (self._controller.num_malformed_frames if self._controller else 0)
 
     def close_transport(self) -> None:
+        if self.rank != 0 and self._prefill_core is not None:
+            self._end_transfers()
         if self._sender is not None:
             self._sender.close()
         if self._controller is not None:
             self._controller.close()
+
+    def _end_transfers(self) -> None:
+        """Rank 0 decides when all stop, and knows of its own transfers only."""
+        until_s = time.monotonic() + LAST_TRANSFERS_S
+        while self.core.transport_counters().num_transfers and time.monotonic() < until_s:
+            self.poll_transport()
+            time.sleep(0.01)

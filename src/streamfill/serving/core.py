@@ -140,6 +140,11 @@ class ServingCore:
         """Streams that are not over."""
         return sum(record.phase is not Phase.DONE for record in self._records.values())
 
+    @property
+    def is_through(self) -> bool:
+        """Nothing would be lost with this server now, besides what it has cached."""
+        return self.num_streams == 0
+
     def step(self, messages: Sequence[Inbound]) -> None:
         """One turn, before the engine forms its next batch."""
         for message in messages:

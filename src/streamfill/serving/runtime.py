@@ -347,4 +347,4 @@ class SchedulerRuntime(abc.ABC):
             self._drain_until_s = now_s + DRAIN_TIMEOUT_S
             log_event(logger, "draining", num_streams=self.core.num_streams)
             self.send(s.Draining(server_id=self.config.server_id))
-        return self.core.num_streams == 0 or now_s >= self._drain_until_s
+        return self.core.is_through or now_s >= self._drain_until_s

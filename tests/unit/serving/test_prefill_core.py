@@ -218,6 +218,25 @@ def test_a_stream_that_ends_takes_its_transfer_along(server: PrefillUnderTest, h
     assert server.engine.staging_bytes == 0
 
 
+def test_a_server_is_not_through_before_its_hand_offs_are(server: PrefillUnderTest) -> None:
+    """Else the last prompt before an orderly end would be computed again."""
+    receiver = FakeKvReceiver("d0", server.network)
+    server.network.is_holding = True
+    server.run(opened(), splice(PROMPT))
+    is_through = [server.core.is_through]
+    server.run(commit(40, handoff=TO_DECODE))
+    assert server.core.num_streams == 0
+    is_through.append(server.core.is_through)
+    server.network.deliver_held()
+    (incoming,) = receiver.poll()
+    receiver.release(incoming)
+    server.turn()
+    assert _report(server).ok
+    is_through.append(server.core.is_through)
+    assert is_through == [False, False, True]
+    receiver.close()
+
+
 def test_the_answer_goes_on_here_when_the_decode_server_died(server: PrefillUnderTest) -> None:
     """On the same attempt, from the second token, out of the cache."""
     server.run(opened(), splice(PROMPT), commit(40, handoff=TO_DECODE))
