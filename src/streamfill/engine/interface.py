@@ -238,7 +238,8 @@ class Engine(Protocol):
 
     def copy_ahead(self, token_ids: array[int], *, namespace: str) -> int:
         """Copy the cached prefix of ``token_ids`` to host memory and leave it where it is, so that
-        taking it later costs nothing. Returns how many of its tokens host memory holds now."""
+        taking it later costs nothing. Returns how many of its tokens host memory holds now,
+        without a gap from the first one on."""
         ...
 
     def restore(self, token_ids: array[int], *, namespace: str) -> int:

@@ -364,15 +364,15 @@ class KvPool:
 
     def copy_ahead(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Copy the cached prefix of ``token_ids`` to host memory, and leave it where it is. Returns
-        how many of its tokens host memory holds now."""
+        how many of its tokens host memory holds now, without a gap."""
         swap, page_size = self._tree.swap, self._tree.page_size
         if swap is None:
             return 0
         slots = self.cached_slots(token_ids, namespace)
         keys = swap.keys(token_ids[: len(slots)], namespace)
         slots = slots[: len(keys) * swap.block_tokens]
-        num_blocks: int = swap.save(keys, slots[::page_size] // page_size, is_resident=True)
-        return num_blocks * swap.block_tokens
+        swap.save(keys, slots[::page_size] // page_size, is_resident=True)
+        return swap.num_present(keys) * swap.block_tokens
 
     def restore(self, token_ids: array[int], namespace: str = SHARED_NAMESPACE) -> int:
         """Bring back what host memory holds right behind the cached prefix of ``token_ids``.

@@ -142,6 +142,17 @@ def test_a_copy_ahead_leaves_everything_where_it_is(pool: PoolUnderTest) -> None
     assert (stats.num_saved, stats.num_saved_for_free) == (3, 3)
 
 
+def test_copies_behind_a_gap_do_not_count_as_copied_ahead(pool: PoolUnderTest) -> None:
+    """They do not come back without what is before them."""
+    swap = pool.swap_to(2)
+    _compute(pool, 1, "abc")
+    ids = _ids("abc")
+    behind = pool.pool.cached_slots(ids)[BLOCK :: pool.page_size] // pool.page_size
+    assert swap.save(swap.keys(ids)[1:], behind) == 2
+    assert pool.pool.host_tokens(ids, 0) == 0
+    assert pool.pool.copy_ahead(ids) == 0
+
+
 def test_without_host_memory_nothing_is_kept(pool: PoolUnderTest) -> None:
     _compute(pool, 1, "abc")
     pool.tree.set_ranks({1: 0}, frozenset({1}))
