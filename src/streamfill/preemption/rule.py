@@ -46,7 +46,7 @@ class Pricing:
     costs: CostModel = BUILT_IN["cpu"]
     bytes_per_token: int = 0
     free_host_tokens: int = 0
-    """Room for copies."""
+    """Room for copies, what may be given up for them included."""
 
 
 DEFAULT_PRICING: Final = Pricing()
@@ -60,8 +60,9 @@ class Price(NamedTuple):
     cost_s: float
     """To have it back."""
     num_freed_tokens: int
-    num_copied_tokens: int
-    """Room that a swap takes in host memory."""
+    num_host_tokens: int
+    """Room that a swap takes in host memory: also what is copied already, which others may have
+    until the KV is taken."""
 
 
 def rank_victims(
@@ -86,7 +87,7 @@ def rank_victims(
     for stream in expendable:
         price = price_of(stream, pricing, room)
         if price.action is PreemptionAction.SWAP:
-            room -= price.num_copied_tokens
+            room -= price.num_host_tokens
         entries.append(
             PlanEntry(
                 stream_id=stream.stream_id,
@@ -121,7 +122,7 @@ def price_of(stream: StreamTelemetry, pricing: Pricing, room: int | None = None)
     copied = max(0, stream.num_computed_tokens - max(stream.num_shared_tokens, _saved(stream)))
     recompute_s = costs.recompute.seconds(freed, stream.num_shared_tokens)
     recompute = Price(PreemptionAction.RECOMPUTE, recompute_s, freed, 0)
-    fits = copied <= (pricing.free_host_tokens if room is None else room)
+    fits = freed <= (pricing.free_host_tokens if room is None else room)
     if mode is PreemptionMode.RECOMPUTE or not fits or not pricing.bytes_per_token:
         return recompute
     out_s = costs.swap_out.seconds(copied * pricing.bytes_per_token)
@@ -133,7 +134,7 @@ def price_of(stream: StreamTelemetry, pricing: Pricing, room: int | None = None)
         swap_s = out_s + in_s
     if mode is PreemptionMode.AUTO and swap_s >= recompute_s > 0.0:
         return recompute
-    return Price(PreemptionAction.SWAP, swap_s, freed, copied)
+    return Price(PreemptionAction.SWAP, swap_s, freed, freed)
 
 
 def expected_idle_s(stream: StreamTelemetry) -> float:

@@ -106,6 +106,6 @@ def streams_to_save(
             continue
         price = price_of(by_id[entry.stream_id], pricing, room)
         if price.action is PreemptionAction.SWAP:
-            room -= price.num_copied_tokens
+            room -= price.num_host_tokens
             saved.add(entry.stream_id)
     return frozenset(saved)

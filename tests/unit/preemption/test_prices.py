@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefill_server.host_index import HostIndex
 from streamfill.messages.control import (
     PlanEntry,
     PreemptionAction,
@@ -77,7 +78,23 @@ def test_idle_time_hides_copies_that_run_beside_the_engine() -> None:
 
 def test_full_host_memory_means_recomputing() -> None:
     assert price_of(_stream(), _pricing(room=999)).action is RECOMPUTE
-    assert price_of(_stream(num_saved_tokens=500), _pricing(room=500)).action is SWAP
+    assert price_of(_stream(), _pricing(room=1000)).action is SWAP
+    assert price_of(_stream(num_saved_tokens=500), _pricing(room=999)).action is RECOMPUTE
+
+
+def test_copies_that_are_there_take_room_when_their_kv_is_taken() -> None:
+    """As host memory has it: until then they count as room, since others may have it."""
+    index = HostIndex(num_blocks=4)
+    first, second = ([bytes([name, number]) for number in range(4)] for name in b"ab")
+    index.put(first, is_resident=True)
+    assert index.num_spare == 4
+    room = index.num_spare * 250
+    streams = [_stream(1, num_saved_tokens=1000, expected_next_s=60.0), _stream(2)]
+    entries = rank_victims(streams, _pricing(room=room))
+    assert [(entry.stream_id, entry.action) for entry in entries] == [(1, SWAP), (2, RECOMPUTE)]
+    assert streams_to_save(entries, streams, _pricing(room=room)) == {1}
+    index.put(first)  # it is taken
+    assert index.put(second) == []
 
 
 def test_a_shared_prefix_is_neither_freed_nor_computed_again() -> None:
@@ -165,8 +182,8 @@ def test_copies_never_take_more_host_memory_than_there_is(
     entries = rank_victims(streams, pricing)
     saved = streams_to_save(entries, streams, pricing)
     by_id = {stream.stream_id: stream for stream in streams}
-    copied = sum(price_of(by_id[stream_id], pricing).num_copied_tokens for stream_id in saved)
-    assert copied <= room
+    held = sum(price_of(by_id[stream_id], pricing).num_host_tokens for stream_id in saved)
+    assert held <= room
     for entry in entries:
         stream = by_id[entry.stream_id]
         assert (entry.action is KEEP) == (stream.committed or stream.active)
