@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,13 @@ logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 CURVES: Final = ("recompute", "swap_out", "swap_in", "handoff")
+_COPY_TIMES: Final = ("fixed_s", "per_byte_s")
+_TIMES: Final = {
+    "recompute": ("fixed_s", "per_token_s", "per_pair_s"),
+    "swap_out": _COPY_TIMES,
+    "swap_in": _COPY_TIMES,
+}
+"""The coefficients that a server needs, by curve."""
 
 
 class CostProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +103,7 @@ def load_profile(path: Path, key: str = "prefill.cost_profile") -> CostProfile:
         key: the setting that named it, for errors.
 
     Raises:
-        ConfigError: it cannot be read, is no profile, or lacks a curve.
+        ConfigError: it cannot be read, is no profile, or lacks a curve or a time of one.
     """
     remedy = "make one with `streamfill profile`, or leave the setting out"
     try:
@@ -108,9 +116,9 @@ def load_profile(path: Path, key: str = "prefill.cost_profile") -> CostProfile:
         raise ConfigError(
             key, str(path), f"has format {profile.format}, this version reads {FORMAT}; {remedy}"
         )
-    missing = {"recompute", "swap_out", "swap_in"} - set(profile.curves)
-    if missing:
-        raise ConfigError(key, str(path), f"lacks {', '.join(sorted(missing))}; {remedy}")
+    problem = _problem_of(profile)
+    if problem is not None:
+        raise ConfigError(key, str(path), f"{problem}; {remedy}")
     return profile
 
 
@@ -138,6 +146,22 @@ def costs_for(
         else:
             return profile.cost_model(), path.name
     return BUILT_IN.get(device_type, BUILT_IN["cuda"]), "built-in"
+
+
+def _problem_of(profile: CostProfile) -> str | None:
+    """Why no cost model can be made of it; None where one can."""
+    missing = _TIMES.keys() - profile.curves.keys()
+    if missing:
+        return f"lacks {', '.join(sorted(missing))}"
+    for name, times in _TIMES.items():
+        coefficients = profile.curves[name].coefficients
+        for time in times:
+            place = f"curves.{name}.coefficients.{time}"
+            if time not in coefficients:
+                return f"lacks {place}"
+            if not 0.0 <= coefficients[time] < math.inf:
+                return f"has {place} = {coefficients[time]}, which is no time"
+    return None
 
 
 def _copy_cost(curve: Curve) -> CopyCost:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("scipy")
+pytest.importorskip("scipy.optimize")  # now: its import outlasts the deadline of an example
 
 from streamfill.errors import ConfigError
 from streamfill.observability.lifetime import LifetimeEntry, LifetimeEvent
@@ -150,6 +151,29 @@ def test_a_broken_profile_that_is_named_is_an_error(
         costs_for(str(path), home=tmp_path, model="tiny", device_type="cpu")
     assert part in str(raised.value)
     assert "streamfill profile" in str(raised.value)
+
+
+@pytest.mark.parametrize("curve", ["recompute", "swap_out", "swap_in"])
+@pytest.mark.parametrize(
+    ("value", "part"), [(None, "lacks {}"), (-1.0, "has {} = -1.0, which is no time")]
+)
+def test_a_profile_without_a_time_names_it(
+    tmp_path: Path, curve: str, value: float | None, part: str
+) -> None:
+    """An error for who named it, and passed over where nobody did."""
+    path = profile_path(tmp_path, "tiny", "cpu")
+    save_profile(_profile(), path)
+    content = json.loads(path.read_text())
+    coefficients = content["curves"][curve]["coefficients"]
+    del coefficients["fixed_s"]
+    if value is not None:
+        coefficients["fixed_s"] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as raised:
+        costs_for(str(path), home=tmp_path, model="tiny", device_type="cpu")
+    assert part.format(f"curves.{curve}.coefficients.fixed_s") in str(raised.value)
+    assert str(path) in str(raised.value)
+    assert costs_for(None, home=tmp_path, model="tiny", device_type="cpu")[1] == "built-in"
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
