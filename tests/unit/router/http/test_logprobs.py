@@ -27,7 +27,12 @@ def _top(event: TokenEvent) -> dict[str, float]:
 def test_tokens_without_a_text_are_told_apart_in_completions() -> None:
     """By their ids; otherwise all would be one, under an empty key."""
     event = _token(100, -1.0, t100=-1.0, t101=-2.0, t1=-3.0, t4=-4.0)
-    assert _top(event) == {"token_id:100": -1.0, "token_id:101": -2.0, "a": -3.0, "bytes:\\xe2": -4.0}
+    assert _top(event) == {
+        "token_id:100": -1.0,
+        "token_id:101": -2.0,
+        "a": -3.0,
+        "bytes:\\xe2": -4.0,
+    }
     written = WRITER.completion([event], 0)
     assert written is not None
     assert written.tokens == ["token_id:100"]
