@@ -76,12 +76,13 @@ def done(policy: str) -> PolicyOutcome:
 
 
 async def settled(server: FakeServer, kind: type[r.RouterToServer]) -> int:
-    """How many messages of this kind a server has got once nobody sends it further ones; what is on
-    its way when an answer comes is not one of those."""
-    await asyncio.sleep(timing.POLICY_REPEAT_S)
-    before = len(server.of_type(kind))
-    await asyncio.sleep(3 * timing.POLICY_REPEAT_S)
-    assert len(server.of_type(kind)) == before
+    """How many messages of this kind a server has got once nobody sends it further ones, as must
+    come to be. Some may be on their way when an answer comes."""
+    before = -1
+    async with asyncio.timeout(PATIENCE_S):
+        while before != len(server.of_type(kind)):
+            before = len(server.of_type(kind))
+            await asyncio.sleep(3 * timing.POLICY_REPEAT_S)
     return before
 
 
