@@ -21,6 +21,7 @@ from streamfill.kv_transfer.sender import KvSender
 from tests.support.children import child
 from tests.support.transfer_phases import Phase, stop_receiver_at, stop_sender_at
 from tests.unit.kv_transfer.builders import (
+    CALM,
     HOST,
     LAYOUT,
     PATIENCE_S,
@@ -36,14 +37,14 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.clusters,
     pytest.mark.slow,
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
 ]
 
 NUM_TOKENS = 300
 CHUNK_BYTES = 4000
 """So that there are several."""
 MEMORY_BYTES = 1 << 24
-MOST_S = 8.0
+MOST_S = 20.0
 """From the death, or the beginning of a hang, to the survivor's having let go: two of its time-outs
 in a row, on a busy machine."""
 
@@ -81,7 +82,7 @@ def _send(pipe: Connection, port: int, phase: Phase | None, same_host: bool) -> 
     told = _Told(pipe)
     if phase is not None:
         stop_sender_at(phase, told.phase_is_reached)
-    sender = KvSender("p0", LAYOUT, timeouts=QUICK, chunk_bytes=CHUNK_BYTES, same_host=same_host)
+    sender = KvSender("p0", LAYOUT, timeouts=CALM, chunk_bytes=CHUNK_BYTES, same_host=same_host)
     address = PeerAddress(server_id="d0", host=HOST, control_port=port)
     while True:
         transfer_id = pipe.recv()
@@ -100,7 +101,7 @@ def _receive(pipe: Connection, phase: Phase | None, same_host: bool) -> None:
         LAYOUT,
         HOST,
         memory_limit_bytes=MEMORY_BYTES,
-        timeouts=QUICK,
+        timeouts=CALM,
         same_host=same_host,
     )
     told.say("port", receiver.port)
@@ -160,7 +161,7 @@ def test_a_sender_is_killed(phase: Phase, *, same_host: bool, hangs: bool) -> No
     finally:
         begun_s = time.monotonic()
         receiver.close()
-        assert time.monotonic() - begun_s < QUICK.join_s
+        assert time.monotonic() - begun_s < MOST_S
 
 
 @pytest.mark.parametrize(("phase", "same_host"), CASES)
@@ -190,7 +191,7 @@ def test_a_receiver_is_killed(phase: Phase, *, same_host: bool, hangs: bool) -> 
     finally:
         begun_s = time.monotonic()
         sender.close()
-        assert time.monotonic() - begun_s < QUICK.join_s
+        assert time.monotonic() - begun_s < MOST_S
 
 
 def _address(port: int) -> PeerAddress:

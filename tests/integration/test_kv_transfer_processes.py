@@ -19,9 +19,9 @@ from streamfill.kv_transfer.sender import KvSender
 from streamfill.kv_transfer.source import StagedKv
 from tests.support.children import child
 from tests.unit.kv_transfer.builders import (
+    CALM,
     HOST,
     LAYOUT,
-    QUICK,
     arrivals_of,
     bytes_of,
     outcomes_of,
@@ -49,7 +49,7 @@ def same_host(request: pytest.FixtureRequest) -> bool:
 
 def _sender(*, same_host: bool) -> KvSender:
     return KvSender(
-        "p0", LAYOUT, timeouts=QUICK, chunk_bytes=_SMALL_CHUNK_BYTES, same_host=same_host
+        "p0", LAYOUT, timeouts=CALM, chunk_bytes=_SMALL_CHUNK_BYTES, same_host=same_host
     )
 
 
@@ -67,7 +67,7 @@ def _send_without_end(ready: Connection, port: int) -> None:
 def _receive_without_end(ready: Connection) -> None:
     """Child: says where it listens, then tells of each arrival."""
     torch.set_num_threads(1)
-    receiver = KvReceiver("d0", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
+    receiver = KvReceiver("d0", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=CALM)
     ready.send(receiver.port)
     wait_until(lambda: receiver.stats().num_active + receiver.stats().num_completed > 0)
     ready.send("receiving")
@@ -90,7 +90,7 @@ def test_the_sender_is_killed_in_mid_transfer(*, same_host: bool) -> None:
         LAYOUT,
         HOST,
         memory_limit_bytes=_MEMORY_BYTES,
-        timeouts=QUICK,
+        timeouts=CALM,
         same_host=same_host,
     )
     try:
@@ -144,7 +144,7 @@ def test_the_receiver_is_stopped_in_mid_transfer_and_others_go_on(*, same_host: 
     """A process that hangs keeps its connections: only the time-out helps, and only its own
     transfers wait for it."""
     sender = _sender(same_host=same_host)
-    other = KvReceiver("d1", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
+    other = KvReceiver("d1", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=CALM)
     try:
         with child(_spawn, _receive_without_end) as (process, pipe):
             address = PeerAddress(server_id="d0", host=HOST, control_port=pipe.recv())
@@ -169,8 +169,8 @@ def test_a_group_stands_beside_a_default_group(tmp_path: Path) -> None:
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     try:
-        receiver = KvReceiver("d0", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=QUICK)
-        sender = KvSender("p0", LAYOUT, timeouts=QUICK, same_host=False)
+        receiver = KvReceiver("d0", LAYOUT, HOST, memory_limit_bytes=_MEMORY_BYTES, timeouts=CALM)
+        sender = KvSender("p0", LAYOUT, timeouts=CALM, same_host=False)
         sent = OutgoingTransfer(
             transfer_id=secrets.randbits(60),
             stream_id=1,

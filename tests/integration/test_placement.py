@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,10 @@ async def _read_twice(client: Client, question: str) -> tuple[Result, Result]:
     async with client.stream() as first:
         await first.append(_PIECES[0])
         async with client.stream() as second:
-            for piece in _PIECES[1:]:
+            for computed, following in pairwise(_PIECES):
                 await first.wait_computed(_WAIT_S)
-                await second.append(_PIECES[_PIECES.index(piece) - 1])
-                await first.append(piece)
+                await second.append(computed)
+                await first.append(following)
             answered = await first.commit(question, max_tokens=4, temperature=0.0).read()
             await second.append(_PIECES[-1])
             return answered, await second.commit(question, max_tokens=4, temperature=0.0).read()
