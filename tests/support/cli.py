@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 """Importing and answering takes about a second; a busy machine may need more."""
 
 

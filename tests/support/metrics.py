@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from streamfill.observability.metrics import METRICS_PATH, Metric
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)

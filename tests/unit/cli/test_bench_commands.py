@@ -39,7 +39,7 @@ def address() -> Iterator[str]:
         assert facts is not None
         yield f"127.0.0.1:{facts['port']}"
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
 def run_script(script: str) -> subprocess.CompletedProcess[str]:
     """Runs `script` in an interpreter of its own."""
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -133,7 +133,7 @@ def test_policy_commands_import_nothing_heavy(words: str) -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     run = [sys.executable, "-c", script]
-    done = subprocess.run(run, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(run, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

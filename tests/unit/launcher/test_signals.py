@@ -24,7 +24,7 @@ async def test_the_end_of_the_terminal_is_an_orderly_end() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
-        await asyncio.wait_for(stop.first.wait(), 5)
+        await asyncio.wait_for(stop.first.wait(), 20)
 
 
 async def test_who_was_started_by_nohup_outlives_the_terminal() -> None:
@@ -35,5 +35,5 @@ async def test_who_was_started_by_nohup_outlives_the_terminal() -> None:
         await asyncio.sleep(0.05)
         assert stop.num_signals == 0
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(stop.first.wait(), 5)
+        await asyncio.wait_for(stop.first.wait(), 20)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -28,7 +28,7 @@ from streamfill.preemption.controller import Controller
 from streamfill.preemption.timeouts import CONTROLLER_ALIVE_S
 from tests.unit.preemption.builders import report, stream
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 """Far more than anything here takes; only a failure waits so long."""
 
 

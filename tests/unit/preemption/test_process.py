@@ -15,7 +15,7 @@ import pytest
 
 from streamfill.preemption.client import fetch_status
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 COMMAND = [sys.executable, "-m", "streamfill.preemption", "--config-file"]
 _SRC = Path(__file__).resolve().parents[3] / "src"
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(_SRC)}
