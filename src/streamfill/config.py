@@ -614,9 +614,10 @@ def _at_least(key: str, value: int, least: int) -> None:
 
 def _explain(kind: type[_Config], data: object, message: str) -> tuple[str, object, str]:
     """Key, value and remedy of a msgspec validation error, whose text ends in a path such as
-    ``$.prefill.count``."""
+    ``$.prefill.count``. A value in a table of any keys is shown with its table: the path has
+    ``[...]`` for its key."""
     text, _, path = message.partition(" - at `$")
-    keys = [part for part in path.strip("`").split(".") if part]
+    keys = [part for part in path.strip("`").partition("[")[0].split(".") if part]
     unknown = "unknown field `"
     if unknown in text:
         field = text.split(unknown)[1].split("`")[0]

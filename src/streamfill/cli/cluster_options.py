@@ -38,6 +38,8 @@ _TLS_HELP: Final = {
 }
 
 DEFAULT_NAME: Final = ClusterConfig().name
+_TEXT_TABLES: Final = ("placement_options", "policy_options")
+"""Sections of a cluster file whose values are all strings, numbers too."""
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +114,8 @@ def _number_or_word(value: str | None) -> int | str | None:
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The values of ``--set KEY=VALUE``: TOML where it can be read as such, else a string.
 
+    An option of a policy is a string in any case, as in a cluster file, without the quotes there.
+
     Raises:
         ConfigError: one has no equals sign.
     """
@@ -120,11 +124,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError("--set", setting, "write KEY=VALUE, such as prefill.threads=2")
-        try:
-            parsed[key.strip()] = msgspec.toml.decode(f"value = {value}")["value"]
-        except msgspec.DecodeError:
-            parsed[key.strip()] = value.strip()
+        parsed[key.strip()] = _value_of(key.strip(), value.strip())
     return parsed
+
+
+def _value_of(key: str, text: str) -> Any:
+    try:
+        value = msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
+        return text
+    is_text = any(section in _TEXT_TABLES for section in key.split(".")[:-1])
+    return text if is_text and not isinstance(value, str) else value
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:

@@ -75,6 +75,31 @@ def test_values_of_settings(setting: str, value: object) -> None:
     assert parse_settings([setting]) == {"k": value}
 
 
+@pytest.mark.parametrize("written", ["1024", '"1024"', " 1024 "])
+def test_options_of_policies_are_strings(written: str) -> None:
+    """A number is given to a policy as it was written, as docs/placement.md does."""
+    placement = f"router.placement_options.slack_tokens={written}"
+    policy = f"prefill.policy_options.window_ms={written}"
+    made = cluster(
+        *("--set", "router.placement=dualmap", "--set", placement),
+        *("--set", "prefill.policy=laps", "--set", policy),
+    )
+    assert made.router.placement_options == {"slack_tokens": "1024"}
+    assert made.prefill.policy_options == {"window_ms": "1024"}
+
+
+def test_an_option_of_a_policy_that_is_no_string_is_named_with_its_table(tmp_path: Path) -> None:
+    """A cluster file is typed: the error names the table, and shows what is in it."""
+    file = tmp_path / "cluster.toml"
+    file.write_text("[router.placement_options]\nslack_tokens = 1024\n")
+    with pytest.raises(ConfigError) as caught:
+        load_cluster_file(file)
+    assert (caught.value.key, caught.value.value) == (
+        "router.placement_options",
+        {"slack_tokens": 1024},
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "key", "remedy"),
     [
