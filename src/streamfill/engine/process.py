@@ -296,14 +296,18 @@ def build_server_args(config: ServerConfig, kv_bytes_per_token: int) -> tuple[An
     try:
         server_args = ServerArgs(**arguments)
         return server_args, PortArgs.init_new(server_args)
-    except TypeError as error:
-        raise ConfigError(
-            f"{config.role.value}.sglang", config.sglang, f"SGLang refuses it: {error}"
-        ) from error
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"{config.role.value}.sglang", config.sglang, f"SGLang refuses it: {error}"
-        ) from error
+    except (TypeError, ValueError, AssertionError) as error:
+        key, value = _refused_setting(config, str(error))
+        raise ConfigError(key, value, f"SGLang refuses it: {error}") from error
+
+
+def _refused_setting(config: ServerConfig, reason: str) -> tuple[str, object]:
+    """Key and value of what SGLang refuses: the context's length where it speaks of the one that
+    the cluster file gives, else its own arguments."""
+    is_ours = config.context_tokens is not None and "context_length" not in config.sglang
+    if is_ours and "context_length" in reason:
+        return "model.context_tokens", config.context_tokens
+    return f"{config.role.value}.sglang", config.sglang
 
 
 def default_cpu_pool_tokens(kv_bytes_per_token: int) -> int:

@@ -154,3 +154,10 @@ def test_folders_of_killed_servers_are_removed(
         (tmp_path / name).mkdir()
     process._remove_leftovers()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_a_context_longer_than_the_models_is_named_by_its_key(model: Path) -> None:
+    """SGLang refuses it as one of its own arguments, which nobody gave."""
+    with pytest.raises(ConfigError, match="SGLang refuses it") as caught:
+        process.build_server_args(_config(model, context_tokens=1_000_000), 64)
+    assert (caught.value.key, caught.value.value) == ("model.context_tokens", 1_000_000)
