@@ -391,13 +391,13 @@ def check_cluster(config: ClusterConfig) -> ClusterConfig:
         _at_least(f"{role}.max_requests", section.max_requests, 1)
         _at_least(f"{role}.tp_size", section.tp_size, 1)
         _at_least(f"{role}.base_gpu_id", section.base_gpu_id, 0)
-        for key in (
-            *("pool_tokens", "page_size", "step_tokens", "segment_tokens"),
-            "max_uncommitted_tokens",
-        ):
+        for key in ("page_size", "step_tokens", "segment_tokens", "max_uncommitted_tokens"):
             value = getattr(section, key)
             if value is not None:
                 _at_least(f"{role}.{key}", value, 1)
+        if section.pool_tokens is not None:
+            # SGLang admits half as many requests as the pool has tokens, and insists on one.
+            _at_least(f"{role}.pool_tokens", section.pool_tokens, 2)
         if section.host_pool_tokens is not None:
             _at_least(f"{role}.host_pool_tokens", section.host_pool_tokens, 0)
     _check_roles(config)

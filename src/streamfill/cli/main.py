@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
+from streamfill.cli.parser import CommandParser
 from streamfill.errors import StreamfillError
 
 COMMANDS: Final = {
@@ -51,11 +52,15 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (without the program's name) and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(words).parse_args(words)
-    args.words = words
-    command = _load(args.command)
+    if sys.stdout is None:  # closed by who started us, so nobody reads
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
     try:
-        return command.run(args)
+        try:
+            args = _parser(words).parse_args(words)
+            args.words = words
+            return _load(args.command).run(args)
+        finally:
+            sys.stdout.flush()
     except StreamfillError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="streamfill",
         description="LLM serving that starts prefill while the prompt is still arriving.",
         epilog="`streamfill COMMAND --help` shows the options of a command.",

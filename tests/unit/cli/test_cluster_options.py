@@ -116,6 +116,7 @@ def test_an_option_of_a_policy_that_is_no_string_is_named_with_its_table(tmp_pat
             "at least 1",
         ),
         (("--set", "router.max_waiting_segments=0"), "router.max_waiting_segments", "at least 1"),
+        (("--set", "prefill.pool_tokens=1"), "prefill.pool_tokens", "at least 2"),
         (("--set", "router.admission_wait_s=0.0"), "router.admission_wait_s", "above 0"),
         (("--set", "prefill.policy=sjf"), "prefill.policy", "known: adaptive, default"),
         (

@@ -38,6 +38,37 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
     assert f"usage: streamfill {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "usage", "problem"),
+    [
+        (["status", "--jsn"], "status [-h]", "--jsn (did you mean --json?)"),
+        (["policy", "set", "lcas", "--server-ids=a"], "policy set [-h]", "--server-ids=a"),
+        (["down", "--xyzzy", "now"], "down [-h]", "--xyzzy now\n"),
+        (["--jsn"], "[-h] [--version] COMMAND", "COMMAND\n"),
+    ],
+)
+def test_an_unknown_option_is_refused_by_its_command(
+    words: list[str], usage: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the usage of the command, not with that of `streamfill`, and with what may be meant."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"usage: streamfill {usage}")
+    assert problem in shown
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "doctor"])
+@pytest.mark.parametrize("redirection", ["| true", ">&-"])
+def test_nobody_reads_the_output(words: str, redirection: str) -> None:
+    """A closed pipe or a closed output is no reason for a traceback."""
+    command = f"{sys.executable} -m streamfill.cli.main {words} {redirection}"
+    done = subprocess.run(
+        command, shell=True, check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+
+
 def run_script(script: str) -> subprocess.CompletedProcess[str]:
     """Runs `script` in an interpreter of its own."""
     command = [sys.executable, "-c", script]
