@@ -126,7 +126,8 @@ def test_its_metrics_have_a_port_of_their_own() -> None:
 def test_its_metrics_port_is_looked_for_where_metrics_listen(*, is_given: bool) -> None:
     """The other address is the one that servers are reached at, and need not be of this machine."""
     # A port that the system does not give to somebody else meanwhile.
-    base = choose_ports(ClusterConfig()).metrics["decode-0"] if is_given else 0
+    router = RouterSection(grpc_port=0, http_port=0)
+    base = choose_ports(ClusterConfig(router=router)).metrics["decode-0"] if is_given else 0
     asked = ClusterConfig(prefill=ServerSection(host="192.0.2.1", metrics_port=base))
     assert config_of(planner(asked).plan(Role.PREFILL, {}, (), ())).metrics_port is not None
     elsewhere = ClusterConfig(metrics_host="192.0.2.1", prefill=ServerSection(metrics_port=base))
