@@ -75,6 +75,7 @@ class RouterLink:
         self._look_again_planned = False
         self._log_malformed = RateLimited()
         self._log_full = RateLimited()
+        self._log_unsent = RateLimited()
         self._faults = LinkFaults.from_environment("router")
         self.num_malformed_frames = 0
 
@@ -171,9 +172,18 @@ class RouterLink:
                     num_suppressed=self._log_full.num_suppressed,
                 )
         except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
-            self._on_unreachable(identity)
+            if error.errno == errno.EHOSTUNREACH:
+                self._on_unreachable(identity)
+            elif self._log_unsent.allow():  # what others are to get must not be lost with it
+                log_event(
+                    logger,
+                    "frame_not_sent",
+                    level=logging.ERROR,
+                    error=str(error),
+                    num_dropped=num_messages,
+                    stream_ids=some_stream_ids(frame),
+                    num_suppressed=self._log_unsent.num_suppressed,
+                )
 
     def _end_context(self) -> None:
         if self._gate is not None:

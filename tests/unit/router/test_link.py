@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import errno
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
+import pytest
 import zmq
 import zmq.asyncio
 
@@ -134,6 +137,26 @@ async def test_a_connection_that_is_gone() -> None:
         peer.link.send(peer.identity, cancel(3))
         assert await peer.frame() == [cancel(3)]
         assert peer.unreachable == [b"nobody"]
+
+
+async def test_a_frame_that_cannot_be_sent_takes_no_others_along(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It counts as lost on the way, and the log says so."""
+    async with connected() as peer:
+        send = zmq.Socket.send_multipart
+
+        def fail_for_one(socket: Any, frames: Sequence[bytes], *rest: Any) -> Any:
+            if frames[0] == b"broken":
+                raise zmq.ZMQError(errno.EIO)
+            return send(socket, frames, *rest)
+
+        monkeypatch.setattr(zmq.Socket, "send_multipart", fail_for_one)
+        peer.link.send(b"broken", cancel(1))
+        peer.link.send(peer.identity, cancel(2))
+        assert await asyncio.wait_for(peer.frame(), 5) == [cancel(2)]
+        assert "frame_not_sent" in caplog.text
+        assert peer.unreachable == []
 
 
 async def test_a_frame_with_one_bad_message_is_refused_whole() -> None:
