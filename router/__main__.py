@@ -23,13 +23,14 @@ from router.access.key_ring import KeyRing
 from router.access.standing import sharing_rules
 from router.garbage import pause_less
 from router.manager import Manager
-from router.service_server import UNIX_PREFIX, GrpcServer
+from router.service_server import GrpcServer
 from router.tls import router_tls
 from streamfill.config import RouterConfig, load_process_file
 from streamfill.errors import ConfigError, StreamfillError
 from streamfill.launcher.ready_line import announce_ready
 from streamfill.observability.exposition import MetricsServer
 from streamfill.observability.logging import configure_logging, log_event
+from streamfill.unix_sockets import UNIX_PREFIX
 
 if TYPE_CHECKING:
     from router.http.server import HttpServer

@@ -34,13 +34,11 @@ from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.status_details import short_message, status_code, trailing_metadata
 from streamfill.errors import ConfigError, InternalError, StreamError
 from streamfill.observability.logging import log_event
+from streamfill.unix_sockets import UNIX_PREFIX, check_unix_path, unix_target
 
 logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Streamfill"]
-UNIX_PREFIX = "unix:"
-MAX_UNIX_PATH_BYTES = 107
-"""unix(7)"""
 LIVENESS = ""
 READINESS = SERVICE.full_name
 
@@ -165,16 +163,14 @@ class GrpcServer:
             raise ConfigError("router.grpc_port", self._port, remedy) from error
 
     def _bind_unix(self) -> int:
+        path, key = self._host.removeprefix(UNIX_PREFIX), "router.operator_socket"
+        check_unix_path(path, key)
         mask = os.umask(0o177)  # at no moment may anybody else connect
         try:
-            return self._server.add_insecure_port(self._host)
+            return self._server.add_insecure_port(unix_target(path))
         except RuntimeError as error:
-            path = self._host.removeprefix(UNIX_PREFIX)
-            remedy = (
-                "cannot be made; the folder must be there and writable, and the path at most "
-                f"{MAX_UNIX_PATH_BYTES} bytes long: see STREAMFILL_HOME"
-            )
-            raise ConfigError("router.operator_socket", path, remedy) from error
+            remedy = "cannot be made; the folder must be there and writable: see STREAMFILL_HOME"
+            raise ConfigError(key, path, remedy) from error
         finally:
             os.umask(mask)
 

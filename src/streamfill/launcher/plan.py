@@ -21,6 +21,7 @@ from streamfill.config import (
 )
 from streamfill.launcher.ports import Ports
 from streamfill.messages.common import Role
+from streamfill.unix_sockets import check_unix_path, unix_target
 
 OPERATOR_SOCKET: Final = "router.sock"
 ROUTER_LOG: Final = "router_log.sqlite"
@@ -106,6 +107,9 @@ def plan_cluster(
         run_dir: absolute folder for the configuration files.
         state_dir: absolute folder for the router's Unix socket; None: ``run_dir``.
         python: the interpreter that runs the processes.
+
+    Raises:
+        ConfigError: the path of the router's Unix socket cannot be one.
     """
     router_host = reachable_host(config.router.host)
     router_endpoint, controller_endpoint = endpoints_of(config, ports)
@@ -120,6 +124,8 @@ def plan_cluster(
         return process_spec(name, kind, process_config, env=env, run_dir=run_dir, python=python)
 
     socket = (state_dir or run_dir) / OPERATOR_SOCKET if _asks_clients(config) else None
+    if socket is not None:
+        check_unix_path(socket, "STREAMFILL_HOME")
     router = RouterConfig(
         model_path=str(model_path),
         host=config.router.host,
@@ -197,7 +203,7 @@ def plan_cluster(
         address=_join(router_host, ports.router_grpc),
         processes=tuple(processes),
         http_url=_http_url(config, ports),
-        operator_address=None if socket is None else f"unix:{socket}",
+        operator_address=None if socket is None else unix_target(socket),
     )
 
 

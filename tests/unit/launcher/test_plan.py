@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from streamfill.config import (
     ServerConfig,
     ServerSection,
 )
+from streamfill.errors import ConfigError
 from streamfill.launcher.plan import ClusterPlan, ProcessKind, plan_cluster, thread_share
 from streamfill.launcher.ports import Ports
 from streamfill.messages.common import Role
@@ -236,6 +238,30 @@ def test_a_router_that_asks_for_something_has_a_socket_for_its_user() -> None:
         assert made.http_url == f"{scheme}://127.0.0.1:1004"
         assert made.address == "127.0.0.1:1001"
         assert made.own_address == (f"unix:{socket}" if socket else made.address)
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("/" + "x" * 95, "is 108 bytes long, and a Unix socket's path at most 107"),
+        ("/a,b", "comma"),
+    ],
+)
+def test_a_folder_that_cannot_have_the_socket(folder: str, words: str) -> None:
+    """Is said before a process starts; a router without one does not mind."""
+    section = RouterSection(api_keys_file="/k")
+    rest: dict[str, Any] = {
+        "model_path": Path("/models/m"),
+        "ports": PORTS,
+        "num_cores": 8,
+        "run_dir": Path("/run/c"),
+        "state_dir": Path(folder),
+    }
+    with pytest.raises(ConfigError, match=f"STREAMFILL_HOME = .*{words}"):
+        plan_cluster(ClusterConfig(router=section), **rest)
+    assert plan_cluster(ClusterConfig(), **rest).operator_address is None
+    shorter = rest | {"state_dir": Path("/" + "x" * 94)}
+    assert plan_cluster(ClusterConfig(router=section), **shorter).operator_address is not None
 
 
 def test_where_the_log_of_the_router_is() -> None:

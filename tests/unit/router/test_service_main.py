@@ -23,6 +23,7 @@ from streamfill.api import Client
 from streamfill.errors import UnauthenticatedError, UnavailableError
 from streamfill.models.tiny import make_tiny_model
 from streamfill.observability.metrics import Metric
+from streamfill.unix_sockets import unix_target
 from tests.support.metrics import scrape
 
 ROOT = Path(__file__).parents[3]
@@ -154,7 +155,9 @@ async def test_the_process_says_when_it_is_ready_and_stops_at_a_signal(
 async def test_a_process_that_asks_for_keys(tmp_path: Path, model: Path) -> None:
     """Strangers are refused on its port; whoever may write to its socket, its user alone, is not;
     a key that comes into the file is good while it runs. No key is in its log."""
-    keys, sock = tmp_path / "keys.jsonl", tmp_path / "router.sock"
+    folder = tmp_path / "a #1?%20"  # as STREAMFILL_HOME may be called
+    folder.mkdir()
+    keys, sock = tmp_path / "keys.jsonl", folder / "router.sock"
     change_keys(keys, lambda _: [], "--file")
     with socket.socket(socket.AF_UNIX) as dead:  # of a router that was killed
         dead.bind(str(sock))
@@ -174,7 +177,7 @@ async def test_a_process_that_asks_for_keys(tmp_path: Path, model: Path) -> None
         ports = json.loads(line.decode().partition(" ")[2])
         address = f"127.0.0.1:{ports['grpc_port']}"
         assert stat.S_IMODE(sock.stat().st_mode) == 0o600
-        async with Client(f"unix:{sock}", api_key="") as client:
+        async with Client(unix_target(sock), api_key="") as client:
             assert not (await client.server_info()).ready
         async with Client(address, api_key="") as client:
             with pytest.raises(UnauthenticatedError):
