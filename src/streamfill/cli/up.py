@@ -15,9 +15,8 @@ from typing import Final
 from streamfill.cli.cluster_options import add_cluster_options, cluster_from_options
 from streamfill.cli.process_view import ProcessView, process_view
 from streamfill.config import ClusterConfig
-from streamfill.errors import ConfigError
 from streamfill.launcher.cluster import RunningCluster, StoppedError, running_cluster
-from streamfill.launcher.errors import LaunchError
+from streamfill.launcher.errors import LaunchError, written_in
 from streamfill.launcher.log_files import last_lines, log_file, open_log
 from streamfill.launcher.signals import StopRequest, stop_on_signal
 from streamfill.launcher.state import ClusterPhase, cluster_folder, find_cluster
@@ -69,7 +68,7 @@ async def _serve(config: ClusterConfig, model_path: Path, view: ProcessView) -> 
                 stop=stop,
                 on_change=view.show,
             ) as cluster:
-                _keep_launcher_log(run_dir, config.log_level)
+                keep_launcher_log(run_dir, config.log_level, view)
                 _announce(cluster, config, view)
                 return await _until_the_end(cluster, stop, view)
         except StoppedError:
@@ -110,9 +109,14 @@ def http_lines(http_url: str | None, config: ClusterConfig) -> list[str]:
     return lines
 
 
-def _keep_launcher_log(run_dir: Path, level: str) -> None:
-    """What the launcher does later on goes to a file, since the terminal shows a table."""
-    handler = logging.FileHandler(run_dir / "logs" / f"{_LAUNCHER_LOG}-events.log")
+def keep_launcher_log(run_dir: Path, level: str, view: ProcessView) -> None:
+    """What the launcher does later on goes to a file, since the terminal shows a table. A full disk
+    costs the file, not the cluster."""
+    try:
+        handler = logging.FileHandler(run_dir / "logs" / f"{_LAUNCHER_LOG}-events.log")
+    except OSError as error:
+        view.say(f"What the launcher does is not logged: {error}")
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger("streamfill")
     root.addHandler(handler)
@@ -130,18 +134,14 @@ def _detach(config: ClusterConfig, words: Sequence[str]) -> int:
     state_dir, logs = cluster_folder(config.name), run_folder(config) / "logs"
     command = [sys.executable, "-m", "streamfill.cli.main"]
     command += launcher_words(words)
-    try:
-        with open_log(logs, _LAUNCHER_LOG) as log:
-            launcher = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-    except OSError as error:
-        remedy = f"name a folder that can be written to ({error.strerror})"
-        raise ConfigError("launcher.run_dir", str(logs), remedy) from error
+    with written_in(logs, "launcher.run_dir"), open_log(logs, _LAUNCHER_LOG) as log:
+        launcher = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 2 * config.launcher.ready_timeout_s + _DETACHED_SLACK_S
     try:
         while launcher.poll() is None and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ from streamfill.api import Client, ClusterInfo
 from streamfill.config import ClusterConfig, with_absolute_files
 from streamfill.errors import ConfigError, StreamfillError, UnavailableError
 from streamfill.launcher.control_server import control_socket
-from streamfill.launcher.errors import LaunchError
+from streamfill.launcher.errors import LaunchError, written_in
 from streamfill.launcher.managed_process import ProcessStatus
 from streamfill.launcher.metrics_targets import write_targets
 from streamfill.launcher.more_servers import ServerPlanner
@@ -111,7 +111,8 @@ async def running_cluster(
             state.write(statuses)
             on_change(statuses)
 
-        write_targets(plan.name, plan.processes, run_dir)
+        with written_in(run_dir, "launcher.run_dir"):
+            write_targets(plan.name, plan.processes, run_dir)
         supervisor = Supervisor(plan, run_dir=run_dir, settings=config.launcher, on_change=changed)
         stop.on_second = supervisor.kill_all
         try:

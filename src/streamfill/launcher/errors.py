@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from streamfill.errors import StreamfillError
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamfill.errors import ConfigError, StreamfillError
 
 
 class LaunchError(StreamfillError):
@@ -20,3 +25,19 @@ class LaunchError(StreamfillError):
         super().__init__(text)
         self.process = process
         self.log_tail = log_tail
+
+
+@contextmanager
+def written_in(folder: Path, key: str) -> Iterator[None]:
+    """For a block that writes files of this folder, which the option `key` names.
+
+    Raises:
+        ConfigError: one cannot be written, as on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "make room on its disk, or name another one" if full else "name one that can be"
+        remedy = f"files of this folder cannot be written ({error.strerror}); {what}"
+        raise ConfigError(key, str(folder), remedy) from error

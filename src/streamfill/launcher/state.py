@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 
 from streamfill.errors import ConfigError
-from streamfill.models.home import streamfill_home
+from streamfill.launcher.errors import written_in
+from streamfill.models.home import HOME_VARIABLE, streamfill_home
 
 STATE_FILE: Final = "cluster.json"
 _LOCK_FILE: Final = "cluster.lock"
@@ -116,6 +117,15 @@ def write_state(folder: Path, state: ClusterState) -> None:
     part.replace(folder / STATE_FILE)
 
 
+def _taken(name: str, state: ClusterState | None) -> ConfigError:
+    by = f"process {state.launcher_pid}" if state else "another process"
+    remedy = (
+        f"a cluster of this name is run by {by}; "
+        f"stop it with `streamfill down --name {name}`, or choose another name"
+    )
+    return ConfigError("name", name, remedy)
+
+
 @contextmanager
 def claimed(folder: Path, name: str) -> Iterator[None]:
     """Holds `folder` for this launcher, and removes the state file at the end.
@@ -123,20 +133,16 @@ def claimed(folder: Path, name: str) -> Iterator[None]:
     The operating system gives the lock back when the launcher dies, so a stale one cannot be.
 
     Raises:
-        ConfigError: another launcher that is alive holds it.
+        ConfigError: another launcher that is alive holds it, or its lock cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_FILE).open("a") as lock:
+    with written_in(folder, HOME_VARIABLE):
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / _LOCK_FILE).open("a")
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            state = read_state(folder)
-            by = f"process {state.launcher_pid}" if state else "another process"
-            remedy = (
-                f"a cluster of this name is run by {by}; "
-                f"stop it with `streamfill down --name {name}`, or choose another name"
-            )
-            raise ConfigError("name", name, remedy) from error
+            raise _taken(name, read_state(folder)) from error
         try:
             yield
         finally:
@@ -149,14 +155,17 @@ def claimed_run_dir(folder: Path) -> Iterator[None]:
     names may be given alike: a process that is restarted would read what the other one wrote.
 
     Raises:
-        ConfigError: another launcher that is alive holds it.
+        ConfigError: another launcher that is alive holds it, or its lock cannot be written.
     """
-    with (folder / _RUN_LOCK_FILE).open("a") as lock:
+    key = "launcher.run_dir"
+    with written_in(folder, key):
+        opened = (folder / _RUN_LOCK_FILE).open("a")
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             remedy = "another cluster that runs has its files there; name another folder"
-            raise ConfigError("launcher.run_dir", str(folder), remedy) from error
+            raise ConfigError(key, str(folder), remedy) from error
         yield
 
 

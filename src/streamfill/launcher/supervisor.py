@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from streamfill.config import LauncherSection
-from streamfill.launcher.errors import LaunchError
+from streamfill.launcher.errors import LaunchError, written_in
 from streamfill.launcher.managed_process import ManagedProcess, ProcessState, ProcessStatus
 from streamfill.launcher.plan import ClusterPlan, ProcessKind, ProcessSpec
 from streamfill.launcher.restart_policy import RestartPolicy
@@ -77,10 +77,11 @@ class Supervisor:
 
         Raises:
             LaunchError: one died or was not ready in time; carries the last lines of its log.
-            OSError: their configuration cannot be written.
+            ConfigError: their configuration cannot be written.
         """
-        for process in self._processes:
-            _write_config(process.spec)
+        with written_in(self._run_dir, "launcher.run_dir"):
+            for process in self._processes:
+                _write_config(process.spec)
         for process in self._processes:
             self._run(process)
         all_ready = asyncio.create_task(self._all_ready())

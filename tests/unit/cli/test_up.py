@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from streamfill.cli.main import EXIT_INTERRUPTED, main
-from streamfill.cli.up import http_lines, launcher_words
+from streamfill.cli.process_view import process_view
+from streamfill.cli.up import http_lines, keep_launcher_log, launcher_words
 from streamfill.config import ClusterConfig, RouterSection
 
 URL = "http://127.0.0.1:8000"
@@ -39,6 +42,21 @@ def test_a_launcher_in_the_background_starts_no_other_one(
     monkeypatch.setattr("streamfill.cli.up._detach", detach)
     assert main(["up", "--name", "x", option, "--set", "prefill.threads=2"]) == 0
     assert asked == [["up", "--name", "x", "--set", "prefill.threads=2"]]
+
+
+def test_a_log_of_the_launcher_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cluster is ready by then, and stays; who started it is told."""
+
+    def full(*rest: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("streamfill.cli.up.logging.FileHandler", full)
+    out = io.StringIO()
+    with process_view(out) as view:
+        keep_launcher_log(tmp_path, "info", view)
+    assert "is not logged: [Errno 28] No space left on device" in out.getvalue()
 
 
 def test_ctrl_c_takes_back_a_start_in_the_background(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import sys
@@ -159,6 +160,35 @@ async def test_a_folder_that_is_there_and_cannot_be_written(
         "launcher.run_dir",
         str(bench.folder / "logs"),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("cluster.lock", "STREAMFILL_HOME"),
+        ("processes.lock", "launcher.run_dir"),
+        (".prometheus.json.part", "launcher.run_dir"),
+        ("prefill-0.json", "launcher.run_dir"),
+    ],
+)
+async def test_a_full_disk_stops_the_start_in_a_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
+    """Whichever file it is that there is no room for; nothing was started."""
+    opened = Path.open
+
+    def open_while_there_is_room(path: Path, *args: Any, **rest: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return opened(path, *args, **rest)
+
+    monkeypatch.setattr(Path, "open", open_while_there_is_room)
+    with pytest.raises(ConfigError, match=r"No space left on device.*make room") as caught:
+        async with bench.running():
+            pass
+    assert (caught.value.key, caught.value.value) == (key, str(bench.folder))
+    assert not bench.pids()
+    assert find_cluster(bench.folder) is None
 
 
 async def test_signal_during_the_start(bench: Bench) -> None:
