@@ -19,7 +19,7 @@ from streamfill.launcher.cluster import RunningCluster, StoppedError, running_cl
 from streamfill.launcher.errors import LaunchError, written_in
 from streamfill.launcher.log_files import last_lines, log_file, open_log
 from streamfill.launcher.signals import StopRequest, stop_on_signal
-from streamfill.launcher.state import ClusterPhase, cluster_folder, find_cluster
+from streamfill.launcher.state import ClusterPhase, check_free, cluster_folder, find_cluster
 from streamfill.models.progress import show_progress
 from streamfill.models.resolve import resolve_model
 
@@ -132,6 +132,7 @@ def launcher_words(words: Sequence[str]) -> list[str]:
 def _detach(config: ClusterConfig, words: Sequence[str]) -> int:
     """Starts this command again in a session of its own and waits until it is ready."""
     state_dir, logs = cluster_folder(config.name), run_folder(config) / "logs"
+    check_free(state_dir, config.name)  # or the log of the launcher that runs would be put aside
     command = [sys.executable, "-m", "streamfill.cli.main"]
     command += launcher_words(words)
     with written_in(logs, "launcher.run_dir"), open_log(logs, _LAUNCHER_LOG) as log:

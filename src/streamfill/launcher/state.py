@@ -117,6 +117,17 @@ def write_state(folder: Path, state: ClusterState) -> None:
     part.replace(folder / STATE_FILE)
 
 
+def check_free(folder: Path, name: str) -> None:
+    """For whoever touches a file of the cluster before it is `claimed`.
+
+    Raises:
+        ConfigError: a cluster of this name, with its state in `folder`, runs.
+    """
+    state = find_cluster(folder)
+    if state is not None:
+        raise _taken(name, state)
+
+
 def _taken(name: str, state: ClusterState | None) -> ConfigError:
     by = f"process {state.launcher_pid}" if state else "another process"
     remedy = (

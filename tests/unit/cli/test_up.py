@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,19 @@ from typing import Any
 
 import pytest
 
-from streamfill.cli.main import EXIT_INTERRUPTED, main
+from streamfill.cli.main import EXIT_ERROR, EXIT_INTERRUPTED, main
 from streamfill.cli.process_view import process_view
 from streamfill.cli.up import http_lines, keep_launcher_log, launcher_words
 from streamfill.config import ClusterConfig, RouterSection
+from streamfill.launcher.log_files import open_log
+from streamfill.launcher.state import (
+    ClusterPhase,
+    ClusterState,
+    claimed,
+    cluster_folder,
+    own_start_ticks,
+    write_state,
+)
 
 URL = "http://127.0.0.1:8000"
 
@@ -57,6 +67,38 @@ def test_a_log_of_the_launcher_that_cannot_be_made(
     with process_view(out) as view:
         keep_launcher_log(tmp_path, "info", view)
     assert "is not logged: [Errno 28] No space left on device" in out.getvalue()
+
+
+def test_a_start_in_the_background_under_a_name_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is refused before the log of the launcher that runs is put aside."""
+    monkeypatch.setenv("STREAMFILL_HOME", str(tmp_path))
+    folder = cluster_folder("t")
+    with claimed(folder, "t"), open_log(folder / "logs", "launcher") as log:
+        log.write(b"of the one that runs")
+        log.flush()
+        write_state(folder, running_state("t"))
+        assert main(["up", "--detach", "--name", "t"]) == EXIT_ERROR
+        assert f"is run by process {os.getpid()}" in capsys.readouterr().err
+        assert [path.read_bytes() for path in (folder / "logs").iterdir()] == [
+            b"of the one that runs"
+        ]
+
+
+def running_state(name: str) -> ClusterState:
+    """Of a cluster whose launcher is this process."""
+    return ClusterState(
+        name=name,
+        address="127.0.0.1:7",
+        model_path="/m",
+        phase=ClusterPhase.READY,
+        launcher_pid=os.getpid(),
+        launcher_start_ticks=own_start_ticks(),
+        run_dir="/r",
+        startup_s=1.0,
+        processes=(),
+    )
 
 
 def test_ctrl_c_takes_back_a_start_in_the_background(
