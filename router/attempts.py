@@ -347,8 +347,7 @@ class Attempts:
     def _lose_sender(self, leg: PrefillLeg, reason: str) -> None:
         """The answer goes on elsewhere already, perhaps without the KV that was to come."""
         self._prefilling.drop(leg)
-        if self._decoding.is_waiting_for_kv:
-            self._decoding.note_handoff(f"failed: {reason}")
+        self._decoding.sender_lost(reason)
 
     def _recover(self, leg: Leg, reason: str) -> Ending | None:
         """What was to come next will not come: try again, elsewhere if possible."""

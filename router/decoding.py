@@ -105,10 +105,15 @@ class Decoding:
         if outcome != "done" and self.leg is not None:
             self.leg.transfer_failed()
 
-    @property
-    def is_waiting_for_kv(self) -> bool:
-        """Whether the hand-off to its server is not known to be over."""
-        return self.handoff.outcome == "none" and self.leg is not None
+    def sender_lost(self, reason: str) -> None:
+        """No KV comes any more. Also a server that has got it may wait: for what it goes on behind,
+        which was evicted and was to be sent again."""
+        if self.leg is None:
+            return
+        if self.handoff.outcome == "none":
+            self.note_handoff(f"failed: {reason}")
+        else:
+            self.leg.transfer_failed()
 
     def finished(self, answering: Answering, num_prompt_tokens: int) -> None:
         """The answer is complete."""

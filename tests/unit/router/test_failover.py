@@ -16,7 +16,7 @@ from streamfill.messages import router_to_server as r
 from streamfill.messages import server_to_router as s
 from streamfill.messages.codec import pack_ids
 from streamfill.messages.common import Finish, FinishReason, StreamMode
-from streamfill.stream.ids import ServerId
+from streamfill.stream.ids import ServerId, StreamId
 from streamfill.stream.state import StreamState
 from tests.unit.router.cluster_for_tests import (
     TestCluster,
@@ -339,6 +339,24 @@ async def test_prefill_server_dies_during_the_handoff(cluster: TestCluster) -> N
     tokens, done = await answer_of(handle)
     assert [t.token_id for t in tokens] == expected_answer(PROMPT, 5, cluster.vocab_size)
     assert done.handoff.startswith("failed: ")
+
+
+async def test_prefill_server_dies_behind_a_handoff_that_went_well(cluster: TestCluster) -> None:
+    """The decode server may miss what the KV goes on behind, which nobody sends again now: it is
+    told to wait for nothing. The hand-off counts as what it was."""
+    prefill, decode = await cluster.prefill(), await cluster.decode()
+    decode.output_limit = 0
+    handle = await cluster.open()
+    await handle.append(ids(*PROMPT))
+    await handle.commit(commit_of(5))
+    handoff = cluster.manager._sessions[StreamId(handle.stream_id)].attempts._decoding.handoff
+    await until(lambda: handoff.outcome == "done" and decode.of_type(r.Generate))
+    await cluster.kill(prefill)
+    await until(lambda: decode.of_type(r.HandoffFailed))
+    decode.output_limit = 100
+    tokens, done = await answer_of(handle)
+    assert [t.token_id for t in tokens] == expected_answer(PROMPT, 5, cluster.vocab_size)
+    assert done.handoff == "done"
 
 
 async def test_open_stream_waits_for_a_server_and_takes_more(cluster: TestCluster) -> None:
