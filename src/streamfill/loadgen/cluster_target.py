@@ -6,6 +6,7 @@ thrown away with the folder, unless the block failed or asked to keep them.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ from streamfill.tls import NO_TLS, TlsFiles
 _PRIME_TOKENS: Final = 600
 """More than one prefill step on a CPU, and a hand-off."""
 _PRIME_OUTPUT_TOKENS: Final = 4
+_SILENCE_S: Final = 2.0
+"""A target that is not ready after this is said to be waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +109,13 @@ async def open_target(
             async with _own_cluster(spec, stop, on_change, say) as opened:
                 yield opened
         case RunningCluster(address=address, tls=tls):
-            async with _answering(StreamfillTarget(address, tls), stop) as opened:
+            async with _answering(StreamfillTarget(address, tls), address, stop, say) as opened:
                 yield opened
         case OpenAIServer():
             from streamfill.loadgen.targets.openai import OpenAITarget
 
             openai = OpenAITarget(spec.url, model=spec.model, api_key=spec.api_key)
-            async with _answering(openai, stop) as opened:
+            async with _answering(openai, spec.url, stop, say) as opened:
                 yield opened
 
 
@@ -152,7 +155,9 @@ async def _own_cluster(
                 stop=stop,
                 on_change=on_change,
             ) as cluster,
-            _answering(StreamfillTarget(cluster.own_address), stop) as opened,
+            _answering(
+                StreamfillTarget(cluster.own_address), cluster.own_address, stop, say
+            ) as opened,
         ):
             opened.startup_s = cluster.startup_s
             opened.logs = folder / "logs"
@@ -169,8 +174,15 @@ async def _own_cluster(
 
 
 @asynccontextmanager
-async def _answering(target: Target, stop: StopRequest) -> AsyncIterator[OpenTarget]:
+async def _answering(
+    target: Target, where: str, stop: StopRequest, say: Callable[[str], None]
+) -> AsyncIterator[OpenTarget]:
+    loop = asyncio.get_running_loop()
+    notice = loop.call_later(_SILENCE_S, say, f"Waiting for {where} to be ready.")
     try:
-        yield OpenTarget(target=target, facts=await unless_stopped(target.facts(), stop))
+        facts = await unless_stopped(target.facts(), stop)
+        notice.cancel()
+        yield OpenTarget(target=target, facts=facts)
     finally:
+        notice.cancel()
         await target.close()
