@@ -40,11 +40,19 @@ class RecomputeCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """To compute ``num_tokens`` behind a prefix; 0 for none."""
         if num_tokens <= 0:
             return 0.0
-        num_passes = -(-num_tokens // self.pass_tokens) if self.pass_tokens > 0 else 1
         num_pairs = num_tokens * (prefix_tokens + num_tokens / 2)
         return (
-            num_passes * self.fixed_s + num_tokens * self.per_token_s + num_pairs * self.per_pair_s
+            self.start_seconds(num_tokens)
+            + num_tokens * self.per_token_s
+            + num_pairs * self.per_pair_s
         )
+
+    def start_seconds(self, num_tokens: int) -> float:
+        """Of that, what does not depend on the tokens of each pass."""
+        if num_tokens <= 0:
+            return 0.0
+        num_passes = -(-num_tokens // self.pass_tokens) if self.pass_tokens > 0 else 1
+        return num_passes * self.fixed_s
 
     def share_seconds(self, num_tokens: int, prefix_tokens: int = 0) -> float:
         """Likewise beside other tokens that are computed anyway: of each pass's start they pay the
@@ -109,17 +117,64 @@ _MEMORY: Final = 0.95
 """Weight that an observation keeps with each new one: the last twenty count."""
 _MOST: Final = 30.0
 """A single observation counts as at most so many times too dear or too cheap."""
+_MOST_APART: Final = 4.0
+"""Neither part of a cost is off by more than so many times the other's common factor."""
+_WILD: Final = 3.0
+"""For telling the parts apart, an observation is at most so many times off what is expected."""
+_PULL: Final = 0.1
+"""How much the parts hold together: as much as observations of which this is the sum of squares."""
+
+
+class _Parts:
+    """By how much the start of a forward pass and the rest of it are off, each on its own: a host
+    may be slow at one and not at the other. Least squares of relative errors, and where all
+    observations have the same mixture of both, the common factor for either."""
+
+    def __init__(self) -> None:
+        self._starts = self._rests = self._both = 0.0  # sums of products
+        self._start = self._rest = 0.0
+
+    def observe(self, start_s: float, rest_s: float, observed_s: float, factor: float) -> None:
+        """The uncorrected parts of something that took ``observed_s``."""
+        expected_s = factor * (start_s + rest_s)
+        observed_s = max(expected_s / _WILD, min(expected_s * _WILD, observed_s))
+        start, rest = start_s / observed_s, rest_s / observed_s
+        self._starts = self._starts * _MEMORY + start * start
+        self._rests = self._rests * _MEMORY + rest * rest
+        self._both = self._both * _MEMORY + start * rest
+        self._start = self._start * _MEMORY + start
+        self._rest = self._rest * _MEMORY + rest
+
+    def factors(self, factor: float) -> tuple[float, float]:
+        """Of the start and of the rest.
+
+        Args:
+            factor: by how much the whole is off.
+        """
+        pull = _PULL / factor
+        starts, rests = self._starts + pull / factor, self._rests + pull / factor
+        start, rest = self._start + pull, self._rest + pull
+        determinant = starts * rests - self._both * self._both
+        return (
+            _within(factor, (start * rests - rest * self._both) / determinant),
+            _within(factor, (rest * starts - start * self._both) / determinant),
+        )
+
+
+def _within(factor: float, part: float) -> float:
+    return max(factor / _MOST_APART, min(factor * _MOST_APART, part))
 
 
 class Corrected:
     """A cost model that follows what is observed: one factor for each kind, the geometric mean of
-    observed by predicted. Deterministic."""
+    observed by predicted, and for recomputing one for each of two parts. Deterministic."""
 
     def __init__(self, model: CostModel) -> None:
         self._model = model
         self._factors = dict.fromkeys(CostKind, 1.0)
         self._logs = dict.fromkeys(CostKind, 0.0)
         self._weights = dict.fromkeys(CostKind, 1.0)  # the model itself counts as one observation
+        self._recompute = _Parts()
 
     @property
     def factors(self) -> dict[CostKind, float]:
@@ -140,7 +195,12 @@ class Corrected:
     def observe_recompute(self, num_tokens: int, prefix_tokens: int, observed_s: float) -> None:
         """A forward pass."""
         predicted_s = self._model.recompute.seconds(num_tokens, prefix_tokens)
+        if predicted_s <= 0.0 or observed_s <= 0.0:
+            return
         self.observe(CostKind.RECOMPUTE, predicted_s, observed_s)
+        start_s = self._model.recompute.start_seconds(num_tokens)
+        factor = self._factors[CostKind.RECOMPUTE]
+        self._recompute.observe(start_s, predicted_s - start_s, observed_s, factor)
 
     def observe_copy(self, *, out: bool, num_bytes: int, observed_s: float) -> None:
         """A copy to (``out``) or from host memory."""
@@ -151,12 +211,12 @@ class Corrected:
     def model(self) -> CostModel:
         """As corrected so far."""
         model, factors = self._model, self._factors
-        recompute = factors[CostKind.RECOMPUTE]
+        start, rest = self._recompute.factors(factors[CostKind.RECOMPUTE])
         return CostModel(
             recompute=RecomputeCost(
-                fixed_s=model.recompute.fixed_s * recompute,
-                per_token_s=model.recompute.per_token_s * recompute,
-                per_pair_s=model.recompute.per_pair_s * recompute,
+                fixed_s=model.recompute.fixed_s * start,
+                per_token_s=model.recompute.per_token_s * rest,
+                per_pair_s=model.recompute.per_pair_s * rest,
                 pass_tokens=model.recompute.pass_tokens,
             ),
             swap_out=_scaled(model.swap_out, factors[CostKind.SWAP_OUT]),

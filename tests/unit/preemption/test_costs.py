@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,44 @@ def test_one_wild_observation_does_little() -> None:
         corrected.observe_recompute(100, 0, MODEL.recompute.seconds(100))
     corrected.observe_recompute(100, 0, 1e6)
     assert corrected.factors[CostKind.RECOMPUTE] < 1.3
+
+
+def test_a_host_may_be_slow_at_starting_and_not_at_computing() -> None:
+    """Passes of different sizes tell the two apart, though each takes some 15% more or less."""
+    corrected, rng = Corrected(BUILT_IN["cpu"]), Random(1)
+    host = RecomputeCost(fixed_s=0.2, per_token_s=0.0021, per_pair_s=9.5e-7)
+    for num_tokens in (256, 20, 100, 256) * 10:
+        prefix = rng.randrange(200)
+        observed_s = host.seconds(num_tokens, prefix) * rng.uniform(0.85, 1.15)
+        corrected.observe_recompute(num_tokens, prefix, observed_s)
+    model = corrected.model().recompute
+    for num_tokens in (1, 20, 256, 1000):
+        assert model.seconds(num_tokens) == pytest.approx(host.seconds(num_tokens), rel=0.1)
+
+
+def test_passes_of_one_size_say_nothing_of_others() -> None:
+    """Both parts of the cost then are off by the same, as far as anybody knows."""
+    corrected = Corrected(MODEL)
+    for _ in range(100):
+        corrected.observe_recompute(100, 0, 3.0 * MODEL.recompute.seconds(100))
+    model = corrected.model().recompute
+    assert model.fixed_s == pytest.approx(3.0 * MODEL.recompute.fixed_s, rel=0.05)
+    assert model.per_token_s == pytest.approx(3.0 * MODEL.recompute.per_token_s, rel=0.05)
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 2000), st.floats(1e-6, 1e4))))
+def test_corrected_costs_stay_sensible(observed: list[tuple[int, int, float]]) -> None:
+    """Whatever is observed: neither part is negative, nor far from by how much the whole is off."""
+    corrected = Corrected(MODEL)
+    for num_tokens, prefix, seconds in observed:
+        corrected.observe_recompute(num_tokens, prefix, seconds)
+    factor = corrected.factors[CostKind.RECOMPUTE]
+    model = corrected.model().recompute
+    for part, was in (
+        (model.fixed_s, MODEL.recompute.fixed_s),
+        (model.per_token_s, MODEL.recompute.per_token_s),
+    ):
+        assert 0.24 * factor <= part / was <= 4.1 * factor
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
