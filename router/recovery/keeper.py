@@ -153,7 +153,7 @@ class Keeper:
                 consequence="its streams are dropped",
             )
             # Before the file is signed for this model: a router that dies now takes none up.
-            self._file.delete([row.row_id for row in self._file.rows()])
+            self._file.clear()
             return
         found = replay(self._file.rows())
         self._found, self._bad_rows = found.streams, found.bad_rows
@@ -181,6 +181,7 @@ class Keeper:
         file = LogFile(self._file.path)
         try:
             file.open()
+            file.clear()  # of a log that failed and could not be removed
             self._sign(file)
         except (ConfigError, LogDamagedError, LogFailedError) as error:
             if not isinstance(error, ConfigError):  # else it may be somebody else's

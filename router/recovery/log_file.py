@@ -166,12 +166,16 @@ class LogFile:
                 connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             return sum(file.stat().st_size for file in self._files() if file.exists())
 
-    def remove(self) -> None:
-        """Close it and delete the file: what is in it is not the truth any more."""
+    def remove(self) -> bool:
+        """Close it and delete the file: what is in it is not the truth any more. Returns whether
+        nothing of it is left that the next one who opens it would take for the truth."""
         self.close()
-        for file in self._files():
-            with contextlib.suppress(OSError):  # the router says that the log failed in any case
-                file.unlink(missing_ok=True)
+        gone = [_discard(file) for file in self._files()]
+        return all(gone)
+
+    def clear(self) -> None:
+        """Remove what there is of streams. Raises LogFailedError, LogDamagedError."""
+        self.delete([row.row_id for row in self.rows()])
 
     def set_aside(self) -> Path:
         """Close it and give the file another name; returns that. One that had it is replaced."""
@@ -243,3 +247,17 @@ class LogFile:
             raise LogFailedError(f"{self.path} cannot be written: {error}") from error
         except OSError as error:
             raise LogFailedError(f"{self.path} cannot be looked at: {error}") from error
+
+
+def _discard(file: Path) -> bool:
+    """A file that cannot be deleted, as in a folder that was locked, is emptied."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        try:
+            os.truncate(file, 0)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+    return True

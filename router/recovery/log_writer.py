@@ -183,16 +183,22 @@ class LogWriter:
             except Exception as error:  # noqa: BLE001  one stream must not take the others along
                 log_event(logger, "log_waiter_failed", level=logging.ERROR, exception=error)
 
-    def _on_failed(self, error: Exception) -> None:
+    def _on_failed(self, error: Exception, is_gone: bool) -> None:
         self._failed = True
         self._row_ids.clear()
+        remedy = "make room on the disk; a log of streams that are opened then begins again"
+        if not is_gone:
+            remedy = (
+                f"remove {self._file.path}, which this router cannot, before another one starts: "
+                "it would go on with streams as they were now"
+            )
         log_event(
             logger,
             "stream_log_failed",
             level=logging.ERROR,
             error=str(error),
             consequence="going on in memory: open streams do not outlive this router process",
-            remedy="make room on the disk; a log of streams that are opened then begins again",
+            remedy=remedy,
         )
         self._on_durable(Ticket(self._last_ticket))
 
@@ -207,8 +213,8 @@ class LogWriter:
             self._metrics.failures.inc()
             self._metrics.is_on = False
             self._metrics.file_bytes = 0
-            self._file.remove()
-            self._tell(self._on_failed, error)
+            is_gone = self._file.remove()
+            self._tell(self._on_failed, error, is_gone)
 
     def _next_works(self) -> list[_Work] | None:
         """All that is there, at least one; None at the end."""
@@ -250,7 +256,7 @@ class LogWriter:
             self._shrink_due_s = now_s + SHRINK_EVERY_S
             self._metrics.file_bytes = self._file.shrink()
 
-    def _tell(self, what: Callable[..., None], about: object) -> None:
+    def _tell(self, what: Callable[..., None], *about: object) -> None:
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(what, about)
+            self._loop.call_soon_threadsafe(what, *about)

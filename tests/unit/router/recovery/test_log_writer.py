@@ -134,6 +134,39 @@ async def test_a_full_disk_is_given_up_loudly(
     assert "full" in record.getMessage()
 
 
+@pytest.mark.parametrize("can_be_emptied", [True, False])
+async def test_a_failed_file_that_cannot_be_removed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    can_be_emptied: bool,
+) -> None:
+    """It is emptied, or a router that starts later would go on with streams as they were; who can
+    do neither says so."""
+    path = tmp_path / "log"
+    file = opened(path)
+    writer = writer_of(file)
+    await durable(writer, writer.append(1, b"old"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def fail(*_: object) -> None:
+        raise LogFailedError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        patch.setattr(LogFile, "insert", fail)
+        if not can_be_emptied:
+            patch.setattr("router.recovery.log_file.os.truncate", refuse)
+        await durable(writer, writer.append(1, b"new"))
+        writer.close()
+    assert writer.has_failed
+    (record,) = [r for r in caplog.records if "stream_log_failed" in r.getMessage()]
+    assert (f"remove {path}" in record.getMessage()) is not can_be_emptied
+    assert rows_of(path) == ([] if can_be_emptied else [(1, b"old")])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     cut=st.floats(0.0, 1.0),

@@ -433,6 +433,27 @@ async def test_a_log_that_another_router_began_meanwhile_is_left_alone(
         other.close()
 
 
+async def test_a_log_that_begins_again_has_nothing_of_the_one_that_failed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though that could not be removed: its streams went on in memory."""
+    file = tmp_path / "log"
+    monkeypatch.setattr(keeper_module, "TRY_AGAIN_S", 0.0)
+    async with logged(tiny_model, file) as cluster:
+        old = await cluster.open(is_resumable=True)
+        await old.append(ids(20), 1)
+        with monkeypatch.context() as full:
+            full.setattr(LogFile, "insert", _fail)
+            full.setattr("router.recovery.log_file._discard", lambda file: False)
+            await old.append(ids(21), 2)
+        new = await cluster.open(is_resumable=True)
+        await new.append(ids(22), 1)
+        assert new.is_resumable
+        await crash(cluster)
+    async with logged(tiny_model, file) as cluster:
+        assert list(cluster.manager._sessions) == [new.stream_id]
+
+
 async def test_drains_are_answered_when_a_log_began_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
