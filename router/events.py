@@ -11,6 +11,7 @@ from streamfill.errors import ErrorCode, FailedPreconditionError, StreamError
 
 MAX_READ_TOKENS: Final = 256
 """Tokens that were given out and stand in front of others; then they are removed."""
+TAKEN_OVER: Final = "another call took over the events of this stream"
 
 
 class EventQueue:
@@ -112,7 +113,7 @@ class EventQueue:
             else:
                 self._wake.clear()
                 await self._wake.wait()
-        raise FailedPreconditionError("another call took over the events of this stream")
+        raise FailedPreconditionError(TAKEN_OVER)
 
     def _drop_read(self) -> None:
         """What is kept for nobody. Costs little for each token, also where many wait."""

@@ -39,6 +39,7 @@ from router.call_messages import (
     Unreadable,
     Update,
 )
+from router.events import TAKEN_OVER
 from router.interface import Acknowledged, StreamHandle, StreamManager
 from streamfill.errors import (
     CancelledStreamError,
@@ -200,6 +201,8 @@ class StreamCall:
 
     async def _pass_events_on(self, handle: StreamHandle) -> None:
         try:
+            if self.is_over:  # taken over while `Opened` was written: the events are not for us
+                raise FailedPreconditionError(TAKEN_OVER)
             async for event in handle.events(self._on_acknowledged):
                 if isinstance(event, Acknowledged):
                     await self._acknowledge(handle, is_answer=False)

@@ -29,7 +29,7 @@ from streamfill.access.key_file import change_keys
 from streamfill.access.keys import KeyLimits, new_key
 from streamfill.api import Client
 from streamfill.api import streamfill_pb2 as pb
-from streamfill.errors import StreamError, StreamNotFoundError
+from streamfill.errors import FailedPreconditionError, StreamError, StreamNotFoundError
 from streamfill.messages import router_to_server as r
 from streamfill.messages.common import NO_SHARE, SHARED_NAMESPACE, Role, StreamMode
 from streamfill.observability.metric_values import MetricSet
@@ -125,6 +125,40 @@ async def test_a_call_that_was_taken_over_ends_nothing(tiny_model: Path, tmp_pat
         assert (was_over, call.is_over) == (False, True)
         prefill.output_limit = 100
         tokens, _ = await answer_of(handle)
+        assert len(tokens) == 10
+
+
+async def test_a_call_that_was_taken_over_before_it_began_takes_nothing_back(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its first event hung in a dead connection while its client came back by another one, which
+    goes on to get every token."""
+    goes_on, never = asyncio.Event(), asyncio.Event()
+
+    async def messages() -> AsyncIterator[ClientMessage]:
+        yield ClientMessage(None, Resume(lambda: (handle.stream_id, ResumePoint())))
+        await never.wait()
+
+    async def stuck(event: CallEvent) -> None:
+        await goes_on.wait()
+
+    async with logged(tiny_model, tmp_path / "log") as cluster:
+        prefill = cluster.servers[0]
+        prefill.output_limit = 4
+        handle = await cluster.open(is_resumable=True, needs_call=True)
+        await handle.append(ids(20, 21, 22), 1)
+        call = StreamCall(cluster.manager, messages(), stuck)
+        running = asyncio.create_task(call.run())
+        await until(lambda: call.handle is not None)
+        handle.resume(ResumePoint(next_token_index=0, next_seq=2))
+        answer = asyncio.create_task(answer_of(handle))
+        await handle.commit(commit_of(10), 2)
+        await until(lambda: handle.status().num_output_tokens == 4)
+        goes_on.set()
+        with pytest.raises(FailedPreconditionError, match="another call took over"):
+            await asyncio.wait_for(running, PATIENCE_S)
+        prefill.output_limit = 100
+        tokens, _ = await answer
         assert len(tokens) == 10
 
 
