@@ -308,6 +308,21 @@ async def test_closing_the_clients_side_without_a_commit_gives_the_stream_up(for
         await asyncio.wait_for(stream.ended.wait(), STEP_S)
 
 
+async def test_closing_the_clients_side_right_behind_the_opening_gives_the_stream_up(
+    form: str,
+) -> None:
+    """Before anything was answered; the client hears that it was open."""
+    manager = FakeManager()
+    async with serve(manager) as target, grpc.aio.insecure_channel(target) as channel:
+        call = call_of(channel, form)
+        await call.write(pb.StreamRequest(open=pb.Open(mode=pb.STREAM_MODE_APPEND)))
+        await call.done_writing()
+        await read(call, "opened")
+        assert await status(call) == ("CANCELLED", "the client ended the call without a commit")
+        (stream,) = manager.streams.values()
+        await asyncio.wait_for(stream.ended.wait(), STEP_S)
+
+
 async def test_closing_the_clients_side_after_the_commit_leaves_the_answer(form: str) -> None:
     """A client that has said everything may close its side."""
     async with opened(FakeManager(), form) as call:
