@@ -56,7 +56,12 @@ def make_placement(name: str, options: Mapping[str, str]) -> PlacementPolicy:
             raise ConfigError(
                 f"placement_options.{option}", options[option], f"is no option of {name}; {remedy}"
             )
-    policy = factory(PlacementContext(options=dict(options)))
+    try:
+        policy = factory(PlacementContext(options=dict(options)))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError("placement", name, f"its plug-in cannot be made: {error}") from error
     if not isinstance(policy, PlacementPolicy):
         raise ConfigError(
             "placement", name, f"its plug-in makes a {type(policy).__name__}, no PlacementPolicy"

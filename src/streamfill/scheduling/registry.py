@@ -190,7 +190,16 @@ def make_policy(
     context = PolicyContext(
         segment_tokens=segment_tokens, can_interrupt=can_interrupt, options=options
     )
-    return factory(context)
+    try:
+        policy = factory(context)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError("policy", name, f"its plug-in cannot be made: {error}") from error
+    if not callable(getattr(policy, "decide", None)):
+        kind = type(policy).__name__
+        raise ConfigError("policy", name, f"its plug-in makes a {kind}, which has no decide()")
+    return policy
 
 
 def _find(name: str) -> tuple[Factory, Mapping[str, str]]:

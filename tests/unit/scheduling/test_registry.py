@@ -22,6 +22,7 @@ from streamfill.scheduling.registry import (
     policy_names,
 )
 from streamfill.scheduling.snapshot import Snapshot
+from streamfill.scheduling.turn_policy import TurnPolicy
 
 words = st.text("abcxyz_019.-", min_size=1, max_size=6)
 HERE = "tests.unit.scheduling.test_registry"
@@ -44,18 +45,32 @@ class LazyPolicy:
         return StepPlan((), ())
 
 
+class HalfPolicy(TurnPolicy):
+    """Lacks what every policy of its kind has to have."""
+
+
+class MutePolicy:
+    """Decides nothing, for it cannot."""
+
+    def __init__(self, context: PolicyContext) -> None:
+        del context
+
+
 NOT_CALLABLE = 7
 
 
 @pytest.fixture
 def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three packages: one works, one cannot be imported, one brings no function."""
+    """Packages: one works, one cannot be imported, and one each brings no function, a policy that
+    cannot be made, and one that cannot decide."""
     entries = {
         name: EntryPoint(name, value, registry.GROUP)
         for name, value in (
             ("lazy", f"{HERE}:LazyPolicy"),
             ("broken", "no_such_package_at_all:Policy"),
             ("number", f"{HERE}:NOT_CALLABLE"),
+            ("half", f"{HERE}:HalfPolicy"),
+            ("mute", f"{HERE}:MutePolicy"),
             ("fcfs", f"{HERE}:LazyPolicy"),
         )
     }
@@ -139,7 +154,7 @@ def test_default_is_among_them() -> None:
 @pytest.mark.usefixtures("plug_ins")
 def test_plug_ins_are_policies_too() -> None:
     """They get options and segment size; ours go before theirs of the same name."""
-    assert policy_names()[-3:] == ("broken", "lazy", "number")
+    assert policy_names()[-5:] == ("broken", "half", "lazy", "mute", "number")
     assert policy_names().count("fcfs") == 1
     lazy = make_policy("lazy", {"depth": "4"}, segment_tokens=64)
     assert isinstance(lazy, LazyPolicy)
@@ -156,6 +171,8 @@ def test_plug_ins_are_policies_too() -> None:
         ("lazy(depth=0)", "at least 1"),
         ("broken", "cannot be loaded: No module named 'no_such_package_at_all'"),
         ("number", "NOT_CALLABLE is not callable"),
+        ("half", "cannot be made: .*HalfPolicy.*commit_key"),
+        ("mute", r"makes a MutePolicy, which has no decide\(\)"),
     ],
 )
 def test_what_is_wrong_with_a_plug_in_is_said(spec: str, message: str) -> None:

@@ -59,6 +59,10 @@ def not_a_policy(context: PlacementContext) -> str:
     return str(context)
 
 
+class HalfPolicy(PlacementPolicy):
+    """One more, without what every policy has to have."""
+
+
 @pytest.fixture
 def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a package had these entry points."""
@@ -67,6 +71,7 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("last", f"{here}:LastPolicy", registry.GROUP),
         EntryPoint("telling", f"{here}:TellingPolicy", registry.GROUP),
         EntryPoint("wrong", f"{here}:not_a_policy", registry.GROUP),
+        EntryPoint("half", f"{here}:HalfPolicy", registry.GROUP),
         EntryPoint("absent", "no_such_module:Policy", registry.GROUP),
     ]
 
@@ -93,6 +98,7 @@ def test_shipped_policies_are_known() -> None:
         ("cache-aware", {"block_tokens": "0"}, "must be a whole number between 1 and 4096"),
         ("last", {"answe": "a"}, "is no option of last; known options: answer"),
         ("wrong", {}, "makes a str, no PlacementPolicy"),
+        ("half", {}, "its plug-in cannot be made: .*HalfPolicy"),
         ("absent", {}, "its plug-in cannot be loaded: No module named 'no_such_module'"),
     ],
 )
