@@ -1,7 +1,7 @@
 """The entry of `streamfill`: finds the sub-command, runs it, and turns errors into one line.
 
 Exit codes: 0 success; 1 the command ran and the answer is no; 2 wrong usage or an error that is
-explained; 130 and 143 ended by Ctrl-C and SIGTERM.
+explained; 130, 141 and 143 ended by Ctrl-C, by the output having no reader any more, by SIGTERM.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ COMMANDS: Final = {
 
 EXIT_ERROR: Final = 2
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+EXIT_NO_READER: Final = 141  # 128 + SIGPIPE, likewise
 
 
 class Command(Protocol):
@@ -51,25 +52,30 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (without the program's name) and returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
     if sys.stdout is None:  # closed by who started us, so nobody reads
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
     try:
         try:
-            args = _parser(words).parse_args(words)
-            args.words = words
-            return _load(args.command).run(args)
+            return _run(list(sys.argv[1:] if argv is None else argv))
         finally:
+            # Here, not at the interpreter's end, where it would fail with a message of Python's.
             sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NO_READER
+
+
+def _run(words: list[str]) -> int:
+    try:
+        args = _parser(words).parse_args(words)
+        args.words = words
+        return _load(args.command).run(args)
     except StreamfillError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from streamfill.cli.main import COMMANDS, main
+from streamfill.cli.main import COMMANDS, EXIT_NO_READER, main
+
+RUN_MAIN = "from streamfill.cli.main import main; sys.exit(main())"
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +125,26 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert "usage: streamfill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["policy", "list"]])
+def test_a_reader_that_went_away(words: list[str], unbuffered: str) -> None:
+    """`streamfill … | head` ends without a word, as if by SIGPIPE, whenever it is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {RUN_MAIN}", *words],
+            check=False,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (EXIT_NO_READER, b"")
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
