@@ -104,7 +104,9 @@ class RequestLog:
         last = ServerAccount() if reply is None else reply.account
         accounts = [*self._warm_ups, last]
         token_ids = None if reply is None else reply.token_ids
-        num_tokens = 0 if reply is None else len(token_ids or reply.token_times_s)
+        num_tokens = 0
+        if reply is not None:
+            num_tokens = len(token_ids or ()) or last.num_output_tokens or len(reply.token_times_s)
         return RequestRecord(
             index=self._index,
             request_id=self.script.request_id,

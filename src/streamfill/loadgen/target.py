@@ -41,6 +41,8 @@ class ServerAccount:
     """What the target said of how it made an answer; None: it did not say."""
 
     num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    """Of the answer, also those without a text of their own, such as the end of an answer."""
     num_cached_tokens: int | None = None
     """Prompt tokens that were in the cache when the answer was asked for."""
     num_computed_tokens: int | None = None

@@ -22,11 +22,13 @@ from streamfill.errors import (
     StreamError,
     UnavailableError,
 )
+from streamfill.loadgen.request_log import RequestLog
 from streamfill.loadgen.target import Ask, Reply
 from streamfill.loadgen.targets import openai, sse
 from streamfill.loadgen.targets.openai import SMALLEST_VOCABULARY, OpenAITarget
 from streamfill.messages.common import StreamMode
 from streamfill.traces.format import ChatMessage
+from tests.unit.loadgen.script_builders import script
 
 KEY = "sk-very-secret"
 ASK = Ask(request_id="r", max_output_tokens=3)
@@ -160,6 +162,17 @@ async def test_text_goes_to_completions() -> None:
         "return_token_ids": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def test_tokens_without_text_are_output_too() -> None:
+    """The usage says how long an answer is; where it does not, the pieces with text do."""
+    silent = (piece("a"), piece(""), piece("b"))
+    for pieces, num_tokens in (((*silent, usage(7, 3)), 3), (silent, 2)):
+        reply = await ask_once(events(*pieces))
+        log = RequestLog(script(), index=0, zero_s=0.0, due_s=0.0)
+        log.note_reply(reply, 1.0)
+        assert log.record().num_output_tokens == num_tokens
+        assert len(reply.token_times_s) == 2
 
 
 async def test_token_ids_go_to_completions() -> None:

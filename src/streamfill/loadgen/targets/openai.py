@@ -6,7 +6,8 @@ refuses it by name: ``ignore_eos`` (SGLang, vLLM), ``return_token_ids`` (vLLM), 
 
 Times of tokens: an event that brings token ids or log probabilities counts as so many tokens; any
 other event with text counts as one. A server that puts several tokens into one event without saying
-so therefore has fewer times than its ``usage`` has tokens.
+so therefore has fewer times than its ``usage`` has tokens, and so has an answer with tokens that
+have no text; how long an answer is says the ``usage``.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ class _Answer:
             token_times_s=tuple(self._times_s),
             account=ServerAccount(
                 num_prompt_tokens=num_prompt_tokens,
+                num_output_tokens=_number(usage.get("completion_tokens")),
                 num_cached_tokens=_number(details.get("cached_tokens")),
             ),
         )
