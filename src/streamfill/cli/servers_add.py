@@ -15,6 +15,7 @@ _EPILOG: Final = """\
 The launcher of the cluster starts the server with the settings of its role in the cluster file,
 and looks after it as after the others. The command returns when the router counts on the server;
 streams come from then on, and with router.rebalance some of those that wait on busy servers, too.
+Ctrl-C ends the command; the launcher goes on with the server.
 
   streamfill servers add prefill
   streamfill servers add decode --set threads=2 --set pool_tokens=16384

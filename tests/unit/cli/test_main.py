@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streamfill.cli.main import COMMANDS, EXIT_NO_READER, main
+from streamfill.cli.main import COMMANDS, EXIT_INTERRUPTED, EXIT_NO_READER, Command, main
 
 RUN_MAIN = "from streamfill.cli.main import main; sys.exit(main())"
 
@@ -145,6 +145,16 @@ def test_a_reader_that_went_away(words: list[str], unbuffered: str) -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (EXIT_NO_READER, b"")
+
+
+def test_ctrl_c_before_a_command_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command imports takes a while; Ctrl-C ends that as it ends the rest."""
+
+    def interrupted(name: str) -> Command:
+        raise KeyboardInterrupt(name)
+
+    monkeypatch.setattr("streamfill.cli.main._load", interrupted)
+    assert main(["status"]) == EXIT_INTERRUPTED
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
