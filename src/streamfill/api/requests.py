@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import Any, TypeVar, get_args
+
+from google.protobuf.message import Message
 
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.types import Mode, SamplingOptions
 from streamfill.errors import InvalidArgumentError
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 _MODES = {"append": pb.STREAM_MODE_APPEND, "update": pb.STREAM_MODE_UPDATE}
 
@@ -29,6 +33,25 @@ def sendable(what: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         raise InvalidArgumentError(f"{what} cannot be sent: {error}".lstrip()) from error
+
+
+def typed(kind: type[MessageT], fields: Mapping[str, Any]) -> MessageT:
+    """The message with these fields.
+
+    Raises:
+        TypeError: a value has another type than its field; protobuf's own error does not say which.
+        ValueError: as of protobuf.
+    """
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        for name, value in fields.items():
+            try:
+                kind(**{name: value})
+            except TypeError:
+                got = type(value).__name__
+                raise TypeError(f"{name} has a wrong type, or holds one: {got}") from error
+        raise
 
 
 def open_message(
@@ -49,14 +72,15 @@ def open_message(
         known = " or ".join(repr(name) for name in get_args(Mode))
         raise InvalidArgumentError(f"mode is {mode!r}; it must be {known}")
     with sendable():
-        return pb.Open(
-            mode=_MODES[mode],
-            priority=priority,
-            request_id=request_id,
-            deadline_s=deadline_s,
-            ttft_slo_ms=ttft_slo_ms,
-            messages=None if messages is None else [chat_message(one) for one in messages],
-        )
+        fields = {
+            "mode": _MODES[mode],
+            "priority": priority,
+            "request_id": request_id,
+            "deadline_s": deadline_s,
+            "ttft_slo_ms": ttft_slo_ms,
+            "messages": None if messages is None else [chat_message(one) for one in messages],
+        }
+        return typed(pb.Open, fields)
 
 
 def segment(
@@ -69,6 +93,7 @@ def segment(
 
     Raises:
         InvalidArgumentError: none or several are given, or the value cannot be sent.
+        TypeError: it has a wrong type.
     """
     given = {"text": text, "token_ids": token_ids, "messages": messages}
     names = [name for name, value in given.items() if value is not None]
@@ -77,13 +102,15 @@ def segment(
         raise InvalidArgumentError(f"exactly one of text, token_ids, messages is needed, not {got}")
     try:
         if isinstance(text, bytes):
-            return pb.Segment(text_utf8=text, next_in_s=next_in_s)
+            return typed(pb.Segment, {"text_utf8": text, "next_in_s": next_in_s})
         if text is not None:
-            return pb.Segment(text=text, next_in_s=next_in_s)
+            return typed(pb.Segment, {"text": text, "next_in_s": next_in_s})
         if token_ids is not None:
-            return pb.Segment(token_ids=pb.TokenIds(ids=token_ids), next_in_s=next_in_s)
+            ids = typed(pb.TokenIds, {"ids": token_ids})
+            return typed(pb.Segment, {"token_ids": ids, "next_in_s": next_in_s})
         chat = [chat_message(one) for one in messages or ()]
-        return pb.Segment(messages=pb.ChatMessages(messages=chat), next_in_s=next_in_s)
+        spoken = pb.ChatMessages(messages=chat)
+        return typed(pb.Segment, {"messages": spoken, "next_in_s": next_in_s})
     except UnicodeEncodeError as error:
         raise _surrogate(error) from error
     except ValueError as error:
@@ -110,7 +137,7 @@ def chat_message(message: Mapping[str, str]) -> pb.ChatMessage:
     if set(message) != {"role", "content"}:
         keys = ", ".join(sorted(message)) or "none"
         raise InvalidArgumentError(f"a chat message has the keys role and content, not {keys}")
-    return pb.ChatMessage(role=message["role"], content=message["content"])
+    return typed(pb.ChatMessage, message)
 
 
 def sampling(options: SamplingOptions) -> pb.Sampling:
@@ -127,7 +154,7 @@ def sampling(options: SamplingOptions) -> pb.Sampling:
         raise TypeError("stop must be a sequence of strings, not one string")
     given = {name: value for name, value in options.items() if value is not None}
     with sendable("a sampling option"):
-        return pb.Sampling(**given)  # type: ignore[arg-type]
+        return typed(pb.Sampling, given)
 
 
 def _surrogate(error: UnicodeEncodeError) -> InvalidArgumentError:

@@ -28,6 +28,9 @@ async def set_policy(
     timeout_s: float,
 ) -> dict[str, PolicyResult]:
     """As ``Client.set_policy``."""
+    for option, value in options.items():
+        if not isinstance(value, str):
+            raise TypeError(f"the policy option {option} is {value!r}; write it as a string")
     with sendable("the policy"):
         request = pb.SetPolicyRequest(
             policy=name, options=options, server_id=server_id, timeout_s=timeout_s

@@ -449,11 +449,22 @@ async def test_what_cannot_be_sent_besides_the_prompt(client: Client) -> None:
 
 
 async def test_mistakes_of_the_program_are_type_errors(client: Client) -> None:
-    """An unknown option, and a stop that is one string."""
+    """An unknown option, a stop that is one string, and values of a wrong type, by their names."""
     with pytest.raises(TypeError, match="unknown sampling options: temprature"):
         client.generate("a", temprature=1.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="sequence of strings"):
         client.generate("a", stop="END")
+    number: Any = 5
+    with pytest.raises(TypeError, match="stop has a wrong type, or holds one: list"):
+        client.generate("a", stop=[number])
+    with pytest.raises(TypeError, match="request_id has a wrong type, or holds one: int"):
+        client.stream(request_id=number)
+    with pytest.raises(TypeError, match="text has a wrong type, or holds one: int"):
+        client.generate(number)
+    with pytest.raises(TypeError, match="ids has a wrong type, or holds one: list"):
+        client.generate(token_ids=["5"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="content has a wrong type, or holds one: int"):
+        client.generate(messages=[{"role": "user", "content": number}])
     mode: Mode = "prepend"  # type: ignore[assignment]
     with pytest.raises(InvalidArgumentError, match="'append' or 'update'"):
         client.stream(mode=mode)

@@ -71,6 +71,14 @@ async def test_a_policy_is_set(client: Client, manager: FakeManager) -> None:
     assert (await client.server_info()).servers[0].policy == "edf"
 
 
+async def test_an_option_that_is_no_text_is_named(client: Client, manager: FakeManager) -> None:
+    """Options are words, also where they stand for numbers; the router is not asked."""
+    number: Any = 3
+    with pytest.raises(TypeError, match="the policy option ageing is 3; write it as a string"):
+        await client.set_policy("adaptive", {"ageing": number})
+    assert manager.policy_calls == []
+
+
 async def test_a_server_that_keeps_its_policy_says_why(
     client: Client, manager: FakeManager
 ) -> None:
