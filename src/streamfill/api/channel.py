@@ -95,3 +95,17 @@ def checked_key(api_key: str) -> str:
             "key has; give it as `streamfill keys add` printed it"
         )
     return api_key
+
+
+def checked_target(target: str) -> str:
+    """The target, when it may be one of gRPC.
+
+    Raises:
+        InvalidArgumentError: it is a URL of HTTP, which gRPC would take for a strange host.
+    """
+    if target.lower().startswith(("http://", "https://")):
+        raise InvalidArgumentError(
+            f"the address {target} is a URL of HTTP; give HOST:PORT of gRPC, as `streamfill up` "
+            "prints it"
+        )
+    return target

@@ -27,7 +27,7 @@ import grpc.aio
 from streamfill.api import replies, requests, scheduling_calls, server_calls
 from streamfill.api import streamfill_pb2 as pb
 from streamfill.api.answer import Answer
-from streamfill.api.channel import checked_key, credentials, open_channel, with_key
+from streamfill.api.channel import checked_key, checked_target, credentials, open_channel, with_key
 from streamfill.api.generate_call import GenerateSource
 from streamfill.api.lanes import Lanes
 from streamfill.api.resumption import RECONNECT_S, Call
@@ -107,13 +107,13 @@ class Client:
             in this process.
 
         Raises:
-            InvalidArgumentError: the key has characters that no key has; or `reconnect_s` is not 0
-                or more.
+            InvalidArgumentError: the target is a URL of HTTP; the key has characters that no key
+                has; or `reconnect_s` is not 0 or more.
             ConfigError: a file cannot be read, or is not what it should be.
         """
         if not 0 <= reconnect_s < float("inf"):
             raise InvalidArgumentError(f"reconnect_s is {reconnect_s}, must be 0 or more")
-        self._target = target
+        self._target = checked_target(target)
         self._reconnect_s = reconnect_s
         if api_key is None:
             api_key = os.environ.get(API_KEY_VARIABLE, "")

@@ -448,6 +448,13 @@ async def test_what_cannot_be_sent_besides_the_prompt(client: Client) -> None:
             await call("a\ud800")
 
 
+def test_a_url_is_no_target() -> None:
+    """The client speaks gRPC; the router's URL is for others."""
+    for url in ("http://127.0.0.1:8000/v1", "HTTPS://llm.example.org:50051"):
+        with pytest.raises(InvalidArgumentError, match="give HOST:PORT of gRPC"):
+            Client(url)
+
+
 async def test_mistakes_of_the_program_are_type_errors(client: Client) -> None:
     """An unknown option, a stop that is one string, and values of a wrong type, by their names."""
     with pytest.raises(TypeError, match="unknown sampling options: temprature"):
