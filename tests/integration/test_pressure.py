@@ -202,6 +202,7 @@ async def _assert_all_finish(
     grew."""
     prompts = _prompts(model, seed)
     async with Client(tight.address) as client:
+        await empty_caches(client)  # copies of the same prompts in host memory would be swapped to
         before = await client.server_info()
         streamed = await _stream_all(client, prompts)
         await wait_until_at_rest(client)
