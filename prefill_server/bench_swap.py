@@ -20,6 +20,8 @@ from torch import Tensor
 
 from prefill_server.swap import SwapEngine, block_tokens
 
+_POOLS = 8
+"""Size of the pool, in copies: large beside what is moved, as in a server."""
 _CASES = ("neighbours", "scattered")
 
 
@@ -60,7 +62,7 @@ class _Bench:
         )
         self._num_blocks = num_tokens // block_tokens(options.page_size)
         self._num_pages = num_tokens // options.page_size
-        self._pool_pages = 3 * self._num_pages
+        self._pool_pages = _POOLS * self._num_pages
         shape = (self._pool_pages * options.page_size, options.heads, options.head_dim)
         self._k, self._v = (
             [torch.ones(shape, dtype=dtype, device=self._device) for _ in range(options.layers)]
@@ -112,6 +114,7 @@ class _Bench:
         back: list[float] = []
         both: list[float] = []
         plain_both: list[float] = []
+        engine.poll()
         for _ in range(self._repeats):
             plain_out.append(self._time(lambda: self._plain_host.copy_(self._plain_device, True)))
             out.append(self._time(save))
@@ -120,6 +123,7 @@ class _Bench:
             plain_both.append(self._time(self._plain_at_once))
             both.append(self._time(at_once))
             engine.clear()
+            engine.poll()
         figures = {
             "plain_out_gbps": self._speed(plain_out),
             "out_gbps": self._speed(out),

@@ -20,9 +20,19 @@ from streamfill.kv_transfer.page_copies import runs_of
 BLOCK_BYTES = 32 << 20
 """A copy of this size takes half a millisecond on the fastest bus, some fifty times what it costs
 to start."""
-NUM_BLOCKS = 4
-"""Per direction. What is saved in one go is out of the pool's way as soon as it is gathered, which
-takes a twentieth of the time on the bus, so long as there are blocks for it."""
+FEWEST_BLOCKS = 4
+MOST_BLOCKS = 16
+POOL_PER_BLOCKS = 16
+"""Blocks of a direction take this fraction of the pool's memory, within the two bounds. What is
+saved in one go is out of the pool's way as soon as it is gathered, which takes a twentieth of the
+time on the bus, so long as there are blocks for it; and what comes in at the same time crosses the
+bus meanwhile, so long as there are blocks for that."""
+
+
+def num_blocks(pool_bytes: int) -> int:
+    """Blocks of each direction, for a pool of so many bytes."""
+    wanted = pool_bytes // (POOL_PER_BLOCKS * BLOCK_BYTES)
+    return max(FEWEST_BLOCKS, min(MOST_BLOCKS, wanted))
 
 
 class _Block:
@@ -44,19 +54,24 @@ class _Block:
 class _Lane:
     """One direction: a stream for the pool's side, one for the bus, and the blocks between them."""
 
-    def __init__(self, device: torch.device, page_bytes: int) -> None:
+    def __init__(self, device: torch.device, page_bytes: int, num_blocks: int) -> None:
         self.pool_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.bus_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.max_pages = max(1, BLOCK_BYTES // page_bytes)
-        blocks = [_Block(self.max_pages, page_bytes, device) for _ in range(NUM_BLOCKS)]
+        blocks = [_Block(self.max_pages, page_bytes, device) for _ in range(num_blocks)]
         self.blocks: Iterator[_Block] = cycle(blocks)
         self.under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event, list[int]]] = deque()
         """Began, done, host pages."""
 
-    def uses(self, host_pages: list[int]) -> bool:
-        """Whether a copy that is not known to be over reads or writes one of these."""
+    def let_wait(self, stream: torch.cuda.Stream, host_pages: list[int]) -> None:
+        """Whatever is put on ``stream`` from now on comes after the copies under way here that read
+        or write one of these, and after no others, so that both directions go on at once."""
+        if not self.under_way:
+            return
         wanted = set(host_pages)
-        return any(not wanted.isdisjoint(pages) for _, _, pages in self.under_way)
+        for _, done, pages in self.under_way:
+            if not wanted.isdisjoint(pages):
+                stream.wait_event(done)
 
     def parts(self, num_pages: int) -> Iterator[tuple[int, int, _Block]]:
         """(first page, last page + 1, block) for each block that so many pages take."""
@@ -82,8 +97,9 @@ class Lanes:
         self._host = torch.empty(
             (num_host_pages, page_bytes), dtype=torch.uint8, pin_memory=num_host_pages > 0
         )
-        self._out = _Lane(self._device, page_bytes)
-        self._in = _Lane(self._device, page_bytes)
+        blocks = num_blocks(sum(layer.nbytes for layer in layers))
+        self._out = _Lane(self._device, page_bytes, blocks)
+        self._in = _Lane(self._device, page_bytes, blocks)
 
     def save(self, source: Tensor, target: list[int]) -> None:
         """Copy pages of the pool to pages of host memory."""
@@ -101,8 +117,8 @@ class Lanes:
             compute.wait_event(gathered)
             with torch.cuda.stream(lane.bus_stream):
                 lane.bus_stream.wait_event(gathered)
-                if self._in.uses(to):  # a host page that was given up may still be on its way in
-                    lane.bus_stream.wait_stream(self._in.bus_stream)
+                # A host page that was given up may still be on its way in.
+                self._in.let_wait(lane.bus_stream, to)
                 rows = block.rows(end - start)
                 for first, page, number in runs_of(range(end - start), to):
                     self._host[page : page + number].copy_(
@@ -121,8 +137,7 @@ class Lanes:
             with torch.cuda.stream(lane.bus_stream):
                 if block.free is not None:
                     lane.bus_stream.wait_event(block.free)
-                if self._out.uses(some):
-                    lane.bus_stream.wait_stream(self._out.bus_stream)
+                self._out.let_wait(lane.bus_stream, some)
                 began = _event()
                 rows = block.rows(end - start)
                 for page, first, number in runs_of(some, range(end - start)):

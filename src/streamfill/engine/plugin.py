@@ -129,8 +129,13 @@ def _after_pull(result: list[Any] | None, receiver: Any) -> list[Any] | None:
 
 
 def _after_run_batch(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    del scheduler, args, kwargs
+    """On a GPU the pass has only been launched here. Waiting for it costs nothing: what SGLang does
+    next without its overlapped scheduling, which ``process`` turns off, is to read the result
+    (``SchedulerBatchResultProcessor``)."""
+    del args, kwargs
     if _runtime is not None:
+        if scheduler.device != "cpu":
+            scheduler.device_module.current_stream().synchronize()
         _runtime.on_step_end()
     return result
 

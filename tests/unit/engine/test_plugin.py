@@ -100,6 +100,21 @@ def test_the_finished_scheduler_is_handed_over(runtime: _Runtime) -> None:
     assert runtime.notes == [("attach", scheduler)]
 
 
+def test_a_step_ends_when_the_gpu_is_done_with_it(runtime: _Runtime) -> None:
+    """Not when it was launched; on the CPU there is nothing to wait for."""
+
+    def current_stream() -> Any:
+        return SimpleNamespace(synchronize=lambda: runtime.notes.append(("waited", None)))
+
+    device_module = SimpleNamespace(current_stream=current_stream)
+    gpu = SimpleNamespace(device="cuda", device_module=device_module)
+    cpu = SimpleNamespace(device="cpu", device_module=device_module)
+    assert plugin._after_run_batch("result", gpu, "batch") == "result"
+    assert runtime.notes == [("waited", None), ("step", None)]
+    assert plugin._after_run_batch("result", cpu, "batch") == "result"
+    assert runtime.notes == [("waited", None), ("step", None), ("step", None)]
+
+
 def test_a_turn_rides_on_the_requests_of_rank_0(runtime: _Runtime) -> None:
     """Other ranks, who are given none, get it by SGLang's broadcast."""
     assert plugin._after_pull(["request"], object()) == ["request", TURN]
