@@ -29,9 +29,9 @@ time on the bus, so long as there are blocks for it; and what comes in at the sa
 bus meanwhile, so long as there are blocks for that."""
 
 
-def num_blocks(pool_bytes: int) -> int:
-    """Blocks of each direction, for a pool of so many bytes."""
-    wanted = pool_bytes // (POOL_PER_BLOCKS * BLOCK_BYTES)
+def staging_blocks(pool_bytes: int, page_bytes: int) -> int:
+    """Blocks of each direction, for a pool of so many bytes. A block holds a page at least."""
+    wanted = pool_bytes // (POOL_PER_BLOCKS * max(BLOCK_BYTES, page_bytes))
     return max(FEWEST_BLOCKS, min(MOST_BLOCKS, wanted))
 
 
@@ -97,7 +97,7 @@ class Lanes:
         self._host = torch.empty(
             (num_host_pages, page_bytes), dtype=torch.uint8, pin_memory=num_host_pages > 0
         )
-        blocks = num_blocks(sum(layer.nbytes for layer in layers))
+        blocks = staging_blocks(sum(layer.nbytes for layer in layers), page_bytes)
         self._out = _Lane(self._device, page_bytes, blocks)
         self._in = _Lane(self._device, page_bytes, blocks)
 

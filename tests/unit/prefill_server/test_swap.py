@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefill_server.host_index import block_keys
-from prefill_server.lanes import BLOCK_BYTES, num_blocks
+from prefill_server.lanes import BLOCK_BYTES, staging_blocks
 from prefill_server.swap import SwapEngine, host_blocks
 from streamfill.kv_transfer.page_copies import copy_on_host, host_side, pages_of, runs_of
 
@@ -256,9 +256,16 @@ def test_size_of_the_host_pool(configured: int | None, memory_bytes: int, blocks
 
 
 @pytest.mark.parametrize(
-    ("pool_bytes", "blocks"), [(1 << 20, 4), (4 << 30, 8), (60 << 30, 16), (500 << 30, 16)]
+    ("pool_bytes", "page_bytes", "blocks"),
+    [
+        (1 << 20, 4096, 4),
+        (4 << 30, 1 << 21, 8),
+        (4 << 30, 1 << 26, 4),
+        (60 << 30, 1 << 21, 16),
+        (500 << 30, 1 << 21, 16),
+    ],
 )
-def test_staging_on_a_gpu(pool_bytes: int, blocks: int) -> None:
+def test_staging_on_a_gpu(pool_bytes: int, page_bytes: int, blocks: int) -> None:
     """Enough for both directions to go on at once, and little beside the pool."""
-    assert num_blocks(pool_bytes) == blocks
+    assert staging_blocks(pool_bytes, page_bytes) == blocks
     assert blocks * BLOCK_BYTES <= max(4 * BLOCK_BYTES, pool_bytes // 16)
